@@ -1,0 +1,1 @@
+//! autograd (see ARCHITECTURE.md).

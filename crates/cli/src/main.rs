@@ -1,0 +1,2 @@
+//! The `llamero` binary.
+fn main() {}
