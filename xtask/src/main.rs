@@ -1,2 +1,35 @@
-//! Repository checks.
-fn main() {}
+//! Repository checks: `cargo xtask layers` and `cargo xtask sizes`.
+
+mod layers;
+mod sizes;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+const USAGE: &str = "usage: cargo xtask COMMAND
+
+  layers   fail on a dependency between workspace crates that the table of layers does not allow
+  sizes    list source files that have grown too long";
+
+fn main() -> ExitCode {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let result = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["layers"] => layers::run(root),
+        ["sizes"] => sizes::run(root),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match result {
+        Ok(report) => {
+            eprintln!("{report}");
+            ExitCode::SUCCESS
+        }
+        Err(report) => {
+            eprintln!("{report}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,1 +1,22 @@
-//! model (see ARCHITECTURE.md).
+//! The Llama 3 model: configuration, parameter table, forward pass and file formats.
+//!
+//! - [`Config`] and its presets say what a model is; [`Config::params`] is the one table of its parameters, from which
+//!   initialisation, sharding, optimiser groups, file names, FLOPs and memory follow.
+//! - [`Llama`] is the forward pass. It names no rank, device or cache; how a weight is divided over ranks is
+//!   declared in the table and done by `linear`.
+//! - [`hf`] reads and writes Hugging Face's folder layout.
+
+mod config;
+pub mod hf;
+mod init;
+mod linear;
+mod llama;
+mod params;
+mod rope;
+
+pub use config::{Config, ConfigError, PRESETS, RopeScaling};
+pub use init::initial_values;
+pub use linear::Linear;
+pub use llama::{Block, Input, Llama, Recompute};
+pub use params::{Init, ParamPart, ParamSpec, Placement, Shard};
+pub use rope::{half_split_rows, interleaved_rows, rope_table};

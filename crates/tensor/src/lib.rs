@@ -1,1 +1,21 @@
-//! tensor (see ARCHITECTURE.md).
+//! Tensors and the one trait every device implements.
+//!
+//! A [`Tensor`] is a two-dimensional array whose storage only its backend can read. [`Backend`] lists the
+//! coarse kernels a Llama needs, each forward beside its backward; the model, the tape and the optimiser are
+//! written over `&dyn Backend`, so they never name a device. Dispatch through the trait object costs
+//! nanoseconds against kernels of micro- to milliseconds.
+//!
+//! Shape legend used by every crate: `T` packed tokens, `C` model width, `H` query heads, `G` key/value heads,
+//! `D` head width, `F` feed-forward width, `V` vocabulary.
+//!
+//! Feature `testing` adds the scalar oracle and the op suite that every backend must pass.
+
+mod backend;
+mod layout;
+mod tensor;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use backend::{AdamW, AdamWState, Attention, Backend, CrossEntropy, Memory, NO_TARGET};
+pub use layout::{CachedSegment, Heads, RopeDirection, RopeTable, Segment, Segments};
+pub use tensor::{DType, Shape, Tensor};

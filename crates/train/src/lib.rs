@@ -1,1 +1,25 @@
-//! train (see ARCHITECTURE.md).
+//! Training: optimiser, schedule, step, checkpoints, and the plan that fits a run to a time budget.
+//!
+//! [`Trainer`] turns packed sequences into updates; [`train`](fit::train) is the loop around it that resumes, watches for spikes,
+//! writes checkpoints and reports. Pre-training and fine-tuning differ only in their [`SequenceSource`] and settings.
+//!
+//! Every number that a step produces is a function of (initial weights, settings, sequences): not of threads, of
+//! micro-batches, of recomputation or of how often the process was killed in between.
+
+mod checkpoint;
+mod config;
+mod error;
+mod fit;
+mod optimizer;
+mod plan;
+mod schedule;
+mod trainer;
+
+pub use checkpoint::Checkpoints;
+pub use config::{OptimizerConfig, TrainConfig};
+pub use error::TrainError;
+pub use fit::{SequenceSource, StepRecord, TrainReport, train};
+pub use optimizer::Optimizer;
+pub use plan::{Measurement, Plan, estimate_memory, measure, plan};
+pub use schedule::learning_rate;
+pub use trainer::{StepOutcome, Trainer};

@@ -1,0 +1,72 @@
+//! Parameters and where their gradients go.
+
+use llamero_tensor::{Backend, DType, Tensor};
+
+/// A trainable tensor of a model.
+#[derive(Clone, Debug)]
+pub struct Param {
+    /// Index in the model's parameter table; names the gradient buffer.
+    pub id: usize,
+    /// Global name, e.g. `layers.0.attention.wqkv.weight`.
+    pub name: String,
+    /// Weights in the dtype of the computation.
+    pub value: Tensor,
+}
+
+/// Receives gradients during a backward sweep.
+pub trait GradSink {
+    /// The f32 buffer that gradients of `param` are added to, of the shape of its value.
+    fn buffer(&mut self, param: &Param) -> &mut Tensor;
+
+    /// Called once per sweep for each parameter used, when nothing more will be added: the moment to start
+    /// communicating or to update.
+    fn ready(&mut self, param: &Param);
+}
+
+/// Keeps the sum of all gradients until it is cleared: gradient accumulation over micro-batches.
+pub struct Gradients<'b> {
+    backend: &'b dyn Backend,
+    by_id: Vec<Option<Tensor>>,
+}
+
+impl<'b> Gradients<'b> {
+    /// No gradients yet; buffers appear as parameters are met.
+    pub fn new(backend: &'b dyn Backend) -> Self {
+        Self { backend, by_id: Vec::new() }
+    }
+
+    /// The gradient of a parameter, or `None` when no op used it.
+    pub fn get(&self, id: usize) -> Option<&Tensor> {
+        self.by_id.get(id)?.as_ref()
+    }
+
+    /// Gradients in order of parameter id.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Tensor)> {
+        self.by_id.iter().enumerate().filter_map(|(id, g)| Some((id, g.as_ref()?)))
+    }
+
+    /// Replaces the gradient of a parameter, for collectives that work on the host.
+    pub fn set(&mut self, id: usize, gradient: Tensor) {
+        if self.by_id.len() <= id {
+            self.by_id.resize_with(id + 1, || None);
+        }
+        self.by_id[id] = Some(gradient);
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.by_id.clear();
+    }
+}
+
+impl GradSink for Gradients<'_> {
+    fn buffer(&mut self, param: &Param) -> &mut Tensor {
+        if self.by_id.len() <= param.id {
+            self.by_id.resize_with(param.id + 1, || None);
+        }
+        let backend = self.backend;
+        self.by_id[param.id].get_or_insert_with(|| backend.zeros(param.value.shape(), DType::F32))
+    }
+
+    fn ready(&mut self, _: &Param) {}
+}

@@ -1,0 +1,187 @@
+//! Sixteen lanes in one AVX-512 register.
+//!
+//! SAFETY of every block here: an [`Avx512`] exists only where [`Path::run`](crate::path::Path::run) has
+//! entered a function with the features enabled, after checking that the processor has them; loads and
+//! stores go through references to sixteen elements.
+
+use std::arch::x86_64::*;
+
+use super::{LANES, Simd};
+use crate::path::Path;
+
+/// Proof of AVX-512 F, BW, DQ and VL.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx512 {
+    /// # Safety
+    /// The processor must have AVX-512 F, BW, DQ and VL and FMA.
+    #[inline(always)]
+    pub(crate) unsafe fn new() -> Self {
+        Self(())
+    }
+}
+
+impl Simd for Avx512 {
+    type V = __m512;
+
+    const PATH: Path = Path::Avx512;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32; LANES]) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, v: __m512, out: &mut [f32; LANES]) {
+        // SAFETY: see the module.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sqrt(self, a: __m512) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_sqrt_ps(a) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn shift_into_exponent(self, a: __m512) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(a))) }
+    }
+
+    #[inline(always)]
+    fn first(self, n: usize, a: __m512, b: __m512) -> __m512 {
+        let mask = if n >= LANES { u16::MAX } else { (1u16 << n) - 1 };
+        // SAFETY: see the module.
+        unsafe { _mm512_mask_blend_ps(mask, b, a) }
+    }
+
+    #[inline(always)]
+    fn sum(self, a: __m512) -> f32 {
+        // SAFETY: see the module.
+        unsafe {
+            let a = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_add_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_add_ss(a, _mm_shuffle_ps::<1>(a, a)))
+        }
+    }
+
+    #[inline(always)]
+    fn largest(self, a: __m512) -> f32 {
+        // SAFETY: see the module.
+        unsafe {
+            let a = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_shuffle_ps::<1>(a, a)))
+        }
+    }
+
+    #[inline(always)]
+    fn widen(self, x: &[u16; LANES]) -> __m512 {
+        // SAFETY: see the module.
+        unsafe {
+            let x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
+        }
+    }
+
+    #[inline(always)]
+    fn narrow(self, v: __m512, out: &mut [u16; LANES]) {
+        // SAFETY: see the module.
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let high = _mm512_srli_epi32::<16>(bits);
+            let odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+            let sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+            let rounded = _mm512_srli_epi32::<16>(sum);
+            let quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let rounded = _mm512_mask_blend_epi32(nan, rounded, quiet);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(rounded));
+        }
+    }
+
+    #[inline(always)]
+    fn transpose(self, r: [__m512; LANES]) -> [__m512; LANES] {
+        // SAFETY: see the module. Transposes 2 × 2, then 4 × 4 inside the 128-bit lanes, then the lanes.
+        unsafe {
+            let mut t = r;
+            for i in (0..16).step_by(2) {
+                t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+                t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+            }
+            let mut u = t;
+            for i in (0..16).step_by(4) {
+                u[i] = _mm512_shuffle_ps::<0x44>(t[i], t[i + 2]);
+                u[i + 1] = _mm512_shuffle_ps::<0xee>(t[i], t[i + 2]);
+                u[i + 2] = _mm512_shuffle_ps::<0x44>(t[i + 1], t[i + 3]);
+                u[i + 3] = _mm512_shuffle_ps::<0xee>(t[i + 1], t[i + 3]);
+            }
+            // u[4 q + c], lane l: column 4 l + c of rows 4 q ..= 4 q + 3.
+            let mut out = t;
+            for c in 0..4 {
+                let a = _mm512_shuffle_f32x4::<0x88>(u[c], u[4 + c]);
+                let b = _mm512_shuffle_f32x4::<0xdd>(u[c], u[4 + c]);
+                let d = _mm512_shuffle_f32x4::<0x88>(u[8 + c], u[12 + c]);
+                let e = _mm512_shuffle_f32x4::<0xdd>(u[8 + c], u[12 + c]);
+                out[c] = _mm512_shuffle_f32x4::<0x88>(a, d);
+                out[8 + c] = _mm512_shuffle_f32x4::<0xdd>(a, d);
+                out[4 + c] = _mm512_shuffle_f32x4::<0x88>(b, e);
+                out[12 + c] = _mm512_shuffle_f32x4::<0xdd>(b, e);
+            }
+            out
+        }
+    }
+}

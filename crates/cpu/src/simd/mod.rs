@@ -1,0 +1,74 @@
+//! Sixteen lanes of `f32`, once per instruction set.
+//!
+//! Every kernel is written once over [`Simd`]. All operations are exact IEEE operations (fused multiply-add
+//! included) and reductions use one fixed tree, so the implementations agree bit for bit.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+pub(crate) mod scalar;
+
+use crate::path::Path;
+
+/// Number of lanes.
+pub(crate) const LANES: usize = 16;
+
+/// Operations on sixteen lanes.
+///
+/// A value of an implementing type is a proof that the processor has the instructions: it is only made by
+/// [`Path::run`], so the methods are safe.
+pub(crate) trait Simd: Copy + Send + Sync {
+    /// Sixteen lanes.
+    type V: Copy;
+
+    /// Which path this is.
+    const PATH: Path;
+
+    fn splat(self, x: f32) -> Self::V;
+    fn load(self, x: &[f32; LANES]) -> Self::V;
+    fn store(self, v: Self::V, out: &mut [f32; LANES]);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sqrt(self, a: Self::V) -> Self::V;
+    /// `a · b + c`, rounded once.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// `a > b ? a : b`: `b` where one is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a < b ? a : b`: `b` where one is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The bits of every lane shifted left by 23: moves an integer into the exponent.
+    fn shift_into_exponent(self, a: Self::V) -> Self::V;
+    /// The first `n` lanes of `a`, the others of `b`.
+    fn first(self, n: usize, a: Self::V, b: Self::V) -> Self::V;
+    /// Sum of the lanes; lane `i` is added to lane `i + 8`, then `+ 4`, `+ 2`, `+ 1`.
+    fn sum(self, a: Self::V) -> f32;
+    /// Largest lane, by the same tree.
+    fn largest(self, a: Self::V) -> f32;
+    /// Widens sixteen bf16 values given by their bits.
+    fn widen(self, x: &[u16; LANES]) -> Self::V;
+    /// Rounds to the bits of bf16, to nearest even; NaN stays NaN.
+    fn narrow(self, v: Self::V, out: &mut [u16; LANES]);
+    /// Row `i` of the result is column `i` of the argument.
+    fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
+
+    /// The lanes as an array.
+    #[inline(always)]
+    fn array(self, v: Self::V) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        self.store(v, &mut out);
+        out
+    }
+}
+
+/// Rounds to the bits of bf16, to nearest even; NaN stays NaN.
+#[inline(always)]
+pub(crate) fn narrow_bits(x: f32) -> u16 {
+    let bits = x.to_bits();
+    if bits & 0x7fff_ffff > 0x7f80_0000 {
+        return (bits >> 16) as u16 | 0x40;
+    }
+    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+}

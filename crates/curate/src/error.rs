@@ -1,0 +1,73 @@
+//! The errors of this crate.
+
+use std::path::PathBuf;
+
+/// What can go wrong in curation. Each message names the key or path, what was found, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CurateError {
+    /// A recipe value is outside its range.
+    #[error("`curate.{key}` is `{found}`, but must be {allowed}")]
+    OutOfRange {
+        /// Key inside the `[curate]` section.
+        key: &'static str,
+        /// The value found.
+        found: String,
+        /// The values allowed, in words.
+        allowed: String,
+    },
+    /// A source names nothing that can be read as a folder, file or glob.
+    #[error("source `{entry}` {problem}\nhint: {hint}")]
+    BadSource {
+        /// The entry of `curate.sources`.
+        entry: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A source exists but holds no candidate file.
+    #[error("source `{entry}` matches no file: {found}\nhint: {hint}")]
+    NoMatch {
+        /// The entry of `curate.sources`.
+        entry: String,
+        /// What was found instead.
+        found: String,
+        /// What to do.
+        hint: String,
+    },
+    /// Every document was dropped.
+    #[error(
+        "all {files} files were dropped: {reasons}\nhint: point `curate.sources` at text or source code, or loosen the \
+         rule of `[curate]` that drops what you want to keep"
+    )]
+    NothingKept {
+        /// Number of files read.
+        files: u64,
+        /// Count and name of each reason, most frequent first.
+        reasons: String,
+    },
+    /// A file is not what it was when the inventory was taken.
+    #[error("`{}` changed while it was being curated: {found}\nhint: run again once nothing writes to the source", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// What is different.
+        found: String,
+    },
+    /// An output file cannot be written.
+    #[error("cannot write `{}`: {cause}", path.display())]
+    Write {
+        /// The output file or folder.
+        path: PathBuf,
+        /// The cause, from the system or the Parquet writer.
+        cause: String,
+    },
+}
+
+impl CurateError {
+    /// Wraps any failure to write `path`.
+    pub(crate) fn write(path: &std::path::Path, cause: impl std::fmt::Display) -> Self {
+        Self::Write { path: path.to_path_buf(), cause: cause.to_string() }
+    }
+}

@@ -1,0 +1,144 @@
+//! The inventory: which files there are and what they hold, as one id.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::path::PathBuf;
+
+use rayon::prelude::*;
+
+use crate::source::{Found, expand};
+use crate::version::{Version, split_crate};
+use crate::{CurateConfig, CurateError, Progress};
+
+/// One candidate file.
+#[derive(Debug, Clone)]
+pub struct SourceFile {
+    /// Where it lies on this machine; never part of an id or of the output.
+    pub path: PathBuf,
+    /// Path below its source with `/` between components; unique in the inventory (a second file with the same path
+    /// ends in `#2`). The document's `url`.
+    pub url: String,
+    /// Crate name for the cargo registry; otherwise the first component of the path below the source.
+    pub source: String,
+    /// Size in bytes, as read.
+    pub bytes: u64,
+    /// blake3 of the content; zeros when it could not be read.
+    pub hash: [u8; 32],
+    /// Why it could not be read.
+    pub problem: Option<String>,
+    pub(crate) registry_version: Option<Version>,
+}
+
+impl SourceFile {
+    /// The document's id: 32 hex digits, from blake3 of the url.
+    pub fn id(&self) -> String {
+        short_hex(&blake3::hash(self.url.as_bytes()))
+    }
+}
+
+/// All candidate files of a recipe's sources.
+#[derive(Debug, Clone)]
+pub struct Inventory {
+    /// 32 hex digits: blake3 over url, size and content hash of all files. A changed file changes it; moving a source,
+    /// touching a file or listing the sources in another order does not.
+    pub id: String,
+    /// The files, sorted by url.
+    pub files: Vec<SourceFile>,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// Finds and hashes every candidate file of `config.sources`, in parallel and with bounded memory.
+///
+/// A file or folder that cannot be read stays in the list with its problem; [`crate::curate`] then drops it as
+/// `unreadable`.
+///
+/// # Errors
+/// A value out of range, a source that does not exist, a glob that cannot be parsed, a source without files.
+pub fn inventory(config: &CurateConfig, progress: &dyn Progress) -> Result<Inventory, CurateError> {
+    let cargo_home = std::env::var_os("CARGO_HOME")
+        .filter(|home| !home.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
+    inventory_at(config, cargo_home, progress)
+}
+
+/// [`inventory`] with cargo's home given, so that tests need not change the environment.
+pub(crate) fn inventory_at(
+    config: &CurateConfig,
+    cargo_home: Option<PathBuf>,
+    progress: &dyn Progress,
+) -> Result<Inventory, CurateError> {
+    config.validate()?;
+    let found = expand(&config.sources, cargo_home.as_deref())?;
+    progress.phase("inventory", found.iter().map(|file| file.bytes).sum());
+    let mut files: Vec<SourceFile> = found.into_par_iter().map(|file| hash_file(file, progress)).collect();
+    // Content orders files of equal path, so neither walk order nor the order of the sources shows.
+    files.sort_by(|a, b| {
+        a.url.cmp(&b.url).then_with(|| a.hash.cmp(&b.hash)).then_with(|| a.path.cmp(&b.path))
+    });
+    make_urls_unique(&mut files);
+    files.sort_by(|a, b| a.url.cmp(&b.url));
+    let bytes = files.iter().map(|file| file.bytes).sum();
+    Ok(Inventory { id: inventory_id(&files), files, bytes })
+}
+
+fn hash_file(found: Found, progress: &dyn Progress) -> SourceFile {
+    let Found { path, relative, registry, mut problem, .. } = found;
+    let mut hasher = blake3::Hasher::new();
+    if problem.is_none() {
+        let read = File::open(&path).and_then(|file| hasher.update_reader(file).map(|_| ()));
+        problem = read.err().map(|error| error.to_string());
+    }
+    let (bytes, hash) = match problem {
+        None => (hasher.count(), *hasher.finalize().as_bytes()),
+        Some(_) => (0, [0; 32]),
+    };
+    progress.advance(bytes);
+    let first = relative.split('/').next().unwrap_or_default();
+    let (source, registry_version) = match split_crate(first) {
+        Some((name, version)) if registry => (name.to_owned(), Some(version)),
+        _ => (first.to_owned(), None),
+    };
+    SourceFile { path, source, url: relative, bytes, hash, problem, registry_version }
+}
+
+/// Two sources may hold files of the same path: the second in content order gets `#2`, and so on.
+fn make_urls_unique(files: &mut [SourceFile]) {
+    let mut taken: BTreeSet<String> = files.iter().map(|file| file.url.clone()).collect();
+    for i in 1..files.len() {
+        // Only neighbours can be equal. The first of a run keeps the plain path, and later ones compare with their
+        // own plain path because the run is renamed from its end.
+        let at = files.len() - i;
+        if files[at].url != files[at - 1].url {
+            continue;
+        }
+        let first = files[..at].partition_point(|file| file.url < files[at].url);
+        let mut number = at - first + 1;
+        let mut url = format!("{}#{number}", files[at].url);
+        while !taken.insert(url.clone()) {
+            number += 1;
+            url = format!("{}#{number}", files[at].url);
+        }
+        files[at].url = url;
+    }
+}
+
+fn inventory_id(files: &[SourceFile]) -> String {
+    let mut hasher = blake3::Hasher::new_derive_key("llamero curate inventory 1");
+    for file in files {
+        hasher.update(&(file.url.len() as u64).to_le_bytes());
+        hasher.update(file.url.as_bytes());
+        hasher.update(&file.bytes.to_le_bytes());
+        hasher.update(&file.hash);
+        hasher.update(&[u8::from(file.problem.is_some())]);
+    }
+    short_hex(&hasher.finalize())
+}
+
+/// The first 16 bytes of a hash, in hex.
+fn short_hex(hash: &blake3::Hash) -> String {
+    let mut hex = hash.to_hex().to_string();
+    hex.truncate(32);
+    hex
+}

@@ -1,0 +1,144 @@
+//! The files a curated corpus consists of.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::{ArrayRef, RecordBatch, StringArray};
+use arrow_schema::{DataType, Field, Schema};
+use parquet::arrow::ArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
+use parquet::schema::types::ColumnPath;
+use serde::{Deserialize, Serialize};
+
+use crate::CurateError;
+
+/// Columns of [`DOCUMENTS_FILE`], in order, all UTF-8 and never null.
+///
+/// `id` is 32 hex digits of blake3 of `url`; `url` the path below the source; `source` the crate or the first component
+/// of the path; `date` and `lang` are empty where unknown; `domain` is `prose` or `code`.
+pub const COLUMNS: [&str; 7] = ["id", "url", "source", "date", "lang", "domain", "text"];
+
+/// The kept documents, sorted by id.
+pub const DOCUMENTS_FILE: &str = "documents.parquet";
+/// The dropped documents, one [`DroppedRecord`] in JSON per line, sorted by id.
+pub const DROPPED_FILE: &str = "dropped.jsonl";
+/// The [`crate::CurateReport`] in JSON.
+pub const REPORT_FILE: &str = "report.json";
+
+/// One line of [`DROPPED_FILE`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DroppedRecord {
+    /// Id the document would have.
+    pub id: String,
+    /// Path below its source.
+    pub url: String,
+    /// Source it belongs to.
+    pub source: String,
+    /// Size of the file in bytes.
+    pub bytes: u64,
+    /// Name of the rule that dropped it.
+    pub reason: String,
+    /// What the rule found.
+    pub detail: String,
+    /// For `exact_duplicate`: url of the document kept in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub survivor: Option<String>,
+}
+
+/// One row of [`DOCUMENTS_FILE`]; `date` and `lang` stay empty.
+pub(crate) struct Row<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) url: &'a str,
+    pub(crate) source: &'a str,
+    pub(crate) domain: &'a str,
+    pub(crate) text: String,
+}
+
+/// Writes [`DOCUMENTS_FILE`] one row group at a time; equal rows give equal bytes.
+pub(crate) struct DocumentWriter {
+    path: PathBuf,
+    schema: Arc<Schema>,
+    writer: ArrowWriter<File>,
+}
+
+impl DocumentWriter {
+    pub(crate) fn create(out: &Path) -> Result<Self, CurateError> {
+        let path = out.join(DOCUMENTS_FILE);
+        let fields: Vec<_> = COLUMNS.iter().map(|name| Field::new(*name, DataType::Utf8, false)).collect();
+        let schema = Arc::new(Schema::new(fields));
+        let level = ZstdLevel::try_new(3).map_err(|error| CurateError::write(&path, error))?;
+        let mut properties = WriterProperties::builder()
+            .set_compression(Compression::ZSTD(level))
+            // Fixed, so that a newer writer library with the same encoding gives the same file.
+            .set_created_by("llamero".to_owned())
+            .set_dictionary_enabled(false)
+            .set_column_statistics_enabled(ColumnPath::from("text"), EnabledStatistics::None);
+        for column in ["source", "date", "lang", "domain"] {
+            properties = properties.set_column_dictionary_enabled(ColumnPath::from(column), true);
+        }
+        let options =
+            ArrowWriterOptions::new().with_properties(properties.build()).with_skip_arrow_metadata(true);
+        let file = File::create(&path).map_err(|error| CurateError::write(&path, error))?;
+        let writer = ArrowWriter::try_new_with_options(file, Arc::clone(&schema), options)
+            .map_err(|error| CurateError::write(&path, error))?;
+        Ok(Self { path, schema, writer })
+    }
+
+    /// Writes the rows as one row group.
+    pub(crate) fn write(&mut self, rows: &[Row]) -> Result<(), CurateError> {
+        let column = |cell: for<'r> fn(&'r Row<'r>) -> &'r str| -> ArrayRef {
+            Arc::new(StringArray::from_iter_values(rows.iter().map(cell)))
+        };
+        let columns = vec![
+            column(|row| row.id),
+            column(|row| row.url),
+            column(|row| row.source),
+            column(|_| ""),
+            column(|_| ""),
+            column(|row| row.domain),
+            column(|row| &row.text),
+        ];
+        RecordBatch::try_new(Arc::clone(&self.schema), columns)
+            .map_err(|error| CurateError::write(&self.path, error))
+            .and_then(|batch| self.written(|writer| writer.write(&batch)))?;
+        self.written(ArrowWriter::flush)
+    }
+
+    pub(crate) fn finish(mut self) -> Result<(), CurateError> {
+        self.written(|writer| writer.finish().map(|_| ()))
+    }
+
+    fn written(
+        &mut self,
+        action: impl FnOnce(&mut ArrowWriter<File>) -> parquet::errors::Result<()>,
+    ) -> Result<(), CurateError> {
+        action(&mut self.writer).map_err(|error| CurateError::write(&self.path, error))
+    }
+}
+
+/// Writes one JSON value per line.
+pub(crate) fn write_lines<T: Serialize>(path: &Path, values: &[T]) -> Result<(), CurateError> {
+    let write = || -> std::io::Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
+        for value in values {
+            serde_json::to_writer(&mut file, value)?;
+            file.write_all(b"\n")?;
+        }
+        file.flush()
+    };
+    write().map_err(|error| CurateError::write(path, error))
+}
+
+/// Writes one JSON value, indented.
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), CurateError> {
+    let write = || -> std::io::Result<()> {
+        let mut text = serde_json::to_vec_pretty(value)?;
+        text.push(b'\n');
+        std::fs::write(path, text)
+    };
+    write().map_err(|error| CurateError::write(path, error))
+}

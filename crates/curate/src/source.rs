@@ -1,0 +1,215 @@
+//! Expansion of `curate.sources` into candidate files.
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use globset::{GlobBuilder, GlobMatcher};
+use walkdir::{DirEntry, WalkDir};
+
+use crate::CurateError;
+use crate::rules::is_notice;
+use crate::version::split_crate;
+
+/// The word in `curate.sources` that stands for the sources of the crates that cargo has unpacked:
+/// `$CARGO_HOME/registry/src/*/`, with `CARGO_HOME` defaulting to `$HOME/.cargo`.
+pub const REGISTRY: &str = "cargo-registry";
+
+/// A candidate file, found but not yet read.
+pub(crate) struct Found {
+    /// Where it lies on this machine.
+    pub(crate) path: PathBuf,
+    /// Path below its source, with `/` between components.
+    pub(crate) relative: String,
+    /// Size that the file system states; only a forecast.
+    pub(crate) bytes: u64,
+    /// Whether it comes from the cargo registry.
+    pub(crate) registry: bool,
+    /// Why it (or the folder) could not be examined.
+    pub(crate) problem: Option<String>,
+}
+
+/// What a walk over one folder saw.
+#[derive(Default)]
+struct Walk {
+    files: Vec<Found>,
+    /// Regular files that the source's pattern does not take.
+    unmatched: u64,
+    /// Symbolic links and special files, which are never read.
+    links: u64,
+    /// Hidden entries and build folders, which are not entered.
+    hidden: BTreeSet<PathBuf>,
+}
+
+impl Walk {
+    fn describe(&self) -> String {
+        format!(
+            "{} regular files that do not match, {} symbolic links or special files and {} hidden or `target` entries, \
+             which are skipped",
+            self.unmatched,
+            self.links,
+            self.hidden.len()
+        )
+    }
+}
+
+/// All candidate files of all sources, in no particular order.
+pub(crate) fn expand(sources: &[String], cargo_home: Option<&Path>) -> Result<Vec<Found>, CurateError> {
+    let mut found = Vec::new();
+    for entry in sources {
+        let walk = if entry == REGISTRY {
+            registry(cargo_home)?
+        } else {
+            let path = Path::new(entry);
+            match path.metadata() {
+                Ok(meta) if meta.is_dir() => walk(path, false, &|_| true),
+                Ok(meta) if meta.is_file() => single_file(path, meta.len()),
+                Ok(_) => return Err(bad(entry, "is neither a folder nor a regular file")),
+                Err(_) if entry.contains(GLOB_CHARACTERS) => glob(entry)?,
+                Err(error) => return Err(bad(entry, &format!("cannot be opened: {error}"))),
+            }
+        };
+        if let Some(root) = walk.files.iter().find(|file| file.relative.is_empty()) {
+            let cause = root.problem.as_deref().unwrap_or("unknown cause");
+            return Err(bad(entry, &format!("cannot be listed: {cause}")));
+        }
+        if walk.files.is_empty() {
+            return Err(CurateError::NoMatch {
+                entry: entry.clone(),
+                found: format!("found {}", walk.describe()),
+                hint: "point `curate.sources` at a folder, file or glob with text or source code".to_owned(),
+            });
+        }
+        found.extend(walk.files);
+    }
+    Ok(found)
+}
+
+fn bad(entry: &str, problem: &str) -> CurateError {
+    CurateError::BadSource {
+        entry: entry.to_owned(),
+        problem: problem.to_owned(),
+        hint: format!(
+            "`curate.sources` takes folders, files, globs such as `docs/**/*.md`, and `{REGISTRY}`"
+        ),
+    }
+}
+
+fn single_file(path: &Path, bytes: u64) -> Walk {
+    // A path that is a file has a last component; `..` and `/` are folders.
+    let relative = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let file = Found { path: path.to_path_buf(), relative, bytes, registry: false, problem: None };
+    Walk { files: vec![file], ..Walk::default() }
+}
+
+/// Characters that make a source a glob.
+const GLOB_CHARACTERS: [char; 4] = ['*', '?', '[', '{'];
+
+/// Splits a glob at its first component with a pattern, and walks the folder before it.
+fn glob(entry: &str) -> Result<Walk, CurateError> {
+    let pattern_start = entry.find(GLOB_CHARACTERS).unwrap_or(entry.len());
+    let (base, pattern) = match entry[..pattern_start].rfind('/') {
+        Some(0) => ("/", &entry[1..]),
+        Some(slash) => (&entry[..slash], &entry[slash + 1..]),
+        None => (".", entry),
+    };
+    let matcher: GlobMatcher = GlobBuilder::new(pattern)
+        .literal_separator(true)
+        .build()
+        .map_err(|error| bad(entry, &format!("is not a valid glob: {}", error.kind())))?
+        .compile_matcher();
+    if !Path::new(base).is_dir() {
+        return Err(bad(entry, &format!("starts at `{base}`, which is not a folder")));
+    }
+    Ok(walk(Path::new(base), false, &|relative| matcher.is_match(relative)))
+}
+
+/// Every index folder of the registry, merged: paths start at the crate folder, so the index name does not show.
+fn registry(cargo_home: Option<&Path>) -> Result<Walk, CurateError> {
+    let failure = |problem: String| {
+        CurateError::BadSource {
+        entry: REGISTRY.to_owned(),
+        problem,
+        hint: "run `cargo fetch` in any Rust project first, or set `CARGO_HOME`, or point `curate.sources` at a folder \
+               of text"
+            .to_owned(),
+    }
+    };
+    let home = cargo_home.ok_or_else(|| failure("needs `CARGO_HOME` or `HOME` to be set".to_owned()))?;
+    let root = home.join("registry").join("src");
+    let indexes = std::fs::read_dir(&root)
+        .and_then(|entries| entries.collect::<Result<Vec<_>, _>>())
+        .map_err(|error| failure(format!("cannot be listed at `{}`: {error}", root.display())))?;
+    let mut all = Walk::default();
+    for index in indexes.iter().map(std::fs::DirEntry::path).filter(|path| path.is_dir()) {
+        let part = walk(&index, true, &registry_wants);
+        all.files.extend(part.files);
+        all.unmatched += part.unmatched;
+        all.links += part.links;
+        all.hidden.extend(part.hidden);
+    }
+    Ok(all)
+}
+
+/// Markdown, Rust, the manifest that cargo wrote, and licence-like files, inside a crate folder.
+fn registry_wants(relative: &Path) -> bool {
+    let Some(crate_folder) = relative.parent().and_then(|parent| parent.iter().next()) else { return false };
+    let Some(name) = relative.file_name().map(OsStr::to_string_lossy) else { return false };
+    let known = relative.extension().is_some_and(|extension| {
+        extension.eq_ignore_ascii_case("md") || extension.eq_ignore_ascii_case("rs")
+    });
+    let in_crate = crate_folder.to_str().is_some_and(|folder| split_crate(folder).is_some());
+    in_crate && (known || name == "Cargo.toml" || is_notice(&name))
+}
+
+/// Walks `root` without following links. An entry that cannot be examined becomes a candidate with a problem, so that
+/// it is listed as dropped rather than lost.
+fn walk(root: &Path, registry: bool, wants: &dyn Fn(&Path) -> bool) -> Walk {
+    let mut seen = Walk::default();
+    let mut hidden = BTreeSet::new();
+    let entries = WalkDir::new(root).into_iter().filter_entry(|entry| {
+        let enter = entry.depth() == 0 || !is_hidden(entry);
+        if !enter {
+            hidden.insert(entry.path().to_path_buf());
+        }
+        enter
+    });
+    for entry in entries {
+        let (path, problem) = match &entry {
+            Ok(entry) if entry.file_type().is_dir() => continue,
+            Ok(entry) if !entry.file_type().is_file() => {
+                seen.links += 1;
+                continue;
+            }
+            Ok(entry) => (entry.path(), None),
+            Err(error) => {
+                let cause =
+                    error.io_error().map_or_else(|| "cannot be walked".to_owned(), ToString::to_string);
+                (error.path().unwrap_or(root), Some(cause))
+            }
+        };
+        let relative = path.strip_prefix(root).unwrap_or(path);
+        if problem.is_none() && !wants(relative) {
+            seen.unmatched += 1;
+            continue;
+        }
+        let bytes = entry.as_ref().ok().and_then(|entry| entry.metadata().ok()).map_or(0, |meta| meta.len());
+        let relative: Vec<_> = relative.iter().map(OsStr::to_string_lossy).collect();
+        let file = Found { path: path.to_path_buf(), relative: relative.join("/"), bytes, registry, problem };
+        seen.files.push(file);
+    }
+    seen.hidden = hidden;
+    seen
+}
+
+/// Dot files and dot folders, and cargo's build folders: a `target` beside a `Cargo.toml` or tagged as a cache.
+/// A module that happens to be called `target` is read.
+fn is_hidden(entry: &DirEntry) -> bool {
+    let name = entry.file_name();
+    if name.as_encoded_bytes().starts_with(b".") {
+        return true;
+    }
+    name == "target"
+        && entry.file_type().is_dir()
+        && (entry.path().join("CACHEDIR.TAG").exists() || entry.path().with_file_name("Cargo.toml").exists())
+}

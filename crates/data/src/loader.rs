@@ -1,0 +1,216 @@
+//! From a global sequence number to a packed training sequence.
+//!
+//! An epoch is all documents in an order shuffled by (seed, epoch), laid end to end and cut every `length` tokens. A
+//! sequence therefore holds whole documents and at most two cut ones; a document that continues from the sequence before
+//! starts again at position 0, because its earlier part is not visible. The last token of a document has no target.
+
+use std::ops::Range;
+use std::sync::Mutex;
+
+use crate::{DataError, TokenStore, shuffled};
+
+/// One training sequence.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sequence {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// The next token inside the same document, or `u32::MAX` where there is none.
+    pub targets: Vec<u32>,
+    /// Lengths of the document runs; they add up to the number of tokens.
+    pub documents: Vec<usize>,
+}
+
+/// Several sequences packed one after another for a single forward pass.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// Targets, `u32::MAX` where there is none.
+    pub targets: Vec<u32>,
+    /// Lengths of the document runs.
+    pub documents: Vec<usize>,
+}
+
+impl Batch {
+    /// Packs sequences in order.
+    pub fn pack(sequences: impl IntoIterator<Item = Sequence>) -> Self {
+        let mut batch = Self::default();
+        for mut s in sequences {
+            batch.tokens.append(&mut s.tokens);
+            batch.targets.append(&mut s.targets);
+            batch.documents.append(&mut s.documents);
+        }
+        batch
+    }
+
+    /// Number of rows that count in the loss.
+    pub fn num_targets(&self) -> usize {
+        self.targets.iter().filter(|&&t| t != u32::MAX).count()
+    }
+}
+
+/// Reads sequences of a fixed length from a store.
+pub struct Loader {
+    store: TokenStore,
+    length: usize,
+    seed: u64,
+    epoch: Mutex<Option<Epoch>>,
+}
+
+struct Epoch {
+    number: u64,
+    order: Vec<u32>,
+    /// End of each document of `order` in the epoch's stream.
+    ends: Vec<u64>,
+}
+
+impl Loader {
+    /// A loader of sequences of `length` tokens; the store must hold at least one sequence.
+    pub fn new(store: TokenStore, length: usize, seed: u64) -> Result<Self, DataError> {
+        let loader = Self { store, length, seed, epoch: Mutex::new(None) };
+        if loader.sequences_per_epoch() == 0 {
+            return Err(DataError::TooLittle {
+                found: format!(
+                    "{} training tokens, fewer than one sequence of {length}",
+                    loader.store.num_tokens()
+                ),
+                hint: "give more text in `curate.sources`, or a shorter `pretrain.sequence`".into(),
+            });
+        }
+        Ok(loader)
+    }
+
+    /// Whole sequences in one pass over the documents; the rest of the stream is left out of that pass.
+    pub fn sequences_per_epoch(&self) -> u64 {
+        self.store.num_tokens() / self.length as u64
+    }
+
+    /// The store read from.
+    pub fn store(&self) -> &TokenStore {
+        &self.store
+    }
+
+    /// Sequence number `index`, counted over all epochs.
+    pub fn sequence(&self, index: u64) -> Result<Sequence, DataError> {
+        let per_epoch = self.sequences_per_epoch();
+        let (number, within) = (index / per_epoch, index % per_epoch);
+        let mut cached = self.epoch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if cached.as_ref().is_none_or(|e| e.number != number) {
+            *cached = Some(self.epoch(number));
+        }
+        let Some(epoch) = cached.as_ref() else { unreachable!("the epoch was just set") };
+        let start = within * self.length as u64;
+        self.cut(epoch, start..start + self.length as u64)
+    }
+
+    fn epoch(&self, number: u64) -> Epoch {
+        let order = shuffled(self.store.num_documents(), self.seed, number);
+        let mut end = 0;
+        let ends = order.iter().map(|&d| {
+            let tokens = self.store.document(d as usize).tokens;
+            end += tokens.end - tokens.start;
+            end
+        });
+        Epoch { number, ends: ends.collect(), order }
+    }
+
+    fn cut(&self, epoch: &Epoch, range: Range<u64>) -> Result<Sequence, DataError> {
+        let mut sequence = Sequence::default();
+        let mut at = range.start;
+        let mut i = epoch.ends.partition_point(|&end| end <= at);
+        while at < range.end {
+            let document = self.store.document(epoch.order[i] as usize).tokens;
+            let begins = epoch.ends[i] - (document.end - document.start);
+            let take = range.end.min(epoch.ends[i]) - at;
+            let first = document.start + (at - begins);
+            // One token more than the run, where the document has it: the target of the run's last row.
+            let mut ids = Vec::with_capacity(take as usize + 1);
+            self.store.read(first..(first + take + 1).min(document.end), &mut ids)?;
+            if take > 0 {
+                sequence.tokens.extend(&ids[..take as usize]);
+                sequence.targets.extend(&ids[1..]);
+                sequence.targets.resize(sequence.tokens.len(), u32::MAX);
+                sequence.documents.push(take as usize);
+            }
+            at += take;
+            i += 1;
+        }
+        Ok(sequence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Domain, TokenWriter};
+
+    fn store(dir: &std::path::Path, lengths: &[usize]) -> TokenStore {
+        let mut writer = TokenWriter::create(dir, "train", 50_000, "test").unwrap();
+        for (d, &n) in lengths.iter().enumerate() {
+            let ids: Vec<u32> = (0..n).map(|i| (d * 100 + i) as u32).collect();
+            writer.push(&ids, n, Domain::Prose).unwrap();
+        }
+        writer.finish().unwrap();
+        TokenStore::open(dir, "train").unwrap()
+    }
+
+    #[test]
+    fn an_epoch_visits_every_token_once_and_never_crosses_a_document() {
+        let dir = tempfile::tempdir().unwrap();
+        let lengths = [5, 1, 17, 30, 2, 9, 40, 8];
+        let loader = Loader::new(store(dir.path(), &lengths), 8, 3).unwrap();
+        let mut seen = Vec::new();
+        for i in 0..loader.sequences_per_epoch() {
+            let s = loader.sequence(i).unwrap();
+            assert_eq!((s.tokens.len(), s.targets.len()), (8, 8));
+            assert_eq!(s.documents.iter().sum::<usize>(), 8);
+            let mut row = 0;
+            for n in &s.documents {
+                for r in row..row + n {
+                    let (token, target) = (s.tokens[r], s.targets[r]);
+                    let last = token % 100 == lengths[token as usize / 100] as u32 - 1;
+                    assert_eq!(target, if last { u32::MAX } else { token + 1 });
+                    assert_eq!(token / 100, s.tokens[row] / 100);
+                }
+                row += n;
+            }
+            seen.extend(s.tokens);
+        }
+        let count = seen.len();
+        seen.sort_unstable();
+        seen.dedup();
+        assert_eq!((seen.len(), count), (112, 112));
+    }
+
+    #[test]
+    fn sequences_depend_on_their_number_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let loader = Loader::new(store(dir.path(), &[50, 60, 70]), 16, 9).unwrap();
+        let forward: Vec<_> = (0..40).map(|i| loader.sequence(i).unwrap()).collect();
+        for i in (0..40).rev() {
+            assert_eq!(loader.sequence(i).unwrap(), forward[i as usize]);
+        }
+        let epoch = loader.sequences_per_epoch() as usize;
+        assert_ne!(forward[..epoch], forward[epoch..2 * epoch]);
+    }
+
+    #[test]
+    fn too_little_text_and_damage_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Loader::new(store(dir.path(), &[5]), 16, 9).err().unwrap();
+        assert!(error.to_string().contains("5 training tokens"), "{error}");
+        let path = dir.path().join("train.tokens");
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[1..]).unwrap();
+        assert!(TokenStore::open(dir.path(), "train").unwrap_err().to_string().contains("train.tokens"));
+        std::fs::write(&path, vec![0xff; bytes.len()]).unwrap();
+        let store = TokenStore::open(dir.path(), "train").unwrap();
+        let error = store.read(0..5, &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("65535"), "{error}");
+        let index = dir.path().join("train.index");
+        let mut bytes = std::fs::read(&index).unwrap();
+        bytes[0] ^= 0x40;
+        std::fs::write(&index, bytes).unwrap();
+        assert!(TokenStore::open(dir.path(), "train").unwrap_err().to_string().contains("train.index"));
+    }
+}

@@ -1,0 +1,211 @@
+//! The forward pass of Llama 3 (Meta's `model.py`; "The Llama 3 Herd of Models" §3.2).
+//!
+//! `T` packed tokens, `C` model width, `H`/`G` query and key/value heads of width `D`, `F` feed-forward width, `V` vocabulary.
+//!
+//! ```text
+//! h   = x + wo(attention(rope(wqkv(rms_norm(x)))))      wqkv [(H+2G)·D, C]   wo [C, H·D]
+//! out = h + w2(swiglu(w13(rms_norm(h))))                w13  [2F, C]         w2 [C, F]
+//! ```
+//! A final norm follows the last block. The output projection is not part of the forward pass: training fuses it with
+//! the loss, sampling needs it for the last row only.
+
+use std::sync::Arc;
+
+use llamero_autograd::{Param, Tape, Var};
+use llamero_comm::Comm;
+use llamero_tensor::{Backend, DType, Heads, RopeTable, Segments};
+
+use crate::{Config, Linear, ParamSpec, Placement, Shard, rope_table};
+
+/// One decoder block.
+pub struct Block {
+    /// Index in the whole model.
+    pub layer: usize,
+    /// Norm before attention, `[1, C]`.
+    pub attention_norm: Param,
+    /// Queries, keys and values in one product.
+    pub wqkv: Linear,
+    /// Attention output.
+    pub wo: Linear,
+    /// Norm before the feed-forward network, `[1, C]`.
+    pub ffn_norm: Param,
+    /// Gate and up projections in one product.
+    pub w13: Linear,
+    /// Down projection.
+    pub w2: Linear,
+    heads: Heads,
+    rope: RopeTable,
+    eps: f32,
+}
+
+impl Block {
+    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: &Var, segments: &Segments) -> Var {
+        let h = tape.rms_norm(x, &self.attention_norm, self.eps);
+        let qkv = self.wqkv.forward(tape, &h);
+        let qkv = tape.rope(&qkv, self.heads, segments, &self.rope);
+        let a = tape.attention(self.layer, &qkv, self.heads, segments);
+        let a = self.wo.forward(tape, &a);
+        let x = tape.add(x, &a);
+        let h = tape.rms_norm(&x, &self.ffn_norm, self.eps);
+        let h = self.w13.forward(tape, &h);
+        let h = tape.swiglu(&h);
+        let h = self.w2.forward(tape, &h);
+        tape.add(&x, &h)
+    }
+}
+
+/// What enters a model or one of its stages.
+pub enum Input<'m> {
+    /// Token ids, at the first stage.
+    Tokens(&'m [u32]),
+    /// Hidden states `[T, C]` of the stage before.
+    Hidden(Var),
+}
+
+/// What is computed again in the backward pass instead of being kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recompute {
+    /// Keep every activation.
+    #[default]
+    Nothing,
+    /// Keep each block's input only.
+    Blocks,
+}
+
+/// A model, or the run of blocks that is one stage of it; the ends are absent where a stage does not hold them.
+pub struct Llama {
+    /// Sizes of the whole model.
+    pub config: Config,
+    /// Embedding table `[V, C]`.
+    pub embedding: Option<Param>,
+    /// Decoder blocks.
+    pub blocks: Vec<Block>,
+    /// Final norm `[1, C]`.
+    pub norm: Option<Param>,
+    /// Output projection `[V, C]`; `None` when it is the embedding table.
+    pub output: Option<Param>,
+}
+
+impl Llama {
+    /// Token ids or hidden states → hidden states `[T, C]`, after the final norm when this holds the last block.
+    pub fn forward<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        input: Input<'m>,
+        segments: &Segments,
+        recompute: Recompute,
+    ) -> Var {
+        let mut x = match (input, &self.embedding) {
+            (Input::Tokens(ids), Some(table)) => tape.embed(table, ids),
+            (Input::Hidden(x), _) => x,
+            (Input::Tokens(_), None) => panic!("forward: tokens given to a stage without an embedding"),
+        };
+        for block in &self.blocks {
+            x = match recompute {
+                Recompute::Nothing => block.forward(tape, &x, segments),
+                Recompute::Blocks => {
+                    let segments = segments.clone();
+                    tape.recompute(&x, move |tape, x| block.forward(tape, x, &segments))
+                }
+            };
+        }
+        match &self.norm {
+            Some(norm) => tape.rms_norm(&x, norm, self.config.norm_eps),
+            None => x,
+        }
+    }
+
+    /// The output projection `[V, C]`: a weight of its own, or the embedding table when tied. `None` on a stage
+    /// without the last block.
+    pub fn head(&self) -> Option<&Param> {
+        self.norm.as_ref()?;
+        self.output.as_ref().or(self.embedding.as_ref())
+    }
+
+    /// Builds what `place` holds from whole tensors given by `values`, one at a time.
+    pub fn build<E>(
+        config: &Config,
+        place: &Placement,
+        device: (&dyn Backend, DType),
+        ranks: &Arc<dyn Comm>,
+        mut values: impl FnMut(&ParamSpec) -> Result<Vec<f32>, E>,
+    ) -> Result<Self, E> {
+        let (backend, dtype) = device;
+        let mut params = Vec::new();
+        for spec in config.params().into_iter().filter(|s| place.holds(config, s)) {
+            let slice = spec.slice(&values(&spec)?, place);
+            let value = backend.upload(&slice, spec.local_shape(place), dtype);
+            params.push((spec.shard, Param { id: spec.id, name: spec.name, value }));
+        }
+        Ok(Self::assemble(config, place, ranks, params))
+    }
+
+    /// Puts the parameters, in the order of the table, where they belong.
+    fn assemble(
+        config: &Config,
+        place: &Placement,
+        ranks: &Arc<dyn Comm>,
+        params: Vec<(Shard, Param)>,
+    ) -> Self {
+        let rope = rope_table(config, config.context);
+        let heads = Heads {
+            query: config.heads / place.tp_size,
+            kv: config.kv_heads / place.tp_size,
+            dim: config.head_dim,
+        };
+        let mut params = params.into_iter().peekable();
+        let mut named = |name: &str| params.next_if(|(_, p)| p.name.ends_with(name));
+        let embedding = named("tok_embeddings.weight").map(|(_, p)| p);
+        let mut must =
+            |name: &str| named(name).expect("the table lists every parameter of a block in this order");
+        let linear = |(shard, weight): (Shard, Param)| Linear::new(weight, shard, Arc::clone(ranks));
+        let mut blocks = Vec::with_capacity(place.layers.len());
+        for layer in place.layers.clone() {
+            blocks.push(Block {
+                layer,
+                attention_norm: must("attention_norm.weight").1,
+                wqkv: linear(must("wqkv.weight")),
+                wo: linear(must("wo.weight")),
+                ffn_norm: must("ffn_norm.weight").1,
+                w13: linear(must("w13.weight")),
+                w2: linear(must("w2.weight")),
+                heads,
+                rope: rope.clone(),
+                eps: config.norm_eps,
+            });
+        }
+        let norm = named("norm.weight").map(|(_, p)| p);
+        let output = named("output.weight").map(|(_, p)| p);
+        Self { config: config.clone(), embedding, blocks, norm, output }
+    }
+
+    /// Every parameter held, in the order of the table.
+    pub fn params(&self) -> impl Iterator<Item = &Param> {
+        let blocks = self.blocks.iter().flat_map(|b| {
+            [&b.attention_norm, &b.wqkv.weight, &b.wo.weight, &b.ffn_norm, &b.w13.weight, &b.w2.weight]
+        });
+        self.embedding.iter().chain(blocks).chain(&self.norm).chain(&self.output)
+    }
+
+    /// Every parameter held, for updating.
+    pub fn params_mut(&mut self) -> impl Iterator<Item = &mut Param> {
+        let blocks = self.blocks.iter_mut().flat_map(|b| {
+            let Block { attention_norm, wqkv, wo, ffn_norm, w13, w2, .. } = b;
+            [attention_norm, &mut wqkv.weight, &mut wo.weight, ffn_norm, &mut w13.weight, &mut w2.weight]
+        });
+        self.embedding.iter_mut().chain(blocks).chain(&mut self.norm).chain(&mut self.output)
+    }
+
+    /// Arranges every matrix that is only multiplied by for inference: the model can no longer be trained.
+    /// A tied table is kept as it is for look-ups and gets an arranged copy as output.
+    pub fn pack(&mut self, backend: &dyn Backend) {
+        for b in &mut self.blocks {
+            for linear in [&mut b.wqkv, &mut b.wo, &mut b.w13, &mut b.w2] {
+                linear.weight.value = backend.pack(&linear.weight.value);
+            }
+        }
+        if let Some(head) = self.head() {
+            self.output = Some(Param { value: backend.pack(&head.value), ..head.clone() });
+        }
+    }
+}

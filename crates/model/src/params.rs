@@ -1,0 +1,230 @@
+//! The parameter table: one row per tensor, and everything that depends only on names and shapes.
+
+use std::ops::Range;
+
+use llamero_tensor::Shape;
+
+use crate::Config;
+
+/// How a tensor is divided over the ranks of the tensor-parallel axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shard {
+    /// Every rank holds all of it.
+    Whole,
+    /// Each part's rows (outputs) are divided.
+    Rows,
+    /// Columns (inputs) are divided.
+    Columns,
+}
+
+/// Distribution of the initial values.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// All ones.
+    Ones,
+    /// Normal with this standard deviation, cut at three of them.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+}
+
+/// A tensor of the file formats: a run of rows of a fused parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamPart {
+    /// Name in Hugging Face's files.
+    pub hf_name: String,
+    /// Its rows.
+    pub rows: usize,
+    /// Its initial values.
+    pub init: Init,
+}
+
+/// One parameter of a model, whole (before any division over ranks).
+#[derive(Clone, Debug, PartialEq)]
+pub struct ParamSpec {
+    /// Index in the table.
+    pub id: usize,
+    /// Global name in Meta's terms; `wqkv` and `w13` are fused.
+    pub name: String,
+    /// Block that it belongs to, or `None` for the ends.
+    pub layer: Option<usize>,
+    /// Shape; the parts' rows add up to its rows.
+    pub shape: Shape,
+    /// Division over tensor-parallel ranks.
+    pub shard: Shard,
+    /// Whether weight decay applies (matrices, not norms).
+    pub decay: bool,
+    /// The tensors it is made of.
+    pub parts: Vec<ParamPart>,
+}
+
+impl ParamSpec {
+    /// Number of elements.
+    pub fn elements(&self) -> u64 {
+        self.shape.rows as u64 * self.shape.cols as u64
+    }
+
+    /// Shape of one rank's slice.
+    pub fn local_shape(&self, place: &Placement) -> Shape {
+        match self.shard {
+            Shard::Whole => self.shape,
+            Shard::Rows => Shape::new(self.shape.rows / place.tp_size, self.shape.cols),
+            Shard::Columns => Shape::new(self.shape.rows, self.shape.cols / place.tp_size),
+        }
+    }
+
+    /// Copies one rank's slice out of the whole tensor.
+    pub fn slice(&self, whole: &[f32], place: &Placement) -> Vec<f32> {
+        let (n, rank, cols) = (place.tp_size, place.tp_rank, self.shape.cols);
+        match self.shard {
+            Shard::Whole => whole.to_vec(),
+            Shard::Columns => {
+                let width = cols / n;
+                whole.chunks(cols).flat_map(|row| &row[rank * width..(rank + 1) * width]).copied().collect()
+            }
+            Shard::Rows => {
+                let mut out = Vec::with_capacity(whole.len() / n);
+                let mut first = 0;
+                for part in &self.parts {
+                    let height = part.rows / n;
+                    let start = first + rank * height;
+                    out.extend_from_slice(&whole[start * cols..(start + height) * cols]);
+                    first += part.rows;
+                }
+                out
+            }
+        }
+    }
+}
+
+/// The part of a model that one rank holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    /// Blocks; the embedding goes with block 0, final norm and output with the last block.
+    pub layers: Range<usize>,
+    /// Rank on the tensor-parallel axis.
+    pub tp_rank: usize,
+    /// Ranks on the tensor-parallel axis; divides heads, key/value heads and the feed-forward width.
+    pub tp_size: usize,
+}
+
+impl Placement {
+    /// The whole model on one rank.
+    pub fn whole(config: &Config) -> Self {
+        Self { layers: 0..config.layers, tp_rank: 0, tp_size: 1 }
+    }
+
+    /// Whether this rank holds the parameter (or a slice of it). A tied embedding is also held by the last stage.
+    pub fn holds(&self, config: &Config, spec: &ParamSpec) -> bool {
+        let (first, last) = (self.layers.start == 0, self.layers.end == config.layers);
+        match (spec.layer, spec.name.as_str()) {
+            (Some(layer), _) => self.layers.contains(&layer),
+            (None, "tok_embeddings.weight") => first || (last && config.tied),
+            (None, _) => last,
+        }
+    }
+}
+
+impl Config {
+    /// The table of parameters in forward order.
+    ///
+    /// Initial values follow torchtitan's Llama 3: embedding 1, inputs of a block 0.02, its outputs (`wo`, `w2`) and `w3`
+    /// 0.02/√(2·(layer+1)), output projection `C^-½`; a tied table starts as an output projection.
+    pub fn params(&self) -> Vec<ParamSpec> {
+        let mut table = Table { specs: Vec::with_capacity(2 + 6 * self.layers), cols: self.dim };
+        let (c, q, kv) = (self.dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let output = Init::Normal { std: (c as f64).sqrt().recip() };
+        let embedding = if self.tied { output } else { Init::Normal { std: 1.0 } };
+        table.add("tok_embeddings", None, Shard::Whole, &[("model.embed_tokens", self.vocab, embedding)]);
+        for layer in 0..self.layers {
+            let input = Init::Normal { std: 0.02 };
+            let scaled = Init::Normal { std: 0.02 / (2.0 * (layer + 1) as f64).sqrt() };
+            let at = Some(layer);
+            table.cols = c;
+            table.add("attention_norm", at, Shard::Whole, &[("input_layernorm", 1, Init::Ones)]);
+            let qkv = [
+                ("self_attn.q_proj", q, input),
+                ("self_attn.k_proj", kv, input),
+                ("self_attn.v_proj", kv, input),
+            ];
+            table.add("attention.wqkv", at, Shard::Rows, &qkv);
+            table.cols = q;
+            table.add("attention.wo", at, Shard::Columns, &[("self_attn.o_proj", c, scaled)]);
+            table.cols = c;
+            table.add("ffn_norm", at, Shard::Whole, &[("post_attention_layernorm", 1, Init::Ones)]);
+            let w13 = [("mlp.gate_proj", self.ffn, input), ("mlp.up_proj", self.ffn, scaled)];
+            table.add("feed_forward.w13", at, Shard::Rows, &w13);
+            table.cols = self.ffn;
+            table.add("feed_forward.w2", at, Shard::Columns, &[("mlp.down_proj", c, scaled)]);
+        }
+        table.cols = c;
+        table.add("norm", None, Shard::Whole, &[("model.norm", 1, Init::Ones)]);
+        if !self.tied {
+            table.add("output", None, Shard::Whole, &[("lm_head", self.vocab, output)]);
+        }
+        table.specs
+    }
+}
+
+struct Table {
+    specs: Vec<ParamSpec>,
+    cols: usize,
+}
+
+impl Table {
+    fn add(&mut self, name: &str, layer: Option<usize>, shard: Shard, parts: &[(&str, usize, Init)]) {
+        let (meta, hf) = match layer {
+            Some(layer) => (format!("layers.{layer}."), format!("model.layers.{layer}.")),
+            None => (String::new(), String::new()),
+        };
+        let parts: Vec<_> = parts
+            .iter()
+            .map(|&(name, rows, init)| ParamPart { hf_name: format!("{hf}{name}.weight"), rows, init })
+            .collect();
+        let rows = parts.iter().map(|p| p.rows).sum();
+        self.specs.push(ParamSpec {
+            id: self.specs.len(),
+            name: format!("{meta}{name}.weight"),
+            layer,
+            shape: Shape::new(rows, self.cols),
+            shard,
+            decay: rows > 1,
+            parts,
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_of_all_ranks_make_the_whole() {
+        let config = Config { vocab: 40, ..Config::preset("1m").unwrap() };
+        for spec in config.params() {
+            let whole: Vec<f32> = (0..spec.elements()).map(|i| i as f32).collect();
+            let mut seen: Vec<f32> = (0..2)
+                .flat_map(|tp_rank| {
+                    let place = Placement { layers: 0..config.layers, tp_rank, tp_size: 2 };
+                    let slice = spec.slice(&whole, &place);
+                    assert_eq!(slice.len(), spec.local_shape(&place).elements(), "{}", spec.name);
+                    slice
+                })
+                .collect();
+            seen.sort_by(f32::total_cmp);
+            seen.dedup();
+            assert_eq!(seen, whole, "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn stages_hold_every_parameter_once() {
+        let config = Config { vocab: 40, ..Config::preset("1m").unwrap() };
+        let stage = |layers| Placement { layers, tp_rank: 0, tp_size: 1 };
+        let (a, b) = (stage(0..2), stage(2..config.layers));
+        for spec in config.params() {
+            assert!(a.holds(&config, &spec) != b.holds(&config, &spec), "{}", spec.name);
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The trait a device implements: about 25 coarse kernels, each forward beside its backward.
+//!
+//! Contracts that hold for every implementation and that the op suite checks:
+//! - a shape that does not fit panics, naming the op and the shapes (a bug in the caller, not bad input);
+//! - activations have the dtype of their inputs; sums are accumulated in `f32`; gradients of weights are `f32`
+//!   and are *added* to the buffer they are given;
+//! - a row of a result depends on that row's inputs only, never on how many rows stand beside it, nor on the
+//!   number of threads: scoring, training and decoding give the same bits.
+
+use crate::{CachedSegment, DType, Heads, RopeDirection, RopeTable, Segments, Shape, Tensor};
+
+/// The target of a row that takes no part in the loss.
+pub const NO_TARGET: u32 = u32::MAX;
+
+/// Result of [`Backend::attention`].
+pub struct Attention {
+    /// `[T, H·D]`.
+    pub out: Tensor,
+    /// Log-sum-exp of the scaled scores of every row and head, `[T, H]` f32; all that the backward pass needs.
+    pub lse: Tensor,
+}
+
+/// Result of [`Backend::linear_cross_entropy`].
+pub struct CrossEntropy {
+    /// Negative log-likelihood of each row's target in nats, `[T, 1]` f32; 0 for rows without a target.
+    pub nll: Tensor,
+    /// Log-sum-exp of each row's logits, `[T, 1]` f32; 0 for rows without a target.
+    pub lse: Tensor,
+}
+
+/// Hyper-parameters of one AdamW step (Loshchilov and Hutter 2019, decoupled weight decay).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Learning rate of this step.
+    pub lr: f32,
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Decoupled weight decay; the weight shrinks by `lr · weight_decay`.
+    pub weight_decay: f32,
+    /// `1 − beta1^t`.
+    pub bias1: f32,
+    /// `1 − beta2^t`.
+    pub bias2: f32,
+    /// The gradient is multiplied by this first (clipping).
+    pub grad_scale: f32,
+}
+
+/// The f32 tensors of one parameter that AdamW updates, all of one shape.
+pub struct AdamWState<'a> {
+    /// Master weights.
+    pub weight: &'a mut Tensor,
+    /// First moment.
+    pub m: &'a mut Tensor,
+    /// Second moment.
+    pub v: &'a mut Tensor,
+}
+
+/// Bytes of tensor storage that a backend holds for its callers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes in live tensors now.
+    pub live_bytes: usize,
+    /// Largest `live_bytes` since the start or the last [`Backend::reset_peak`].
+    pub peak_bytes: usize,
+}
+
+/// A device: owns storage and runs the kernels.
+pub trait Backend: Send + Sync {
+    /// Name for logs and provenance, e.g. `cpu/avx512 x2`.
+    fn name(&self) -> String;
+
+    /// Bytes in use.
+    fn memory(&self) -> Memory;
+
+    /// Starts a new measurement of the peak.
+    fn reset_peak(&self);
+
+    /// Copies host values into a new tensor, rounding to nearest even for bf16. `host.len()` is `shape.elements()`.
+    fn upload(&self, host: &[f32], shape: Shape, dtype: DType) -> Tensor;
+
+    /// Copies a tensor to the host.
+    fn download(&self, x: &Tensor) -> Vec<f32>;
+
+    /// A tensor of zeros.
+    fn zeros(&self, shape: Shape, dtype: DType) -> Tensor;
+
+    /// `x` in another dtype.
+    fn cast(&self, x: &Tensor, dtype: DType) -> Tensor;
+
+    /// A copy of a weight `[N, K]` arranged for [`Backend::linear`], for weights that are used many times unchanged.
+    /// The result behaves like `w` in `linear` (same bits) and in `linear_cross_entropy`, and nowhere else.
+    fn pack(&self, w: &Tensor) -> Tensor;
+
+    /// Copies `src[rows, cols]` over the rows of `dst` that start at `at`. `dst` must not be shared and has as many
+    /// columns as `cols`.
+    fn copy_rows(
+        &self,
+        dst: &mut Tensor,
+        at: usize,
+        src: &Tensor,
+        rows: std::ops::Range<usize>,
+        cols: std::ops::Range<usize>,
+    );
+
+    /// `y = x wᵀ`: `x [T, K]`, `w [N, K]` → `[T, N]`.
+    fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor;
+
+    /// Gradient of [`Backend::linear`] for its input: `dx = dy w`: `dy [T, N]`, `w [N, K]` → `[T, K]`.
+    fn linear_backward_input(&self, dy: &Tensor, w: &Tensor) -> Tensor;
+
+    /// Gradient of [`Backend::linear`] for its weight: `dw += dyᵀ x`: `dy [T, N]`, `x [T, K]`, `dw [N, K]` f32.
+    fn linear_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor);
+
+    /// `a + b`, equal shapes.
+    fn add(&self, a: &Tensor, b: &Tensor) -> Tensor;
+
+    /// `acc += x`, equal shapes; `acc` may be f32 while `x` is bf16.
+    fn add_assign(&self, acc: &mut Tensor, x: &Tensor);
+
+    /// Root-mean-square norm over the columns, computed in f32, cast back, then multiplied by the weight:
+    /// `x [T, C]`, `w [1, C]` → `[T, C]` (Zhang and Sennrich 2019).
+    fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor;
+
+    /// Gradient of [`Backend::rms_norm`]: returns `dx [T, C]` and adds into `dw [1, C]` f32.
+    fn rms_norm_backward(&self, dy: &Tensor, x: &Tensor, w: &Tensor, eps: f32, dw: &mut Tensor) -> Tensor;
+
+    /// Rotary embedding of the queries and keys of `qkv [T, (H+2G)·D]`; values pass unchanged. Rotation in f32.
+    /// Linear and orthogonal, so the backward pass is the same op with [`RopeDirection::Backward`].
+    fn rope(
+        &self,
+        qkv: &Tensor,
+        heads: Heads,
+        segments: &Segments,
+        table: &RopeTable,
+        direction: RopeDirection,
+    ) -> Tensor;
+
+    /// Causal attention inside each segment, scores scaled by `D^-½`, softmax in f32:
+    /// `qkv [T, (H+2G)·D]` → `[T, H·D]`. Blocked; nothing of size `T²` is made. Segments have no past.
+    fn attention(&self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Attention;
+
+    /// Gradient of [`Backend::attention`] for `qkv`, from the saved output and log-sum-exp.
+    fn attention_backward(
+        &self,
+        dy: &Tensor,
+        qkv: &Tensor,
+        saved: &Attention,
+        heads: Heads,
+        segments: &Segments,
+    ) -> Tensor;
+
+    /// [`Backend::attention`] of rows whose earlier keys and values are cached; the queries come from `qkv`, all keys
+    /// and values from the caches. Same bits as `attention` over the whole document.
+    fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor;
+
+    /// `silu(gate) · up`: `gate_up [T, 2F]` with the gate in the left half → `[T, F]` (Shazeer 2020).
+    fn swiglu(&self, gate_up: &Tensor) -> Tensor;
+
+    /// Gradient of [`Backend::swiglu`]: `[T, 2F]`.
+    fn swiglu_backward(&self, dy: &Tensor, gate_up: &Tensor) -> Tensor;
+
+    /// Rows of `table [V, C]` → `[T, C]`. An id outside the table panics.
+    fn embed(&self, table: &Tensor, ids: &[u32]) -> Tensor;
+
+    /// Gradient of [`Backend::embed`]: adds the rows of `dy [T, C]` into `dtable [V, C]` f32, in row order.
+    fn embed_backward(&self, dy: &Tensor, ids: &[u32], dtable: &mut Tensor);
+
+    /// Output projection and cross-entropy in one, chunked so that the logits are never all in memory:
+    /// `h [T, C]`, `w [V, C]`, `targets` of length `T` with [`NO_TARGET`] for rows that do not count.
+    fn linear_cross_entropy(&self, h: &Tensor, w: &Tensor, targets: &[u32]) -> CrossEntropy;
+
+    /// Gradient of [`Backend::linear_cross_entropy`] given `d_nll [T, 1]` f32: returns `dh [T, C]`, adds into `dw [V, C]` f32.
+    fn linear_cross_entropy_backward(
+        &self,
+        d_nll: &Tensor,
+        input: (&Tensor, &Tensor),
+        targets: &[u32],
+        lse: &Tensor,
+        dw: &mut Tensor,
+    ) -> Tensor;
+
+    /// One AdamW update of a parameter with gradient `grad` (f32), in one pass.
+    fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW);
+
+    /// Σ x² in f64, in a fixed order.
+    fn sum_of_squares(&self, x: &Tensor) -> f64;
+}

@@ -1,0 +1,143 @@
+//! What the packed rows of a batch are: heads, documents, positions.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::Tensor;
+
+/// How a row of `wqkv`'s output is divided: `H` query heads, then `G` key heads, then `G` value heads, each `D` wide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads `H`.
+    pub query: usize,
+    /// Key/value heads `G`; divides `H`. Query head `h` reads key/value head `h / (H / G)`.
+    pub kv: usize,
+    /// Head width `D`, even.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Width of the queries of a row, `H · D`; also the width of the attention output.
+    pub fn query_width(self) -> usize {
+        self.query * self.dim
+    }
+
+    /// Width of the keys (or of the values) of a row, `G · D`.
+    pub fn kv_width(self) -> usize {
+        self.kv * self.dim
+    }
+
+    /// Width of a whole row, `(H + 2 G) · D`.
+    pub fn width(self) -> usize {
+        (self.query + 2 * self.kv) * self.dim
+    }
+}
+
+/// A run of packed rows that belong to one document (or one request).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Rows of the packed batch.
+    pub rows: Range<usize>,
+    /// Position of the first row inside its document; above zero only when earlier rows are in a cache.
+    pub past: usize,
+}
+
+/// The documents of a packed batch, in row order and without gaps. Attention never crosses a boundary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segments(Arc<[Segment]>);
+
+impl Segments {
+    /// Segments from explicit runs. Panics when they leave a gap or overlap.
+    pub fn new(segments: Vec<Segment>) -> Self {
+        let mut next = 0;
+        for s in &segments {
+            assert!(
+                s.rows.start == next && s.rows.end >= next,
+                "segments: rows {:?} do not follow row {next}",
+                s.rows
+            );
+            next = s.rows.end;
+        }
+        Self(segments.into())
+    }
+
+    /// Whole documents of the given lengths, packed one after another.
+    pub fn documents(lengths: impl IntoIterator<Item = usize>) -> Self {
+        let mut start = 0;
+        let segments = lengths.into_iter().map(|n| {
+            let rows = start..start + n;
+            start += n;
+            Segment { rows, past: 0 }
+        });
+        Self(segments.collect())
+    }
+
+    /// The runs in row order.
+    pub fn iter(&self) -> std::slice::Iter<'_, Segment> {
+        self.0.iter()
+    }
+
+    /// Number of documents.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is no document.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Number of packed rows `T`.
+    pub fn total_rows(&self) -> usize {
+        self.0.last().map_or(0, |s| s.rows.end)
+    }
+
+    /// Position inside its document of every packed row; `T` values.
+    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.0.iter().flat_map(|s| s.past..s.past + s.rows.len())
+    }
+
+    /// Query–key pairs under the causal document mask, Σ over rows of (position + 1): the cost of attention.
+    pub fn attention_pairs(&self) -> usize {
+        self.positions().map(|p| p + 1).sum()
+    }
+}
+
+/// Keys and values of one request: rows `0 .. past + rows.len()` of the cache are valid.
+pub struct CachedSegment<'a> {
+    /// The request's rows in the packed batch and the number of earlier positions.
+    pub segment: Segment,
+    /// Keys `[capacity, G·D]`, those of the batch's own rows already appended.
+    pub keys: &'a Tensor,
+    /// Values `[capacity, G·D]`, likewise.
+    pub values: &'a Tensor,
+}
+
+/// Which way to rotate: the backward pass of a rotation is the opposite rotation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopeDirection {
+    /// Rotate by +angle.
+    Forward,
+    /// Rotate by −angle.
+    Backward,
+}
+
+/// Cosines and sines of the rotary embedding for positions `0..positions`, `D/2` each per position.
+///
+/// Layout is half-split, as in Hugging Face's files: element `i` of a head is paired with element `i + D/2`.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    /// Cosines, `[positions, D/2]`.
+    pub cos: Arc<[f32]>,
+    /// Sines, `[positions, D/2]`.
+    pub sin: Arc<[f32]>,
+    /// `D/2`.
+    pub half: usize,
+}
+
+impl RopeTable {
+    /// Number of positions that the table covers.
+    pub fn positions(&self) -> usize {
+        self.cos.len() / self.half.max(1)
+    }
+}

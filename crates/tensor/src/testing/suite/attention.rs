@@ -1,0 +1,281 @@
+//! Causal attention inside packed documents, its gradient, and attention over a cache.
+
+use std::ops::Range;
+
+use super::attention_bounds::Case;
+use super::check::{Bench, DTYPES, Input, rounded, same_bits};
+use crate::testing::random;
+use crate::{Attention, Backend, CachedSegment, DType, Heads, Segment, Segments, Shape, Tensor};
+
+const HEADS: [(usize, usize); 4] = [(1, 1), (4, 2), (6, 3), (8, 1)];
+const DIMS: [usize; 6] = [2, 8, 16, 20, 64, 128];
+
+fn heads(query: usize, kv: usize, dim: usize) -> Heads {
+    Heads { query, kv, dim }
+}
+
+/// Short documents for every head layout and width, documents longer than any block for some.
+fn cases() -> Vec<(Heads, Vec<usize>)> {
+    let mut cases = Vec::new();
+    for (query, kv) in HEADS {
+        for dim in DIMS {
+            for lengths in [vec![1], vec![1, 7, 1, 17], vec![33, 3]] {
+                cases.push((heads(query, kv, dim), lengths));
+            }
+        }
+    }
+    let long =
+        [heads(1, 1, 64), heads(4, 2, 16), heads(6, 3, 20), heads(8, 1, 8), heads(4, 2, 128), heads(2, 1, 2)];
+    for heads in long {
+        for lengths in [vec![65, 1, 33], vec![64, 64], vec![130], vec![1, 129, 2, 70]] {
+            cases.push((heads, lengths));
+        }
+    }
+    cases.push((heads(2, 1, 16), vec![300]));
+    cases.push((heads(4, 2, 8), vec![]));
+    cases
+}
+
+/// Inputs and exact results of one case.
+struct Run {
+    label: String,
+    heads: Heads,
+    segments: Segments,
+    dtype: DType,
+    qkv: Input,
+    dy: Input,
+    want: Attention,
+}
+
+impl Run {
+    fn new(bench: &Bench<'_>, heads: Heads, lengths: &[usize], dtype: DType, scale: f32) -> Self {
+        let segments = Segments::documents(lengths.iter().copied());
+        let rows = segments.total_rows();
+        let qkv = bench.random(rows as u64, Shape::new(rows, heads.width()), dtype, scale);
+        let dy = bench.random(rows as u64 + 1, Shape::new(rows, heads.query_width()), dtype, 1.0);
+        let Heads { query, kv, dim } = heads;
+        let label =
+            format!("{dtype} qkv [{rows}, {}] heads {query}/{kv}x{dim} documents {lengths:?}", heads.width());
+        let want = bench.oracle.attention(&qkv.exact, heads, &segments);
+        Self { label, heads, segments, dtype, qkv, dy, want }
+    }
+
+    fn bounds(&self, bench: &Bench<'_>) -> super::attention_bounds::Bounds {
+        let (out, lse) = (bench.exact(&self.want.out), bench.exact(&self.want.lse));
+        let (qkv, dy) = (&self.qkv.host, &self.dy.host);
+        let (heads, segments, dtype) = (self.heads, &self.segments, self.dtype);
+        Case { qkv, dy, out: &out, lse: &lse, heads, segments, dtype }.bounds()
+    }
+
+    fn check_forward(&self, bench: &Bench<'_>) {
+        let bounds = self.bounds(bench);
+        let got = bench.backend.attention(&self.qkv.device, self.heads, &self.segments);
+        let label = &self.label;
+        bench.close(&format!("attention out {label}"), &got.out, &self.want.out, |i| bounds.out[i]);
+        bench.close(&format!("attention lse {label}"), &got.lse, &self.want.lse, |i| bounds.lse[i]);
+    }
+
+    fn check_backward(&self, bench: &Bench<'_>) {
+        let bounds = self.bounds(bench);
+        let (heads, segments) = (self.heads, &self.segments);
+        let saved = bench.backend.attention(&self.qkv.device, heads, segments);
+        let got =
+            bench.backend.attention_backward(&self.dy.device, &self.qkv.device, &saved, heads, segments);
+        let want =
+            bench.oracle.attention_backward(&self.dy.exact, &self.qkv.exact, &self.want, heads, segments);
+        bench.close(&format!("attention_backward {}", self.label), &got, &want, |i| bounds.d_qkv[i]);
+    }
+}
+
+/// `attention`: output and log-sum-exp.
+pub fn forward(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    for dtype in DTYPES {
+        for (heads, lengths) in cases() {
+            Run::new(&bench, heads, &lengths, dtype, 3.0).check_forward(&bench);
+        }
+    }
+}
+
+/// `attention_backward`, from what the backend's own forward saved.
+pub fn backward(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    for dtype in DTYPES {
+        for (heads, lengths) in cases() {
+            Run::new(&bench, heads, &lengths, dtype, 2.0).check_backward(&bench);
+        }
+    }
+}
+
+/// Scores far outside the range of `exp` in f32 neither overflow nor vanish.
+pub fn large_scores(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    for dtype in DTYPES {
+        for lengths in [vec![7], vec![70, 3]] {
+            Run::new(&bench, heads(2, 1, 8), &lengths, dtype, 60.0).check_forward(&bench);
+        }
+    }
+}
+
+fn forward_and_gradient(
+    backend: &dyn Backend,
+    qkv: &Tensor,
+    dy: &Tensor,
+    heads: Heads,
+    lengths: &[usize],
+) -> [Vec<f32>; 3] {
+    let segments = Segments::documents(lengths.iter().copied());
+    let saved = backend.attention(qkv, heads, &segments);
+    let gradient = backend.attention_backward(dy, qkv, &saved, heads, &segments);
+    [&saved.out, &saved.lse, &gradient].map(|x| backend.download(x))
+}
+
+/// Packed documents give the bits of separate ones, forward and backward; a NaN in one does not reach another.
+pub fn packed_documents(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    let layouts = [
+        (heads(1, 1, 16), vec![5, 1, 3]),
+        (heads(4, 2, 20), vec![1, 66, 17, 130]),
+        (heads(8, 1, 64), vec![33, 1, 64, 2]),
+    ];
+    for dtype in DTYPES {
+        for (heads, lengths) in &layouts {
+            for poisoned in [false, true] {
+                let heads = *heads;
+                let total: usize = lengths.iter().sum();
+                let mut host = random(3, total * heads.width(), 2.0);
+                if poisoned {
+                    host[..lengths[0] * heads.width()].fill(f32::NAN);
+                }
+                let qkv = bench.input(&host, Shape::new(total, heads.width()), dtype);
+                let dy = bench.random(4, Shape::new(total, heads.query_width()), dtype, 1.0);
+                let packed = forward_and_gradient(backend, &qkv.device, &dy.device, heads, lengths);
+                let mut start = 0;
+                for &length in lengths {
+                    let rows = start..start + length;
+                    let [qkv, dy] = [&qkv, &dy].map(|x| x.upload_rows(backend, rows.clone()));
+                    let alone = forward_and_gradient(backend, &qkv, &dy, heads, &[length]);
+                    for (part, (alone, packed)) in
+                        ["out", "lse", "d_qkv"].iter().zip(alone.iter().zip(&packed))
+                    {
+                        let width = packed.len() / total;
+                        let label = format!(
+                            "attention {dtype} {heads:?} {part}, document of rows {rows:?} packed in {lengths:?} against alone, first document NaN: {poisoned}"
+                        );
+                        same_bits(&label, &packed[rows.start * width..rows.end * width], alone);
+                    }
+                    start += length;
+                }
+            }
+        }
+    }
+}
+
+/// A row does not change when later rows of its document change or are cut off.
+pub fn causal(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    let (heads, total) = (heads(4, 2, 16), 140);
+    for dtype in DTYPES {
+        let qkv = bench.random(5, Shape::new(total, heads.width()), dtype, 2.0);
+        let whole = backend.attention(&qkv.device, heads, &Segments::documents([total]));
+        let whole = [&whole.out, &whole.lse].map(|x| backend.download(x));
+        for keep in [1, 2, 7, 63, 64, 65, 128, 139] {
+            let cut =
+                backend.attention(&qkv.upload_rows(backend, 0..keep), heads, &Segments::documents([keep]));
+            let mut host = qkv.host.clone();
+            host[keep * heads.width()..].fill(1e4);
+            let changed = backend.upload(&host, qkv.exact.shape(), dtype);
+            let changed = backend.attention(&changed, heads, &Segments::documents([total]));
+            for (how, got) in [("cut off", cut), ("changed", changed)] {
+                for (part, (got, want)) in ["out", "lse"].iter().zip([&got.out, &got.lse].iter().zip(&whole))
+                {
+                    let label =
+                        format!("attention {dtype} {heads:?} {part}, rows after {keep} of {total} {how}");
+                    let n = want.len() / total * keep;
+                    same_bits(&label, &backend.download(got)[..n], &want[..n]);
+                }
+            }
+        }
+    }
+}
+
+/// A request whose rows arrive in chunks, with caches larger than it needs.
+struct Request {
+    qkv: Vec<f32>,
+    chunks: Vec<usize>,
+    keys: Tensor,
+    values: Tensor,
+    done: usize,
+    want: Vec<f32>,
+}
+
+impl Request {
+    fn new(backend: &dyn Backend, heads: Heads, chunks: &[usize], dtype: DType) -> Self {
+        let total: usize = chunks.iter().sum();
+        let qkv = rounded(&random(total as u64, total * heads.width(), 2.0), dtype);
+        let whole = backend.upload(&qkv, Shape::new(total, heads.width()), dtype);
+        let want = backend.download(&backend.attention(&whole, heads, &Segments::documents([total])).out);
+        // Rows of a cache that were never written must never be read.
+        let capacity = Shape::new(total + 5, heads.kv_width());
+        let [keys, values] =
+            [(); 2].map(|()| backend.upload(&vec![f32::NAN; capacity.elements()], capacity, dtype));
+        Self { qkv, chunks: chunks.to_vec(), keys, values, done: 0, want }
+    }
+
+    /// Rows of step `step`, none when the request is finished.
+    fn rows(&self, step: usize) -> Range<usize> {
+        self.done..self.done + self.chunks.get(step).copied().unwrap_or(0)
+    }
+}
+
+/// Prefill, chunked prefill and one-row decoding of several requests at once give the bits of whole documents.
+pub fn cached(backend: &dyn Backend) {
+    let mut decode = vec![70, 33];
+    decode.extend([1; 30]);
+    let plans: [&[usize]; 4] = [&decode, &[1, 1, 64, 1, 2, 1, 65], &[5, 1, 1, 1], &[130, 1, 7]];
+    for dtype in DTYPES {
+        for heads in [heads(1, 1, 8), heads(4, 2, 20), heads(8, 1, 16), heads(6, 3, 64), heads(4, 2, 128)] {
+            let mut requests = plans.map(|chunks| Request::new(backend, heads, chunks, dtype));
+            for step in 0..decode.len() {
+                cached_step(backend, heads, dtype, &mut requests, step);
+            }
+        }
+    }
+}
+
+fn cached_step(backend: &dyn Backend, heads: Heads, dtype: DType, requests: &mut [Request], step: usize) {
+    let width = heads.width();
+    let mut packed = Vec::new();
+    let mut segments = Vec::new();
+    for request in requests.iter() {
+        let (rows, start) = (request.rows(step), packed.len() / width);
+        packed.extend_from_slice(&request.qkv[rows.start * width..rows.end * width]);
+        segments.push(Segment { rows: start..start + rows.len(), past: request.done });
+    }
+    let qkv = backend.upload(&packed, Shape::new(packed.len() / width, width), dtype);
+    let (keys_at, values_at) = (heads.query_width(), heads.query_width() + heads.kv_width());
+    for (request, segment) in requests.iter_mut().zip(&segments) {
+        backend.copy_rows(&mut request.keys, segment.past, &qkv, segment.rows.clone(), keys_at..values_at);
+        backend.copy_rows(&mut request.values, segment.past, &qkv, segment.rows.clone(), values_at..width);
+    }
+    // Finished requests leave the batch.
+    let present = requests.iter().zip(&segments).filter(|(_, segment)| !segment.rows.is_empty());
+    let caches: Vec<CachedSegment<'_>> = present
+        .map(|(r, segment)| CachedSegment { segment: segment.clone(), keys: &r.keys, values: &r.values })
+        .collect();
+    let got = backend.attention_cached(&qkv, heads, &caches);
+    assert!(
+        got.shape() == Shape::new(qkv.rows(), heads.query_width()) && got.dtype() == dtype,
+        "attention_cached: {got:?}"
+    );
+    let (got, out) = (backend.download(&got), heads.query_width());
+    for (n, (request, segment)) in requests.iter_mut().zip(&segments).enumerate() {
+        let rows = request.rows(step);
+        let label = format!(
+            "attention_cached {dtype} {heads:?} step {step}, request {n}, positions {rows:?}, against the whole document"
+        );
+        let want = &request.want[rows.start * out..rows.end * out];
+        same_bits(&label, &got[segment.rows.start * out..segment.rows.end * out], want);
+        request.done = rows.end;
+    }
+}

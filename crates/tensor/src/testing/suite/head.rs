@@ -1,0 +1,265 @@
+//! The fused output projection and cross-entropy.
+
+use super::check::{Bench, DTYPES, FEW, Input, U, operand_unit, rows_alone, same_bits};
+use crate::testing::{random, random_ids};
+use crate::{Backend, CrossEntropy, DType, NO_TARGET, Shape};
+
+/// `(T, C, V)`.
+const SIZES: [(usize, usize, usize); 15] = [
+    (0, 8, 16),
+    (1, 1, 1),
+    (1, 3, 7),
+    (3, 7, 17),
+    (7, 17, 3),
+    (17, 33, 65),
+    (33, 65, 130),
+    (65, 20, 257),
+    (130, 16, 33),
+    (2, 300, 257),
+    (5, 128, 300),
+    (130, 64, 1),
+    (300, 8, 40),
+    (9, 16, 1100),
+    (3, 8, 9000),
+];
+
+/// One case: random inputs, random targets, every fourth row without one.
+struct Run {
+    label: String,
+    h: Input,
+    w: Input,
+    d_nll: Input,
+    targets: Vec<u32>,
+    dtype: DType,
+}
+
+impl Run {
+    fn new(bench: &Bench<'_>, (t, c, v): (usize, usize, usize), dtype: DType, scale: f32) -> Self {
+        let mut targets = random_ids(v as u64, t, v as u32);
+        targets.iter_mut().skip(3).step_by(4).for_each(|t| *t = NO_TARGET);
+        Self {
+            label: format!("{dtype} h [{t}, {c}] w [{v}, {c}]"),
+            h: bench.random(t as u64, Shape::new(t, c), dtype, scale),
+            w: bench.random(v as u64 + 1, Shape::new(v, c), dtype, 1.0),
+            d_nll: bench.random(t as u64 + 2, Shape::new(t, 1), DType::F32, 1.5),
+            targets,
+            dtype,
+        }
+    }
+
+    fn exact(&self, bench: &Bench<'_>) -> CrossEntropy {
+        bench.oracle.linear_cross_entropy(&self.h.exact, &self.w.exact, &self.targets)
+    }
+
+    /// For every row, how far its worst logit may be off, and its largest logit.
+    fn logit_errors(&self, bench: &Bench<'_>) -> Vec<f64> {
+        let sums = bench.oracle.linear(&self.h.magnitude(&bench.oracle), &self.w.magnitude(&bench.oracle));
+        let (sums, v) = (bench.exact(&sums), self.w.exact.rows());
+        let terms = self.h.exact.cols() as f64 + FEW;
+        let worst = |row: &[f64]| row.iter().fold(0.0, |a: f64, &b| a.max(b)) * terms * U;
+        sums.chunks(v).map(worst).collect()
+    }
+
+    /// Bound of the log-sum-exp of a row.
+    fn lse_error(&self, logit_error: f64, lse: f64) -> f64 {
+        logit_error + (self.w.exact.rows() as f64 + FEW) * U + 4.0 * U * lse.abs()
+    }
+
+    fn check_forward(&self, bench: &Bench<'_>) {
+        let got = bench.backend.linear_cross_entropy(&self.h.device, &self.w.device, &self.targets);
+        let want = self.exact(bench);
+        let (lse, logits) = (bench.exact(&want.lse), self.logit_errors(bench));
+        let counts = |i: usize| f64::from(u8::from(self.targets[i] != NO_TARGET));
+        let label = |part| format!("linear_cross_entropy {part} {}", self.label);
+        bench.close(&label("lse"), &got.lse, &want.lse, |i| counts(i) * self.lse_error(logits[i], lse[i]));
+        bench.close(&label("nll"), &got.nll, &want.nll, |i| {
+            counts(i) * (self.lse_error(logits[i], lse[i]) + logits[i])
+        });
+        let packed = bench.backend.pack(&self.w.device);
+        let packed = bench.backend.linear_cross_entropy(&self.h.device, &packed, &self.targets);
+        for (part, got, plain) in [("lse", &packed.lse, &got.lse), ("nll", &packed.nll, &got.nll)] {
+            let label = format!("linear_cross_entropy {part} {} with a packed weight", self.label);
+            same_bits(&label, &bench.backend.download(got), &bench.backend.download(plain));
+        }
+    }
+
+    fn check_backward(&self, bench: &Bench<'_>) {
+        let (t, c, v) = (self.h.exact.rows(), self.h.exact.cols(), self.w.exact.rows());
+        let mut dw = bench.random(9, Shape::new(v, c), DType::F32, 2.0);
+        let want = self.exact(bench);
+        let (dh_bound, dw_bound) = self.gradient_bounds(bench, &bench.exact(&want.lse), &dw.host);
+        let inputs = (&self.h.exact, &self.w.exact);
+        let dh_want = bench.oracle.linear_cross_entropy_backward(
+            &self.d_nll.exact,
+            inputs,
+            &self.targets,
+            &want.lse,
+            &mut dw.exact,
+        );
+        let saved = bench.backend.linear_cross_entropy(&self.h.device, &self.w.device, &self.targets);
+        let inputs = (&self.h.device, &self.w.device);
+        let dh = bench.backend.linear_cross_entropy_backward(
+            &self.d_nll.device,
+            inputs,
+            &self.targets,
+            &saved.lse,
+            &mut dw.device,
+        );
+        debug_assert_eq!(dh_bound.len(), t * c);
+        let label = |part| format!("linear_cross_entropy_backward {part} {}", self.label);
+        bench.close(&label("dh"), &dh, &dh_want, |i| dh_bound[i]);
+        bench.close(&label("dw"), &dw.device, &dw.exact, |i| dw_bound[i]);
+    }
+
+    /// Bounds of `dh` and `dw`; see the parent module.
+    fn gradient_bounds(&self, bench: &Bench<'_>, lse: &[f64], dw: &[f32]) -> (Vec<f64>, Vec<f64>) {
+        let (t, c, v) = (self.h.exact.rows(), self.h.exact.cols(), self.w.exact.rows());
+        let logits = bench.exact(&bench.oracle.linear(&self.h.exact, &self.w.exact));
+        let logit_errors = self.logit_errors(bench);
+        let mut dh = vec![0.0; t * c];
+        let mut dw: Vec<f64> = dw.iter().map(|&dw| (t as f64 + 2.0) * U * f64::from(dw).abs()).collect();
+        for row in (0..t).filter(|&row| self.targets[row] != NO_TARGET) {
+            let exponent = logit_errors[row] + self.lse_error(logit_errors[row], lse[row]);
+            let d = f64::from(self.d_nll.host[row]).abs();
+            for token in 0..v {
+                let p = (logits[row * v + token] - lse[row]).exp();
+                let hit = if token == self.targets[row] as usize { 1.0 } else { 0.0 };
+                let d_logit = d * (p - hit).abs();
+                let error = d * (p * (exponent.exp_m1() + FEW * U) + 2.0 * U * hit)
+                    + operand_unit(self.dtype) * d_logit;
+                for k in 0..c {
+                    let (h, w) = (f64::from(self.h.host[row * c + k]), f64::from(self.w.host[token * c + k]));
+                    dh[row * c + k] += (error + (v as f64 + 4.0) * U * d_logit) * w.abs();
+                    dw[token * c + k] += (error + (t as f64 + 4.0) * U * d_logit) * h.abs();
+                }
+            }
+        }
+        (dh, dw)
+    }
+}
+
+/// `linear_cross_entropy`: losses and log-sum-exps; a packed weight gives the same bits.
+pub fn forward(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    for dtype in DTYPES {
+        SIZES.iter().for_each(|&size| Run::new(&bench, size, dtype, 1.5).check_forward(&bench));
+    }
+}
+
+/// `linear_cross_entropy_backward`; the weight's gradient is added into a buffer that is not zero.
+pub fn backward(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    for dtype in DTYPES {
+        SIZES.iter().for_each(|&size| Run::new(&bench, size, dtype, 1.5).check_backward(&bench));
+    }
+}
+
+/// Logits far outside the range of `exp` in f32 neither overflow nor vanish.
+pub fn large_logits(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    for dtype in DTYPES {
+        Run::new(&bench, (9, 16, 70), dtype, 500.0).check_forward(&bench);
+    }
+}
+
+/// Rows without a target have loss 0 and gradient 0, and add nothing to the weight's gradient, whatever they hold.
+pub fn no_target(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    let (t, c, v) = (21, 33, 65);
+    for dtype in DTYPES {
+        let label = format!("linear_cross_entropy {dtype} h [{t}, {c}] w [{v}, {c}], rows without a target");
+        let w = bench.random(1, Shape::new(v, c), dtype, 1.0).device;
+        let mut targets = random_ids(2, t, v as u32);
+        let kept = [4, 5, 20];
+        let masked: Vec<usize> = (0..t).filter(|row| !kept.contains(row)).collect();
+        masked.iter().for_each(|&row| targets[row] = NO_TARGET);
+        let d_nll = bench.random(4, Shape::new(t, 1), DType::F32, 1.0).device;
+        let before = random(5, v * c, 1.0);
+        let run = |filler: f32, targets: &[u32]| {
+            let mut host = random(3, t * c, 1.0);
+            masked.iter().for_each(|row| host[row * c..(row + 1) * c].fill(filler));
+            let h = backend.upload(&host, Shape::new(t, c), dtype);
+            let loss = backend.linear_cross_entropy(&h, &w, targets);
+            let mut dw = backend.upload(&before, Shape::new(v, c), DType::F32);
+            let dh = backend.linear_cross_entropy_backward(&d_nll, (&h, &w), targets, &loss.lse, &mut dw);
+            [&loss.nll, &loss.lse, &dh, &dw].map(|x| backend.download(x))
+        };
+        let [nll, lse, dh, dw] = run(3000.0, &targets);
+        for &row in &masked {
+            same_bits(&format!("{label}: nll and lse of row {row}"), &[nll[row], lse[row]], &[0.0; 2]);
+            let zero = dh[row * c..(row + 1) * c].iter().all(|&v| v == 0.0);
+            assert!(zero, "{label}: dh of row {row}: got {:?}, want 0", &dh[row * c..(row + 1) * c]);
+        }
+        let counted = kept.iter().all(|&row| nll[row].is_finite() && nll[row] > 0.0);
+        assert!(counted, "{label}: nll of rows {kept:?}: got {:?}", kept.map(|row| nll[row]));
+        assert!(dw != before, "{label}: dw took nothing of the rows with a target");
+        let blank = run(0.0, &targets);
+        for (part, got, want) in [("nll", &nll, &blank[0]), ("dh", &dh, &blank[2]), ("dw", &dw, &blank[3])] {
+            same_bits(&format!("{label}: {part} with large values in them against zeros"), got, want);
+        }
+        let none = run(1.0, &vec![NO_TARGET; t]);
+        same_bits(&format!("{label}: dw without any target"), &none[3], &before);
+    }
+}
+
+/// A row alone gives the bits it gives in a batch, whatever other rows count.
+pub fn row_invariance(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    for dtype in DTYPES {
+        for size @ (t, c, v) in [(67, 33, 65), (40, 16, 1100), (37, 130, 7)] {
+            let run = Run::new(&bench, size, dtype, 1.0);
+            let packed = backend.pack(&run.w.device);
+            for (how, w) in [("plain", &run.w.device), ("packed", &packed)] {
+                rows_alone(&format!("linear_cross_entropy nll {} {how}", run.label), t, |rows| {
+                    let h = run.h.upload_rows(backend, rows.clone());
+                    backend.download(&backend.linear_cross_entropy(&h, w, &run.targets[rows]).nll)
+                });
+            }
+            rows_alone(&format!("linear_cross_entropy_backward dh {}", run.label), t, |rows| {
+                let [h, d_nll] = [&run.h, &run.d_nll].map(|x| x.upload_rows(backend, rows.clone()));
+                let targets = &run.targets[rows];
+                let lse = backend.linear_cross_entropy(&h, &run.w.device, targets).lse;
+                let mut dw = backend.zeros(Shape::new(v, c), DType::F32);
+                let input = (&h, &run.w.device);
+                backend
+                    .download(&backend.linear_cross_entropy_backward(&d_nll, input, targets, &lse, &mut dw))
+            });
+        }
+    }
+}
+
+/// A NaN in a row makes that row's loss NaN and no other; a NaN in the weight makes every loss NaN, also when it is
+/// not the target's row.
+pub fn non_finite(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    let (t, c, v) = (19, 37, 70);
+    for dtype in DTYPES {
+        for at in [0, 17, c - 1] {
+            let label = format!("linear_cross_entropy {dtype} h [{t}, {c}] w [{v}, {c}], NaN at column {at}");
+            let h = bench.random(1, Shape::new(t, c), dtype, 1.0);
+            let w = bench.random(2, Shape::new(v, c), dtype, 1.0);
+            let targets = random_ids(3, t, 60);
+            let mut bad = h.host.clone();
+            bad[11 * c + at] = f32::NAN;
+            let bad = backend.upload(&bad, Shape::new(t, c), dtype);
+            let nll = backend.download(&backend.linear_cross_entropy(&bad, &w.device, &targets).nll);
+            for (row, nll) in nll.iter().enumerate() {
+                assert!(nll.is_nan() == (row == 11), "{label} of h row 11: nll element {row}: got {nll}");
+            }
+            for bad_row in [0, 65, v - 1] {
+                let mut bad = w.host.clone();
+                bad[bad_row * c + at] = f32::NAN;
+                let bad = backend.upload(&bad, Shape::new(v, c), dtype);
+                for (how, bad) in [("plain", bad.clone()), ("packed", backend.pack(&bad))] {
+                    let nll = backend.download(&backend.linear_cross_entropy(&h.device, &bad, &targets).nll);
+                    for (row, nll) in nll.iter().enumerate() {
+                        assert!(
+                            nll.is_nan(),
+                            "{label} of {how} w row {bad_row}: nll element {row}: got {nll}"
+                        );
+                    }
+                }
+            }
+        }
+    }
+}

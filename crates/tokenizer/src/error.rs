@@ -1,0 +1,94 @@
+//! What can go wrong.
+
+use std::path::PathBuf;
+
+/// An error of this crate. Each names the file, line, key or value it is about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read or written.
+    #[error("cannot {action} `{path}`: {source}")]
+    Io {
+        /// What was attempted, such as "read".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The reason the system gave.
+        source: std::io::Error,
+    },
+    /// A folder holds no tokenizer.
+    #[error("`{path}` holds neither `tokenizer.model` nor `tokenizer.json`")]
+    NotFound {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A line of a `tokenizer.model` file is wrong.
+    #[error("{path}:{line}: {problem}")]
+    ModelLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A file is not the JSON that is expected.
+    #[error("cannot parse `{path}`: {source}")]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// The parser's reason, with line and column.
+        source: serde_json::Error,
+    },
+    /// A `tokenizer.json` describes something other than byte-level BPE in Llama 3's way.
+    #[error("`{path}`: key `{key}`: {problem}")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The key inside the file.
+        key: String,
+        /// What was found and what is supported.
+        problem: String,
+    },
+    /// The tokens cannot make a tokenizer.
+    #[error("bad vocabulary: {problem}")]
+    Vocabulary {
+        /// What is wrong, naming the rank, byte or token.
+        problem: String,
+    },
+    /// A file's tokens cannot make a tokenizer.
+    #[error("`{path}`: {source}")]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its contents.
+        source: Box<Error>,
+    },
+    /// An id is not in the vocabulary.
+    #[error("token id `{id}` is not below the vocabulary size `{vocab_size}`: are the ids of another tokenizer?")]
+    UnknownId {
+        /// The id.
+        id: u32,
+        /// The size of the vocabulary.
+        vocab_size: usize,
+    },
+    /// The wanted vocabulary is too small or too large to train.
+    #[error(
+        "vocabulary size `{wanted}` is out of range: it must hold 256 bytes and 256 special tokens, so at least \
+         `512`, and at most `{max}`"
+    )]
+    VocabSize {
+        /// The wanted size.
+        wanted: usize,
+        /// The largest size that is possible.
+        max: usize,
+    },
+    /// The threads to train with could not be started.
+    #[error("cannot start `{threads}` threads: {reason}")]
+    Threads {
+        /// How many were wanted.
+        threads: usize,
+        /// The reason.
+        reason: String,
+    },
+}

@@ -1,0 +1,155 @@
+//! Files: `tokenizer.model` here, Hugging Face's in [`hf`].
+
+pub(crate) mod hf;
+
+use crate::special::april_2024_names;
+use crate::{Error, Result, Tokenizer};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use std::io::Write as _;
+use std::path::Path;
+
+/// See [`Tokenizer::load`].
+pub(crate) fn load(path: &Path) -> Result<Tokenizer> {
+    if path.is_dir() {
+        for name in ["tokenizer.model", "tokenizer.json"] {
+            let file = path.join(name);
+            if file.try_exists().map_err(io("read", &file))? {
+                return load(&file);
+            }
+        }
+        return Err(Error::NotFound { path: path.into() });
+    }
+    let contents = std::fs::read(path).map_err(io("read", path))?;
+    let (ranks, special) = if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+        return hf::read_tokenizer_json(&contents, path);
+    } else {
+        (read_model_file(&contents, path)?, april_2024_names())
+    };
+    Tokenizer::new(ranks, special).map_err(|error| in_file(path, error))
+}
+
+fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + 'a {
+    move |source| Error::Io { action, path: path.into(), source }
+}
+
+fn in_file(path: &Path, error: Error) -> Error {
+    Error::InFile { path: path.into(), source: Box::new(error) }
+}
+
+/// Writes `contents` beside `path` and renames, so that `path` is never half written.
+pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".part");
+    let temporary = Path::new(&temporary);
+    let written = std::fs::File::create(temporary)
+        .and_then(|mut file| file.write_all(contents).and_then(|()| file.sync_all()))
+        .and_then(|()| std::fs::rename(temporary, path));
+    written.map_err(|source| {
+        // The first error is the one worth telling.
+        let _ = std::fs::remove_file(temporary);
+        io("write", path)(source)
+    })
+}
+
+/// The contents of a `tokenizer.model`.
+pub(crate) fn model_file(tokenizer: &Tokenizer) -> Vec<u8> {
+    let mut text = String::new();
+    for (rank, token) in tokenizer.bpe().tokens().iter().enumerate() {
+        STANDARD.encode_string(token, &mut text);
+        text.push_str(&format!(" {rank}\n"));
+    }
+    text.into_bytes()
+}
+
+/// The tokens of a `tokenizer.model`, in the order of their ranks. Lines may come in any order, but the ranks must be
+/// all numbers from 0 on, each once.
+fn read_model_file(contents: &[u8], path: &Path) -> Result<Vec<Vec<u8>>> {
+    let at = |line: usize, problem: String| Error::ModelLine { path: path.into(), line, problem };
+    // (rank, line, token)
+    let mut entries = Vec::new();
+    for (line, text) in (1..).zip(contents.split(|&byte| byte == b'\n')) {
+        let text = text.trim_ascii();
+        if !text.is_empty() {
+            let (token, rank) = read_model_line(text).map_err(|problem| at(line, problem))?;
+            entries.push((rank, line, token));
+        }
+    }
+    if entries.is_empty() {
+        return Err(at(1, "the file is empty; expected lines of base64, a space and a rank".to_owned()));
+    }
+    entries.sort_unstable();
+    for (expected, (rank, line, _)) in (0u32..).zip(&entries) {
+        if *rank < expected {
+            return Err(at(*line, format!("rank `{rank}` occurs twice")));
+        }
+        if *rank > expected {
+            return Err(at(*line, format!("rank `{rank}` is here, but rank `{expected}` is nowhere")));
+        }
+    }
+    Ok(entries.into_iter().map(|(_, _, token)| token).collect())
+}
+
+fn read_model_line(text: &[u8]) -> Result<(Vec<u8>, u32), String> {
+    let shown = || String::from_utf8_lossy(&text[..text.len().min(60)]).into_owned();
+    let Some(space) = text.iter().position(|&byte| byte == b' ') else {
+        return Err(format!("expected base64, a space and a rank, found `{}`", shown()));
+    };
+    let (token, rank) = (&text[..space], &text[space + 1..]);
+    let token = STANDARD.decode(token).map_err(|error| format!("bad base64 in `{}`: {error}", shown()))?;
+    let rank = std::str::from_utf8(rank).ok().filter(|rank| rank.bytes().all(|byte| byte.is_ascii_digit()));
+    match rank.and_then(|rank| rank.parse().ok()) {
+        Some(rank) => Ok((token, rank)),
+        None => Err(format!("bad rank in `{}`: expected a number below 2^32", shown())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(contents: &[u8]) -> Result<Vec<Vec<u8>>> {
+        read_model_file(contents, Path::new("t.model"))
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(contents in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = read(&contents);
+        }
+
+        #[test]
+        fn near_valid_files_are_read_or_refused_with_a_line(contents in r"([A-Za-z0-9+/]{0,4}={0,2} ?[0-9]{0,11}\r?\n){0,5}") {
+            match read(contents.as_bytes()) {
+                Ok(tokens) => prop_assert!(!tokens.is_empty() && tokens.len() <= contents.lines().count()),
+                Err(Error::ModelLine { line, .. }) => {
+                    prop_assert!(line >= 1 && line <= contents.lines().count().max(1));
+                }
+                Err(other) => prop_assert!(false, "{}", other),
+            }
+        }
+    }
+
+    #[test]
+    fn lines_may_be_in_any_order() {
+        assert_eq!(read(b"Yg== 1\r\n\nYQ== 0").unwrap(), [b"a".to_vec(), b"b".to_vec()]);
+    }
+
+    #[test]
+    fn errors_are_located() {
+        for (contents, expected) in [
+            ("", "t.model:1: the file is empty; expected lines of base64, a space and a rank"),
+            ("YQ== 0\nYg==\n", "t.model:2: expected base64, a space and a rank, found `Yg==`"),
+            ("YQ== 0\n\nYg== x\n", "t.model:3: bad rank in `Yg== x`: expected a number below 2^32"),
+            ("YQ== 0\nYg== +1\n", "t.model:2: bad rank in `Yg== +1`: expected a number below 2^32"),
+            ("YQ== 4294967296\n", "t.model:1: bad rank in `YQ== 4294967296`: expected a number below 2^32"),
+            ("YQ== 0\nYg== 0\n", "t.model:2: rank `0` occurs twice"),
+            ("YQ== 0\nYg== 2\n", "t.model:2: rank `2` is here, but rank `1` is nowhere"),
+        ] {
+            assert_eq!(read(contents.as_bytes()).unwrap_err().to_string(), expected);
+        }
+        let bad_base64 = read(b"Y* 0").unwrap_err().to_string();
+        assert!(bad_base64.starts_with("t.model:1: bad base64 in `Y* 0`: "), "{bad_base64}");
+    }
+}

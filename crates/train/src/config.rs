@@ -1,0 +1,130 @@
+//! Settings of a training run that are part of its recipe.
+
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+
+/// AdamW and the learning-rate schedule.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizerConfig {
+    /// Largest learning rate, reached after the warm-up.
+    pub peak_lr: f64,
+    /// The cosine ends at this share of the peak.
+    pub final_lr_ratio: f64,
+    /// Steps of linear warm-up.
+    pub warmup_steps: u64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled weight decay of matrices.
+    pub weight_decay: f64,
+    /// Gradients are scaled down to at most this global norm.
+    pub clip_norm: f64,
+}
+
+impl Default for OptimizerConfig {
+    /// Llama 2's pre-training values where Llama 3's are not published.
+    fn default() -> Self {
+        Self {
+            peak_lr: 3e-4,
+            final_lr_ratio: 0.1,
+            warmup_steps: 20,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        }
+    }
+}
+
+/// One training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Updates.
+    pub steps: u64,
+    /// Sequences per update.
+    pub batch: usize,
+    /// Sequences per forward pass; memory grows with it, results do not depend on it.
+    pub micro_batch: usize,
+    /// AdamW and schedule.
+    pub optimizer: OptimizerConfig,
+    /// A step whose loss is above this multiple of the recent mean is skipped.
+    pub spike_factor: f64,
+    /// Training stops after this many skipped steps in a row.
+    pub max_skipped_steps: u32,
+    /// Keep only each block's input and compute the rest again in the backward pass.
+    pub recompute: bool,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            steps: 1000,
+            batch: 16,
+            micro_batch: 4,
+            optimizer: OptimizerConfig::default(),
+            spike_factor: 2.0,
+            max_skipped_steps: 5,
+            recompute: false,
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Checks the ranges.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        let o = &self.optimizer;
+        let unit = |x: f64| (0.0..1.0).contains(&x);
+        let checks: [(&'static str, String, bool, &str); 12] = [
+            ("steps", self.steps.to_string(), self.steps > 0, "at least 1"),
+            ("batch", self.batch.to_string(), self.batch > 0, "at least 1"),
+            ("micro_batch", self.micro_batch.to_string(), self.micro_batch > 0, "at least 1"),
+            (
+                "optimizer.peak_lr",
+                o.peak_lr.to_string(),
+                o.peak_lr > 0.0 && o.peak_lr <= 1.0,
+                "above 0, at most 1",
+            ),
+            (
+                "optimizer.final_lr_ratio",
+                o.final_lr_ratio.to_string(),
+                (0.0..=1.0).contains(&o.final_lr_ratio),
+                "0 to 1",
+            ),
+            ("optimizer.beta1", o.beta1.to_string(), unit(o.beta1), "at least 0, below 1"),
+            ("optimizer.beta2", o.beta2.to_string(), unit(o.beta2), "at least 0, below 1"),
+            ("optimizer.eps", o.eps.to_string(), o.eps > 0.0 && o.eps < 1.0, "above 0, below 1"),
+            (
+                "optimizer.weight_decay",
+                o.weight_decay.to_string(),
+                unit(o.weight_decay),
+                "at least 0, below 1",
+            ),
+            (
+                "optimizer.clip_norm",
+                o.clip_norm.to_string(),
+                o.clip_norm > 0.0 && o.clip_norm.is_finite(),
+                "above 0",
+            ),
+            ("spike_factor", self.spike_factor.to_string(), self.spike_factor > 1.0, "above 1"),
+            (
+                "max_skipped_steps",
+                self.max_skipped_steps.to_string(),
+                self.max_skipped_steps > 0,
+                "at least 1",
+            ),
+        ];
+        match checks.into_iter().find(|(_, _, ok, _)| !ok) {
+            None => Ok(()),
+            Some((key, found, _, allowed)) => {
+                Err(TrainError::OutOfRange { key, found, allowed: allowed.into() })
+            }
+        }
+    }
+}

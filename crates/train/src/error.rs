@@ -1,0 +1,67 @@
+//! What can go wrong in training.
+
+use std::path::PathBuf;
+
+use llamero_comm::CommError;
+use llamero_data::DataError;
+
+/// Errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// The data could not be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// Ranks could not talk to each other.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    /// A checkpoint could not be written.
+    #[error("checkpoint `{}`: {source}", path.display())]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Too many steps in a row had to be skipped.
+    #[error(
+        "step {step}: {skipped} steps in a row were skipped, the last because {reason}\n\
+         hint: lower the learning rate, or look at the data around sequence {sequence}"
+    )]
+    Diverged {
+        /// The last step skipped.
+        step: u64,
+        /// How many in a row.
+        skipped: u32,
+        /// Why the last one was.
+        reason: String,
+        /// First sequence of that step.
+        sequence: u64,
+    },
+    /// A step without a single target.
+    #[error("step {step}: none of its {tokens} tokens has a target to learn from")]
+    NoTargets {
+        /// The step.
+        step: u64,
+        /// Tokens in it.
+        tokens: usize,
+    },
+    /// A value of the recipe is out of range.
+    #[error("`{key}` is {found}, but must be {allowed}")]
+    OutOfRange {
+        /// Key in the recipe, relative to its section.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// What would be valid.
+        allowed: String,
+    },
+    /// No model fits the budget.
+    #[error("{found}\nhint: {hint}")]
+    Budget {
+        /// What was found.
+        found: String,
+        /// What to do.
+        hint: String,
+    },
+}

@@ -1,0 +1,156 @@
+//! The training loop: resume, step, watch, checkpoint, report.
+
+use std::time::{Duration, Instant};
+
+use llamero_data::{DataError, Loader, Sequence};
+use serde::{Deserialize, Serialize};
+
+use crate::{Checkpoints, TrainError, Trainer};
+
+/// Where sequences come from: a pure function of their number.
+pub trait SequenceSource {
+    /// Sequence number `index`; defined for every number (sources start over).
+    fn sequence(&self, index: u64) -> Result<Sequence, DataError>;
+}
+
+impl SequenceSource for Loader {
+    fn sequence(&self, index: u64) -> Result<Sequence, DataError> {
+        Loader::sequence(self, index)
+    }
+}
+
+/// One step, as kept in the history of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepRecord {
+    /// Number of the step, from 0.
+    pub step: u64,
+    /// Tokens read up to and including this step.
+    pub tokens: u64,
+    /// Mean loss in nats per target before the update.
+    #[serde(with = "maybe_finite")]
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    #[serde(with = "maybe_finite")]
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Why there was no update, when there was none.
+    pub skipped: Option<String>,
+}
+
+/// How far a run has come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    /// Steps done.
+    pub(crate) step: u64,
+    /// Sequences read.
+    pub(crate) cursor: u64,
+    /// Tokens read.
+    pub(crate) tokens: u64,
+    /// Steps skipped in a row up to now.
+    pub(crate) skipped: u32,
+    /// Seconds spent in steps, over all processes that worked on the run.
+    pub(crate) seconds: f64,
+    /// Every step so far, and the seconds each took.
+    pub(crate) history: Vec<(StepRecord, f64)>,
+}
+
+/// A finished run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainReport {
+    /// Every step; does not depend on time or machine.
+    pub history: Vec<StepRecord>,
+    /// Seconds that each step took.
+    pub seconds: Vec<f64>,
+    /// Step that this process started from, when it resumed.
+    pub resumed_at: Option<u64>,
+    /// Checkpoints that were passed over as damaged, and steps that were skipped, in words.
+    pub remarks: Vec<String>,
+}
+
+impl TrainReport {
+    /// Tokens read in all.
+    pub fn tokens(&self) -> u64 {
+        self.history.last().map_or(0, |r| r.tokens)
+    }
+
+    /// Tokens per second over the whole run.
+    pub fn tokens_per_second(&self) -> f64 {
+        self.tokens() as f64 / self.seconds.iter().sum::<f64>().max(1e-9)
+    }
+}
+
+/// At least this long between checkpoints; a kill loses at most about that much work.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
+
+/// Trains to the end, from the newest checkpoint if there is one. `observe` sees every step as it is done, with the
+/// tokens per second since this process started.
+pub fn train(
+    trainer: &mut Trainer<'_>,
+    source: &dyn SequenceSource,
+    checkpoints: &Checkpoints,
+    observe: &mut dyn FnMut(&StepRecord, f64),
+) -> Result<TrainReport, TrainError> {
+    let config = trainer.config().clone();
+    config.validate()?;
+    let (resumed, mut remarks) = checkpoints.load(trainer);
+    let resumed_at = resumed.as_ref().map(|p| p.step);
+    let mut progress = resumed.unwrap_or_default();
+    let (started, tokens_before) = (Instant::now(), progress.tokens);
+    let mut last_checkpoint = Instant::now();
+    while progress.step < config.steps {
+        let begun = Instant::now();
+        let first = progress.cursor;
+        let sequences = (first..first + config.batch as u64)
+            .map(|i| source.sequence(i))
+            .collect::<Result<Vec<_>, _>>()?;
+        progress.tokens += sequences.iter().map(|s| s.tokens.len() as u64).sum::<u64>();
+        let outcome = trainer.step(progress.step, sequences)?;
+        let record = StepRecord {
+            step: progress.step,
+            tokens: progress.tokens,
+            loss: outcome.loss,
+            grad_norm: outcome.grad_norm,
+            lr: outcome.lr,
+            skipped: outcome.skipped,
+        };
+        let rate = (progress.tokens - tokens_before) as f64 / started.elapsed().as_secs_f64().max(1e-9);
+        observe(&record, rate);
+        if let Some(reason) = &record.skipped {
+            progress.skipped += 1;
+            if progress.skipped >= config.max_skipped_steps {
+                let (step, skipped, reason) = (progress.step, progress.skipped, reason.clone());
+                return Err(TrainError::Diverged { step, skipped, reason, sequence: first });
+            }
+        } else {
+            progress.skipped = 0;
+        }
+        progress.history.push((record, begun.elapsed().as_secs_f64()));
+        progress.step += 1;
+        progress.cursor += config.batch as u64;
+        if last_checkpoint.elapsed() >= CHECKPOINT_EVERY && progress.step < config.steps {
+            checkpoints.save(trainer, &progress)?;
+            last_checkpoint = Instant::now();
+        }
+    }
+    let (history, seconds): (Vec<_>, Vec<_>) = progress.history.into_iter().unzip();
+    remarks.extend(skips(&history));
+    Ok(TrainReport { history, seconds, resumed_at, remarks })
+}
+
+fn skips(history: &[StepRecord]) -> impl Iterator<Item = String> + '_ {
+    history.iter().filter_map(|r| Some(format!("step {} was skipped: {}", r.step, r.skipped.as_ref()?)))
+}
+
+/// JSON has no NaN: a loss that is not finite is written as `null` and read back as NaN.
+mod maybe_finite {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(x: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+        x.is_finite().then_some(*x).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+        Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+    }
+}
