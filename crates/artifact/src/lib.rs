@@ -36,6 +36,7 @@ pub mod fsutil;
 mod key;
 mod lineage;
 mod manifest;
+mod mapped;
 pub mod recipe;
 mod run;
 #[cfg(test)]
@@ -46,4 +47,5 @@ pub use error::{ArtifactError, RecipeError, Result};
 pub use key::{InputRef, StageKey, canonical_json, fingerprint};
 pub use lineage::{Lineage, why};
 pub use manifest::{FileEntry, MANIFEST, Manifest, Provenance};
+pub use mapped::MappedFile;
 pub use run::{Begin, Draft, Outcome, Reason, RunDir, WORK_STATE};

@@ -1,6 +1,9 @@
 //! Read-only memory maps of files that are finished.
 
-#![expect(unsafe_code, reason = "mapping a file is unsafe in every crate that offers it; see the SAFETY argument")]
+#![expect(
+    unsafe_code,
+    reason = "mapping a file is unsafe in every crate that offers it; see the SAFETY argument"
+)]
 
 use std::fs::File;
 use std::io;

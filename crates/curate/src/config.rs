@@ -11,6 +11,10 @@ use crate::source::REGISTRY;
 pub struct CurateConfig {
     /// Folders, files, globs, or the word `cargo-registry` for the sources of the crates that cargo has unpacked.
     pub sources: Vec<String>,
+    /// Crate folders (`name-1.2.3`) that `cargo-registry` stands for; all that are there when absent. Naming them makes
+    /// the corpus independent of what else is fetched later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub crates: Option<Vec<String>>,
     /// A file above this size is dropped as `huge`, in bytes.
     pub max_document_bytes: u64,
     /// Kept text stops here, in bytes; whole sources are kept together.
@@ -37,6 +41,7 @@ impl Default for CurateConfig {
     fn default() -> Self {
         Self {
             sources: vec![REGISTRY.to_owned()],
+            crates: None,
             max_document_bytes: 1 << 20,
             max_corpus_bytes: 64 << 20,
             min_characters: 64,

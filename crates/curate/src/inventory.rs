@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use rayon::prelude::*;
 
-use crate::source::{Found, expand};
+use crate::source::{Found, cargo_home, expand};
 use crate::version::{Version, split_crate};
 use crate::{CurateConfig, CurateError, Progress};
 
@@ -56,11 +56,7 @@ pub struct Inventory {
 /// # Errors
 /// A value out of range, a source that does not exist, a glob that cannot be parsed, a source without files.
 pub fn inventory(config: &CurateConfig, progress: &dyn Progress) -> Result<Inventory, CurateError> {
-    let cargo_home = std::env::var_os("CARGO_HOME")
-        .filter(|home| !home.is_empty())
-        .map(PathBuf::from)
-        .or_else(|| std::env::home_dir().map(|home| home.join(".cargo")));
-    inventory_at(config, cargo_home, progress)
+    inventory_at(config, cargo_home(), progress)
 }
 
 /// [`inventory`] with cargo's home given, so that tests need not change the environment.
@@ -70,7 +66,7 @@ pub(crate) fn inventory_at(
     progress: &dyn Progress,
 ) -> Result<Inventory, CurateError> {
     config.validate()?;
-    let found = expand(&config.sources, cargo_home.as_deref())?;
+    let found = expand(config, cargo_home.as_deref())?;
     progress.phase("inventory", found.iter().map(|file| file.bytes).sum());
     let mut files: Vec<SourceFile> = found.into_par_iter().map(|file| hash_file(file, progress)).collect();
     // Content orders files of equal path, so neither walk order nor the order of the sources shows.

@@ -26,7 +26,7 @@ pub use corpus::{CurateReport, DroppedTally, Tally, curate};
 pub use error::CurateError;
 pub use inventory::{Inventory, SourceFile, inventory};
 pub use output::{COLUMNS, DOCUMENTS_FILE, DROPPED_FILE, DroppedRecord, REPORT_FILE};
-pub use source::REGISTRY;
+pub use source::{REGISTRY, registry_crates};
 
 /// Told how far a stage has come. `()` listens to nothing.
 ///

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use globset::{GlobBuilder, GlobMatcher};
 use walkdir::{DirEntry, WalkDir};
 
-use crate::CurateError;
 use crate::rules::is_notice;
 use crate::version::split_crate;
+use crate::{CurateConfig, CurateError};
 
 /// The word in `curate.sources` that stands for the sources of the crates that cargo has unpacked:
 /// `$CARGO_HOME/registry/src/*/`, with `CARGO_HOME` defaulting to `$HOME/.cargo`.
@@ -54,11 +54,11 @@ impl Walk {
 }
 
 /// All candidate files of all sources, in no particular order.
-pub(crate) fn expand(sources: &[String], cargo_home: Option<&Path>) -> Result<Vec<Found>, CurateError> {
+pub(crate) fn expand(config: &CurateConfig, cargo_home: Option<&Path>) -> Result<Vec<Found>, CurateError> {
     let mut found = Vec::new();
-    for entry in sources {
+    for entry in &config.sources {
         let walk = if entry == REGISTRY {
-            registry(cargo_home)?
+            registry(cargo_home, config.crates.as_deref())?
         } else {
             let path = Path::new(entry);
             match path.metadata() {
@@ -124,26 +124,80 @@ fn glob(entry: &str) -> Result<Walk, CurateError> {
     Ok(walk(Path::new(base), false, &|relative| matcher.is_match(relative)))
 }
 
-/// Every index folder of the registry, merged: paths start at the crate folder, so the index name does not show.
-fn registry(cargo_home: Option<&Path>) -> Result<Walk, CurateError> {
-    let failure = |problem: String| {
-        CurateError::BadSource {
+/// The crate folders of the cargo registry, sorted: what `cargo-registry` stands for now.
+///
+/// # Errors
+/// There is no registry on this machine.
+pub fn registry_crates() -> Result<Vec<String>, CurateError> {
+    let folders = registry_folders(cargo_home().as_deref())?;
+    let names: BTreeSet<String> = folders.into_iter().map(|(name, _)| name).collect();
+    Ok(names.into_iter().collect())
+}
+
+/// `$CARGO_HOME`, or `$HOME/.cargo`.
+pub(crate) fn cargo_home() -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set("CARGO_HOME").or_else(|| std::env::home_dir().map(|home| home.join(".cargo")))
+}
+
+fn registry_failure(problem: String) -> CurateError {
+    CurateError::BadSource {
         entry: REGISTRY.to_owned(),
         problem,
         hint: "run `cargo fetch` in any Rust project first, or set `CARGO_HOME`, or point `curate.sources` at a folder \
                of text"
             .to_owned(),
     }
+}
+
+/// Name and path of every crate folder below every index folder, sorted.
+fn registry_folders(cargo_home: Option<&Path>) -> Result<Vec<(String, PathBuf)>, CurateError> {
+    let home =
+        cargo_home.ok_or_else(|| registry_failure("needs `CARGO_HOME` or `HOME` to be set".to_owned()))?;
+    let list = |dir: &Path| {
+        let entries = std::fs::read_dir(dir).and_then(|entries| entries.collect::<Result<Vec<_>, _>>());
+        entries.map_err(|error| registry_failure(format!("cannot be listed at `{}`: {error}", dir.display())))
     };
-    let home = cargo_home.ok_or_else(|| failure("needs `CARGO_HOME` or `HOME` to be set".to_owned()))?;
-    let root = home.join("registry").join("src");
-    let indexes = std::fs::read_dir(&root)
-        .and_then(|entries| entries.collect::<Result<Vec<_>, _>>())
-        .map_err(|error| failure(format!("cannot be listed at `{}`: {error}", root.display())))?;
+    let mut folders = Vec::new();
+    for index in list(&home.join("registry").join("src"))? {
+        if !index.path().is_dir() {
+            continue;
+        }
+        for entry in list(&index.path())? {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if split_crate(&name).is_some() && entry.path().is_dir() {
+                folders.push((name, entry.path()));
+            }
+        }
+    }
+    folders.sort();
+    Ok(folders)
+}
+
+/// The crate folders of every index, merged: paths start at the crate folder, so the index name does not show.
+fn registry(cargo_home: Option<&Path>, crates: Option<&[String]>) -> Result<Walk, CurateError> {
+    let folders = registry_folders(cargo_home)?;
+    if let Some(missing) = crates.into_iter().flatten().find(|c| !folders.iter().any(|(name, _)| name == *c))
+    {
+        return Err(CurateError::BadSource {
+            entry: REGISTRY.to_owned(),
+            problem: format!("has no crate `{missing}`, which `curate.crates` names"),
+            hint: "run `cargo fetch --locked` in the llamero checkout that made the recipe, or drop `curate.crates` to \
+                   learn from the crates that are here"
+                .to_owned(),
+        });
+    }
     let mut all = Walk::default();
-    for index in indexes.iter().map(std::fs::DirEntry::path).filter(|path| path.is_dir()) {
-        let part = walk(&index, true, &registry_wants);
-        all.files.extend(part.files);
+    for (name, path) in folders {
+        if crates.is_some_and(|crates| !crates.contains(&name)) {
+            continue;
+        }
+        let part = walk(&path, true, &registry_wants);
+        all.files.extend(part.files.into_iter().map(|file| {
+            let relative =
+                if file.relative.is_empty() { name.clone() } else { format!("{name}/{}", file.relative) };
+            Found { relative, ..file }
+        }));
         all.unmatched += part.unmatched;
         all.links += part.links;
         all.hidden.extend(part.hidden);
@@ -151,15 +205,13 @@ fn registry(cargo_home: Option<&Path>) -> Result<Walk, CurateError> {
     Ok(all)
 }
 
-/// Markdown, Rust, the manifest that cargo wrote, and licence-like files, inside a crate folder.
+/// Markdown, Rust, the manifest that cargo wrote, and licence-like files of a crate folder.
 fn registry_wants(relative: &Path) -> bool {
-    let Some(crate_folder) = relative.parent().and_then(|parent| parent.iter().next()) else { return false };
     let Some(name) = relative.file_name().map(OsStr::to_string_lossy) else { return false };
     let known = relative.extension().is_some_and(|extension| {
         extension.eq_ignore_ascii_case("md") || extension.eq_ignore_ascii_case("rs")
     });
-    let in_crate = crate_folder.to_str().is_some_and(|folder| split_crate(folder).is_some());
-    in_crate && (known || name == "Cargo.toml" || is_notice(&name))
+    known || name == "Cargo.toml" || is_notice(&name)
 }
 
 /// Walks `root` without following links. An entry that cannot be examined becomes a candidate with a problem, so that

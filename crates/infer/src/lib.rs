@@ -1,1 +1,34 @@
-//! infer (see ARCHITECTURE.md).
+//! Using a model: score text, continue it, choose between answers, chat.
+//!
+//! [`Engine::open`] takes a run folder, an artifact folder or an exported folder, checks it, and arranges the weights
+//! once. Everything after that is the forward pass of training (`llamero_model::Llama`) with another store of keys and
+//! values, so scores and the log-probabilities of sampled tokens have the bits that training would have computed for
+//! the same tokens, whatever was cached and however the prompt was cut into chunks.
+//!
+//! Callers that only need answers ask for [`Lm`], which a scripted fake (feature `testing`) implements too.
+//!
+//! Nothing is cut off silently: a prompt that does not fit is an error, a text longer than the context is scored in
+//! windows as [`Engine::score_tokens`] says, and a conversation that loses its oldest turns says so.
+
+mod cache;
+mod chat;
+mod engine;
+mod error;
+mod generate;
+mod lm;
+mod open;
+mod sampler;
+mod score;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use chat::{ChatSession, Reply};
+pub use engine::Engine;
+pub use error::{InferError, Result};
+pub use generate::{Finish, Generation, OnToken};
+pub use lm::Lm;
+pub use open::{MODEL_STAGES, resolve_model};
+pub use sampler::{SamplingParams, sample};
+pub use score::Score;

@@ -17,3 +17,10 @@ fn fingerprints_repeat() {
     let first = suite::fingerprint(&Oracle::rounding());
     assert_eq!(first, suite::fingerprint(&Oracle::rounding()));
 }
+
+#[test]
+#[should_panic(expected = "square: gradient of x, element 1")]
+fn a_wrong_gradient_is_caught() {
+    let x = gradcheck::Checked { name: "x", values: vec![1.0, 2.0], gradient: vec![2.0, 4.000001] };
+    gradcheck::check("square", &[x], |at| at[0].iter().map(|x| x * x).sum());
+}

@@ -263,7 +263,10 @@ mod tests {
     fn bad_vocabularies_are_named() {
         let bytes = || (0..=255u8).map(|byte| vec![byte]);
         let error = |tokens: Vec<Vec<u8>>| Bpe::new(tokens).unwrap_err().to_string();
-        assert_eq!(error(bytes().chain([vec![]]).collect()), "bad vocabulary: the token of rank `256` is empty");
+        assert_eq!(
+            error(bytes().chain([vec![]]).collect()),
+            "bad vocabulary: the token of rank `256` is empty"
+        );
         assert_eq!(
             error(bytes().chain([b"a\n".to_vec(), b"a\n".to_vec()]).collect()),
             "bad vocabulary: ranks `256` and `257` are the same token `a\\n`"

@@ -65,7 +65,9 @@ pub enum Error {
         source: Box<Error>,
     },
     /// An id is not in the vocabulary.
-    #[error("token id `{id}` is not below the vocabulary size `{vocab_size}`: are the ids of another tokenizer?")]
+    #[error(
+        "token id `{id}` is not below the vocabulary size `{vocab_size}`: are the ids of another tokenizer?"
+    )]
     UnknownId {
         /// The id.
         id: u32,

@@ -21,7 +21,8 @@ pub(crate) fn load(path: &Path) -> Result<Tokenizer> {
         return Err(Error::NotFound { path: path.into() });
     }
     let contents = std::fs::read(path).map_err(io("read", path))?;
-    let (ranks, special) = if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+    let (ranks, special) = if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
+    {
         return hf::read_tokenizer_json(&contents, path);
     } else {
         (read_model_file(&contents, path)?, april_2024_names())

@@ -145,7 +145,9 @@ mod tests {
         assert_eq!(special.find("a<|<|eot_id|>b"), Some((3, 13, eot)));
         assert_eq!(special.find("<|eot_id|>"), Some((0, 10, eot)));
         assert_eq!(special.find("<|é|><|eot_id|>"), Some((6, 16, eot)));
-        for text in ["", "<|", "<|>", "<||>", "<|eot_id|", "<|EOT_ID|>", "<| eot_id|>", "ééé<|ééééééééééééééé"] {
+        for text in
+            ["", "<|", "<|>", "<||>", "<|eot_id|", "<|EOT_ID|>", "<| eot_id|>", "ééé<|ééééééééééééééé"]
+        {
             assert_eq!(special.find(text), None, "{text}");
         }
     }

@@ -34,7 +34,7 @@ impl<'a> Iterator for Pieces<'a> {
         let start = self.position;
         let (class, next) = self.class_at(start)?;
         self.position = match class {
-            Class::Letter => self.skip(next, Class::Letter),
+            Class::Letter => self.run_end(next, Class::Letter),
             Class::Number => self.number(next),
             Class::Newline => self.white_space(start),
             Class::Space | Class::Other => self.after_prefix(start, class, next),
@@ -64,7 +64,7 @@ impl Pieces<'_> {
 
     /// The end of the run of `wanted` characters that begins at `at`.
     #[inline]
-    fn skip(&self, mut at: usize, wanted: Class) -> usize {
+    fn run_end(&self, mut at: usize, wanted: Class) -> usize {
         while let Some((class, next)) = self.class_at(at)
             && class == wanted
         {
@@ -93,7 +93,7 @@ impl Pieces<'_> {
             return end;
         }
         match self.class_at(next) {
-            Some((Class::Letter, after)) => self.skip(after, Class::Letter),
+            Some((Class::Letter, after)) => self.run_end(after, Class::Letter),
             Some((Class::Other, after)) if first == b' ' => self.symbols(after),
             _ if class == Class::Other => self.symbols(next),
             _ => self.white_space(start),
@@ -115,7 +115,7 @@ impl Pieces<'_> {
 
     /// `[^\s\p{L}\p{N}]+[\r\n]*` after its first character, which ends at `at`.
     fn symbols(&self, at: usize) -> usize {
-        self.skip(self.skip(at, Class::Other), Class::Newline)
+        self.run_end(self.run_end(at, Class::Other), Class::Newline)
     }
 
     /// `\s*[\r\n]+|\s+(?!\S)|\s+` at `start`, where there is white space: up to the last newline of the run if it has
@@ -207,8 +207,12 @@ mod tests {
             (r"[\r\n]", Class::Newline),
         ] {
             let hir = regex_syntax::parse(pattern).unwrap();
-            let regex_syntax::hir::HirKind::Class(found) = hir.kind() else { panic!("{pattern} is no class") };
-            let regex_syntax::hir::Class::Unicode(found) = found else { panic!("{pattern} is no Unicode class") };
+            let regex_syntax::hir::HirKind::Class(found) = hir.kind() else {
+                panic!("{pattern} is no class")
+            };
+            let regex_syntax::hir::Class::Unicode(found) = found else {
+                panic!("{pattern} is no Unicode class")
+            };
             for range in found.ranges() {
                 expected[range.start() as usize..=range.end() as usize].fill(class);
             }

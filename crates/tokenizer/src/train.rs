@@ -70,11 +70,7 @@ impl Trainer {
     ///
     /// # Errors
     /// When `vocab_size` is below 512 or beyond what ids can hold, or when threads cannot be started.
-    pub fn train<I, T>(
-        &self,
-        docs: I,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<(Tokenizer, TrainReport)>
+    pub fn train<I, T>(&self, docs: I, progress: &mut dyn FnMut(u64, u64)) -> Result<(Tokenizer, TrainReport)>
     where
         I: Iterator<Item = T>,
         T: AsRef<str> + Send,
@@ -106,9 +102,12 @@ impl Trainer {
     {
         let pool = match self.threads {
             None => None,
-            Some(threads) => Some(rayon::ThreadPoolBuilder::new().num_threads(threads.max(1)).build().map_err(
-                |error| Error::Threads { threads, reason: error.to_string() },
-            )?),
+            Some(threads) => Some(
+                rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads.max(1))
+                    .build()
+                    .map_err(|error| Error::Threads { threads, reason: error.to_string() })?,
+            ),
         };
         let mut counts = WordCounts::default();
         let mut report = TrainReport::default();
@@ -255,8 +254,10 @@ impl Merger {
             if now == best.count {
                 self.merge(best, least);
                 progress((self.tokens.len() - 256) as u64, merges);
-            } else {
+            } else if now >= least {
                 self.enqueue(best.pair, least);
+            } else {
+                self.pairs.remove(&best.pair);
             }
         }
         (self.tokens.iter().map(|token| token.to_vec()).collect(), self.total)

@@ -25,7 +25,8 @@ fn generate() -> String {
         ("NUMBERS", r"\p{N}", "General category N"),
         ("WHITE_SPACE", r"\s", "Property `White_Space`"),
     ] {
-        write!(text, "\n/// {what} (`{pattern}`).\n#[rustfmt::skip]\npub(crate) const {name}: &[u32] = &[\n").unwrap();
+        write!(text, "\n/// {what} (`{pattern}`).\n#[rustfmt::skip]\npub(crate) const {name}: &[u32] = &[\n")
+            .unwrap();
         for line in boundaries(pattern).chunks(12) {
             let cells: Vec<String> = line.iter().map(|c| format!("0x{c:X},")).collect();
             writeln!(text, "    {}", cells.join(" ")).unwrap();
@@ -43,5 +44,8 @@ fn committed_table_is_what_the_generator_writes() {
         std::fs::write(path, &generated).unwrap();
     }
     let committed = std::fs::read_to_string(path).unwrap();
-    assert!(committed == generated, "{path} differs from the data of `regex-syntax`; see the top of this test file");
+    assert!(
+        committed == generated,
+        "{path} differs from the data of `regex-syntax`; see the top of this test file"
+    );
 }

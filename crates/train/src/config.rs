@@ -46,8 +46,13 @@ impl Default for OptimizerConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
-    /// Updates.
-    pub steps: u64,
+    /// Updates; when absent, a time budget decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Tokens per sequence.
+    pub sequence: usize,
+    /// Seed of the order of the data.
+    pub seed: u64,
     /// Sequences per update.
     pub batch: usize,
     /// Sequences per forward pass; memory grows with it, results do not depend on it.
@@ -65,7 +70,9 @@ pub struct TrainConfig {
 impl Default for TrainConfig {
     fn default() -> Self {
         Self {
-            steps: 1000,
+            steps: None,
+            sequence: 512,
+            seed: 1,
             batch: 16,
             micro_batch: 4,
             optimizer: OptimizerConfig::default(),
@@ -77,12 +84,23 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
+    /// Updates of a run whose number of steps is settled.
+    pub fn num_steps(&self) -> u64 {
+        self.steps.unwrap_or(0)
+    }
+
+    /// Tokens of one update.
+    pub fn step_tokens(&self) -> usize {
+        self.batch * self.sequence
+    }
+
     /// Checks the ranges.
     pub fn validate(&self) -> Result<(), TrainError> {
         let o = &self.optimizer;
         let unit = |x: f64| (0.0..1.0).contains(&x);
-        let checks: [(&'static str, String, bool, &str); 12] = [
-            ("steps", self.steps.to_string(), self.steps > 0, "at least 1"),
+        let checks: [(&'static str, String, bool, &str); 13] = [
+            ("steps", format!("{:?}", self.steps), self.steps != Some(0), "at least 1"),
+            ("sequence", self.sequence.to_string(), self.sequence >= 2, "at least 2"),
             ("batch", self.batch.to_string(), self.batch > 0, "at least 1"),
             ("micro_batch", self.micro_batch.to_string(), self.micro_batch > 0, "at least 1"),
             (

@@ -98,7 +98,7 @@ pub fn train(
     let mut progress = resumed.unwrap_or_default();
     let (started, tokens_before) = (Instant::now(), progress.tokens);
     let mut last_checkpoint = Instant::now();
-    while progress.step < config.steps {
+    while progress.step < config.num_steps() {
         let begun = Instant::now();
         let first = progress.cursor;
         let sequences = (first..first + config.batch as u64)
@@ -128,7 +128,7 @@ pub fn train(
         progress.history.push((record, begun.elapsed().as_secs_f64()));
         progress.step += 1;
         progress.cursor += config.batch as u64;
-        if last_checkpoint.elapsed() >= CHECKPOINT_EVERY && progress.step < config.steps {
+        if last_checkpoint.elapsed() >= CHECKPOINT_EVERY && progress.step < config.num_steps() {
             checkpoints.save(trainer, &progress)?;
             last_checkpoint = Instant::now();
         }

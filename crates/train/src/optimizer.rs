@@ -8,7 +8,6 @@ use crate::OptimizerConfig;
 
 /// State of one parameter.
 pub(crate) struct State {
-    pub(crate) name: String,
     pub(crate) decay: bool,
     /// f32 weights when the model computes in bf16; otherwise the model's own weights are the master.
     pub(crate) master: Option<Tensor>,
@@ -31,7 +30,7 @@ impl Optimizer {
         let states = model.params().map(|p| {
             let zeros = || backend.zeros(p.value.shape(), DType::F32);
             let master = (p.value.dtype() != DType::F32).then(|| backend.cast(&p.value, DType::F32));
-            State { name: p.name.clone(), decay: table[p.id].decay, master, m: zeros(), v: zeros() }
+            State { decay: table[p.id].decay, master, m: zeros(), v: zeros() }
         });
         Self { states: states.collect(), updates: 0 }
     }

@@ -48,19 +48,18 @@ pub struct Plan {
 pub fn measure(
     backend: &dyn Backend,
     sizes: &[(&str, Config)],
-    shape: (usize, &TrainConfig),
+    config: &TrainConfig,
 ) -> Result<Vec<Measurement>, TrainError> {
-    let (length, config) = shape;
-    sizes.iter().map(|(preset, model)| measure_one(backend, preset, model, length, config)).collect()
+    sizes.iter().map(|(preset, model)| measure_one(backend, preset, model, config)).collect()
 }
 
 fn measure_one(
     backend: &dyn Backend,
     preset: &str,
     model: &Config,
-    length: usize,
     config: &TrainConfig,
 ) -> Result<Measurement, TrainError> {
+    let length = config.sequence;
     let ranks: Arc<dyn Comm> = Arc::new(Solo);
     let place = Placement::whole(model);
     let values = |spec: &_| Ok::<_, TrainError>(initial_values(spec, 0));

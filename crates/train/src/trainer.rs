@@ -96,7 +96,7 @@ impl<'b> Trainer<'b> {
         let square: f64 = gradients.iter().map(|(_, g)| self.backend.sum_of_squares(g)).sum();
         let grad_norm = square.sqrt();
         let optimizer = &self.config.optimizer;
-        let lr = learning_rate(optimizer, step, self.config.steps);
+        let lr = learning_rate(optimizer, step, self.config.num_steps());
         let skipped = self.refusal(loss, grad_norm);
         if skipped.is_none() {
             let scale = if grad_norm > optimizer.clip_norm { optimizer.clip_norm / grad_norm } else { 1.0 };

@@ -2,7 +2,7 @@
 
 use super::{key, names, stage};
 use crate::failpoint::Stop;
-use crate::{Artifact, ArtifactError, RunDir, fsutil};
+use crate::{Artifact, ArtifactError, Begin, RunDir, fsutil};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
@@ -55,15 +55,15 @@ fn killed_twice(old: Option<u64>, first: usize, second: usize) -> bool {
     ended
 }
 
-/// Runs `check` for 0, 1, 2 … steps until it says that the work ran to its end.
-fn every_step(mut check: impl FnMut(usize) -> bool) {
+/// Runs `check` for 0, 1, 2 … steps until it says that the work ran to its end, which takes more than `least`.
+fn every_step(least: usize, mut check: impl FnMut(usize) -> bool) {
     let steps = (0..200).find(|&n| check(n)).expect("ends within 200 steps");
-    assert!(steps > 20, "only {steps} steps: the fail points are not reached");
+    assert!(steps > least, "only {steps} steps: the fail points are not reached");
 }
 
 #[test]
 fn two_kills_of_a_new_stage() {
-    every_step(|first| {
+    every_step(20, |first| {
         for second in (first % 5..40).step_by(5) {
             killed_twice(None, first, second);
         }
@@ -73,7 +73,7 @@ fn two_kills_of_a_new_stage() {
 
 #[test]
 fn two_kills_of_a_replacement() {
-    every_step(|first| {
+    every_step(20, |first| {
         for second in (first % 5..40).step_by(5) {
             killed_twice(Some(1), first, second);
         }
@@ -83,7 +83,7 @@ fn two_kills_of_a_replacement() {
 
 #[test]
 fn the_older_artifact_stays_until_the_newer_is_there() {
-    every_step(|first| {
+    every_step(20, |first| {
         let tmp = tempfile::tempdir().unwrap();
         let old = stage(&RunDir::create(tmp.path()).unwrap(), &key(1)).unwrap();
         let kept = contents(&old);
@@ -91,7 +91,7 @@ fn the_older_artifact_stays_until_the_newer_is_there() {
         let run = RunDir::create(tmp.path()).unwrap();
         // A third recipe, which has to be worked on, makes `begin` tidy up and leave what can be read.
         let third = run.begin("words", &key(3)).unwrap();
-        assert!(matches!(third, crate::Begin::Work(_)));
+        assert!(matches!(third, Begin::Work(_)));
         let readable = run.artifact("words", "words").unwrap();
         if readable.id() == key(1).id() {
             assert_eq!(contents(&readable), kept);
@@ -104,8 +104,31 @@ fn the_older_artifact_stays_until_the_newer_is_there() {
 }
 
 #[test]
+fn a_draft_half_removed_is_not_resumed() {
+    // The first name sorts before every other, so it goes first if nothing sees to the order.
+    let files = ["!first", "data", "resume-not"];
+    every_step(5, |allowed| {
+        let tmp = tempfile::tempdir().unwrap();
+        let run = RunDir::create(tmp.path()).unwrap();
+        let Begin::Work(draft) = run.begin("words", &key(1)).unwrap() else { panic!("done") };
+        files.iter().for_each(|name| fs::write(draft.path().join(name), "x").unwrap());
+        let stop = Stop::after(allowed, KILL);
+        let ended = run.begin("words", &key(2)).is_ok();
+        drop(stop);
+        let Begin::Work(draft) = run.begin("words", &key(1)).unwrap() else { panic!("done") };
+        let left = names(draft.path());
+        if draft.resumed() {
+            assert!(files.iter().all(|name| left.contains(&(*name).to_owned())), "holes: {left:?}");
+        } else {
+            assert_eq!(left, [".draft.json"]);
+        }
+        ended
+    });
+}
+
+#[test]
 fn a_full_disk_is_said_and_survived() {
-    every_step(|first| {
+    every_step(20, |first| {
         let tmp = tempfile::tempdir().unwrap();
         let ended = match attempt(tmp.path(), 2, first, ErrorKind::StorageFull) {
             Ok(_) => true,
@@ -158,13 +181,11 @@ fn a_finished_draft_that_was_not_renamed_is_published() {
     fs::rename(done.path(), &partial).unwrap();
     let error = run.artifact("words", "words").unwrap_err().to_string();
     assert!(error.contains("only the last rename is missing"), "{error}");
-    assert!(matches!(run.begin("words", &key(1)).unwrap(), crate::Begin::Done(_)));
+    assert!(matches!(run.begin("words", &key(1)).unwrap(), Begin::Done(_)));
     // The same with a file cut short is not.
     fs::rename(done.path(), &partial).unwrap();
     fs::write(partial.join("sub/words.txt"), "short").unwrap();
-    let crate::Begin::Work(draft) = run.begin("words", &key(1)).unwrap() else {
-        panic!("half taken as done")
-    };
+    let Begin::Work(draft) = run.begin("words", &key(1)).unwrap() else { panic!("half taken as done") };
     assert!(!draft.resumed());
     assert_eq!(names(draft.path()), [".draft.json"]);
 }

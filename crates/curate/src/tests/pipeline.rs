@@ -262,3 +262,21 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn named_crates_pin_the_registry() {
+    let home = cargo_home();
+    let pinned = |names: &[&str]| CurateConfig {
+        crates: Some(names.iter().map(|&name| name.to_owned()).collect()),
+        ..CurateConfig::default()
+    };
+    let run = |names: &[&str]| run_at(&pinned(names), Some(home.path().to_path_buf()));
+    let before = run(&["beta-kit-2.0.0-rc.1", "gamma-1.0.0"]).unwrap();
+    assert!(before.rows.iter().all(|row| row[2] == "beta-kit" || row[2] == "gamma"));
+    // What is fetched later changes nothing.
+    write_all(&home.path().join("registry/src/two"), &[("delta-1.0.0/README.md", prose(9).as_bytes())]);
+    let after = run(&["beta-kit-2.0.0-rc.1", "gamma-1.0.0"]).unwrap();
+    assert_eq!(before.kept_urls(), after.kept_urls());
+    let error = run(&["gamma-2.0.0"]).err().unwrap().to_string();
+    assert!(error.contains("`gamma-2.0.0`") && error.contains("hint:"), "{error}");
+}

@@ -304,7 +304,7 @@ impl Backend for Oracle {
     }
 
     fn swiglu(&self, gate_up: &Tensor) -> Tensor {
-        assert!(gate_up.cols() % 2 == 0, "swiglu: {gate_up:?} has an odd number of columns");
+        assert!(gate_up.cols().is_multiple_of(2), "swiglu: {gate_up:?} has an odd number of columns");
         let width = gate_up.cols() / 2;
         self.build(Shape::new(gate_up.rows(), width), gate_up.dtype(), |t, c| {
             let (gate, up) = (row(gate_up, t)[c], row(gate_up, t)[width + c]);

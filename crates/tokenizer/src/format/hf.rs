@@ -149,7 +149,8 @@ pub(crate) fn tokenizer_config_json(tokenizer: &Tokenizer) -> Vec<u8> {
 }
 
 fn to_json(value: &impl Serialize) -> Vec<u8> {
-    let mut text = serde_json::to_vec_pretty(value).expect("strings, numbers and string keys always serialize");
+    let mut text =
+        serde_json::to_vec_pretty(value).expect("strings, numbers and string keys always serialize");
     text.push(b'\n');
     text
 }
@@ -239,7 +240,10 @@ fn read_vocab(vocab: &HashMap<String, u32>, path: &Path) -> Result<Vec<Vec<u8>>>
     let mut ranks = Vec::with_capacity(entries.len());
     for (expected, (id, token)) in (0u32..).zip(entries) {
         if id != expected {
-            return problem(token, format!("id `{id}` where `{expected}` is next; ids must be 0, 1, 2 …, each once"));
+            return problem(
+                token,
+                format!("id `{id}` where `{expected}` is next; ids must be 0, 1, 2 …, each once"),
+            );
         }
         match token.chars().map(|c| bytes.get(&c).copied()).collect() {
             Some(token) => ranks.push(token),
@@ -256,7 +260,9 @@ fn read_added(mut added: Vec<ReadAdded>, num_ranks: usize, path: &Path) -> Resul
             return Err(Error::Unsupported {
                 path: path.into(),
                 key: "added_tokens".to_owned(),
-                problem: format!("`{content}` has id `{id}` where `{expected}` is next; they must follow the vocabulary"),
+                problem: format!(
+                    "`{content}` has id `{id}` where `{expected}` is next; they must follow the vocabulary"
+                ),
             });
         }
     }

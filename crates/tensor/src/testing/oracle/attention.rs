@@ -7,7 +7,7 @@ use crate::{Attention, CachedSegment, DType, Heads, Segments, Shape, Tensor};
 pub(super) fn require_packed(op: &str, qkv: &Tensor, heads: Heads, segments: &Segments) {
     let fits = qkv.cols() == heads.width() && qkv.rows() == segments.total_rows();
     assert!(fits, "{op}: {qkv:?} does not fit {heads:?} and {} packed rows", segments.total_rows());
-    let divides = heads.kv > 0 && heads.query % heads.kv == 0 && heads.dim % 2 == 0;
+    let divides = heads.kv > 0 && heads.query.is_multiple_of(heads.kv) && heads.dim.is_multiple_of(2);
     assert!(divides, "{op}: {heads:?}: kv must divide query, dim must be even");
 }
 

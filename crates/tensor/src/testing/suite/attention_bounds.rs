@@ -30,7 +30,7 @@ struct At {
     first: usize,
 }
 
-/// One score of a row: its key's row, its probability, and the score's magnitude sum.
+/// One score of a row: its key's row and its probability.
 struct Score {
     key_row: usize,
     p: f64,

@@ -51,7 +51,7 @@ impl Run {
         bench.oracle.linear_cross_entropy(&self.h.exact, &self.w.exact, &self.targets)
     }
 
-    /// For every row, how far its worst logit may be off, and its largest logit.
+    /// For every row, how far its worst logit may be off.
     fn logit_errors(&self, bench: &Bench<'_>) -> Vec<f64> {
         let sums = bench.oracle.linear(&self.h.magnitude(&bench.oracle), &self.w.magnitude(&bench.oracle));
         let (sums, v) = (bench.exact(&sums), self.w.exact.rows());

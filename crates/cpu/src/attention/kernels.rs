@@ -1,0 +1,202 @@
+//! Row kernels of attention. Rows are `position · group + head`.
+
+use super::KEYS;
+use crate::exec::Tile;
+use crate::gemm::NR;
+use crate::gemm::kernel::STRIDE;
+use crate::math::{Element, dot, exp, ln, load, store};
+use crate::path::Kernel;
+use crate::simd::{LANES, Simd};
+
+/// Turns a block of scores into weights relative to the running maximum, and rescales what came before.
+///
+/// A block whose keys a row does not see leaves that row as it is, bit for bit.
+pub(super) struct OnlineSoftmax<'a> {
+    /// In: products. Out: weights, 0 where masked. Rows `STRIDE` apart, `KEYS` columns.
+    pub(super) scores: &'a mut [f32],
+    pub(super) group: usize,
+    /// Keys that the rows of the first position see; each later position sees one more.
+    pub(super) visible: usize,
+    pub(super) scale: f32,
+    pub(super) max: &'a mut [f32],
+    pub(super) sum: &'a mut [f32],
+    pub(super) acc: &'a mut [f32],
+    pub(super) width: usize,
+}
+
+impl Kernel for OnlineSoftmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        const PARTS: usize = KEYS / LANES;
+        let (scale, hidden) = (s.splat(self.scale), s.splat(f32::NEG_INFINITY));
+        let state = self.max.iter_mut().zip(self.sum).zip(self.acc.chunks_exact_mut(self.width));
+        for (row, ((max, sum), acc)) in state.enumerate() {
+            let scores = &mut self.scores[row * STRIDE..][..KEYS];
+            let visible = self.visible + row / self.group;
+            let mut v = [hidden; PARTS];
+            for (part, v) in v.iter_mut().enumerate() {
+                let x = s.mul(load(s, scores, part * LANES), scale);
+                *v = s.first(visible.saturating_sub(part * LANES), x, hidden);
+            }
+            let high = s.largest(s.max(s.max(v[0], v[2]), s.max(v[1], v[3])));
+            let high = if high > *max { high } else { *max };
+            if high != *max {
+                let shrink = exp(s, s.splat(*max - high));
+                *sum *= s.array(shrink)[0];
+                for at in (0..acc.len()).step_by(LANES) {
+                    store(s, s.mul(load(s, acc, at), shrink), acc, at);
+                }
+                *max = high;
+            }
+            for (part, v) in v.iter_mut().enumerate() {
+                *v = exp(s, s.sub(*v, s.splat(high)));
+                store(s, *v, scores, part * LANES);
+            }
+            *sum += s.sum(s.add(s.add(v[0], v[2]), s.add(v[1], v[3])));
+        }
+    }
+}
+
+/// Continues the chains of values of single rows after the `shared` keys.
+pub(super) struct Diagonal<'a> {
+    pub(super) scores: &'a [f32],
+    pub(super) values: &'a [f32],
+    /// Distance between panels of values.
+    pub(super) panel: usize,
+    pub(super) group: usize,
+    pub(super) shared: usize,
+    pub(super) acc: &'a mut [f32],
+    pub(super) width: usize,
+}
+
+impl Kernel for Diagonal<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (row, acc) in self.acc.chunks_exact_mut(self.width).enumerate() {
+            let more = row / self.group;
+            let weights = &self.scores[row * STRIDE + self.shared..][..more];
+            for (panel, acc) in acc.chunks_exact_mut(NR).enumerate() {
+                let values = &self.values[panel * self.panel + self.shared * NR..][..more * NR];
+                let (mut left, mut right) = (load(s, acc, 0), load(s, acc, LANES));
+                for (weight, value) in weights.iter().zip(values.chunks_exact(NR)) {
+                    let weight = s.splat(*weight);
+                    left = s.fma(weight, load(s, value, 0), left);
+                    right = s.fma(weight, load(s, value, LANES), right);
+                }
+                store(s, left, acc, 0);
+                store(s, right, acc, LANES);
+            }
+        }
+    }
+}
+
+/// Divides by the sums and writes the rows.
+pub(super) struct Finish<'a, E> {
+    pub(super) acc: &'a [f32],
+    pub(super) width: usize,
+    pub(super) dim: usize,
+    pub(super) group: usize,
+    pub(super) max: &'a [f32],
+    pub(super) sum: &'a [f32],
+    pub(super) out: Tile<'a, E>,
+    pub(super) lse: Tile<'a, f32>,
+}
+
+impl<E: Element> Kernel for Finish<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for (row, acc) in self.acc.chunks_exact(self.width).enumerate() {
+            let (position, head) = (row / self.group, row % self.group);
+            let sum = s.splat(self.sum[row]);
+            let out = &mut self.out.row(position)[head * self.dim..][..self.dim];
+            for at in (0..self.dim).step_by(LANES) {
+                store(s, s.div(load(s, acc, at), sum), out, at);
+            }
+            self.lse.row(position)[head] = self.max[row] + ln(self.sum[row]);
+        }
+    }
+}
+
+/// Turns scores into probabilities and `dP` into the gradient of the unscaled scores, for `positions · group` rows.
+pub(super) struct ScoreGrad<'a> {
+    /// In: products of queries and keys. Out: probabilities, 0 where masked.
+    pub(super) scores: &'a mut [f32],
+    /// In: products of output gradients and values. Out: gradients of the scores.
+    pub(super) grads: &'a mut [f32],
+    pub(super) group: usize,
+    /// Keys that the rows of the first position see; each later position sees one more.
+    pub(super) visible: usize,
+    pub(super) scale: f32,
+    pub(super) lse: &'a [f32],
+    /// Σ dy · y of every row.
+    pub(super) delta: &'a [f32],
+}
+
+impl Kernel for ScoreGrad<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (zero, scale) = (s.splat(0.0), s.splat(self.scale));
+        for (row, (lse, delta)) in self.lse.iter().zip(self.delta).enumerate() {
+            let scores = &mut self.scores[row * STRIDE..][..KEYS];
+            let grads = &mut self.grads[row * STRIDE..][..KEYS];
+            let visible = self.visible + row / self.group;
+            for at in (0..KEYS).step_by(LANES) {
+                let here = visible.saturating_sub(at);
+                let p = exp(s, s.sub(s.mul(load(s, scores, at), scale), s.splat(*lse)));
+                let p = s.first(here, p, zero);
+                let d = s.sub(load(s, grads, at), s.splat(*delta));
+                let d = s.first(here, s.mul(s.mul(p, d), scale), zero);
+                store(s, p, scores, at);
+                store(s, d, grads, at);
+            }
+        }
+    }
+}
+
+/// Σ dy · y of one row and head.
+pub(super) struct Delta<'a, E> {
+    pub(super) dy: &'a [E],
+    pub(super) y: &'a [E],
+}
+
+impl<E: Element> Kernel for Delta<'_, E> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        dot(s, self.dy, self.y)
+    }
+}
+
+/// Writes rows of `width` elements, of which `dim` are used, into a tile with one or more heads per row.
+pub(super) struct WriteRows<'a, E> {
+    pub(super) x: &'a [f32],
+    pub(super) width: usize,
+    pub(super) dim: usize,
+    pub(super) out: Tile<'a, E>,
+}
+
+impl<E: Element> Kernel for WriteRows<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let group = self.out.cols / self.dim;
+        for position in 0..self.out.rows {
+            let rows = self.x.chunks_exact(self.width).skip(position * group);
+            for (x, out) in rows.zip(self.out.row(position).chunks_exact_mut(self.dim)) {
+                for at in (0..self.dim).step_by(LANES) {
+                    store(s, load(s, x, at), out, at);
+                }
+            }
+        }
+    }
+}

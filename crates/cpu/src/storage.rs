@@ -1,0 +1,101 @@
+//! What a tensor of this backend holds, and checked access to it.
+
+use half::bf16;
+use llamero_tensor::{Shape, Tensor};
+
+use crate::exec::Exec;
+use crate::gemm::{Data, Mat, Panels};
+use crate::math::Element;
+use crate::memory::Buffer;
+
+/// Storage of a tensor.
+pub(crate) enum Storage {
+    F32(Buffer<f32>),
+    Bf16(Buffer<bf16>),
+    /// A weight from `pack`.
+    Panels(Panels),
+}
+
+/// An element type with its place in [`Storage`].
+pub(crate) trait Stored: Element {
+    fn wrap(buffer: Buffer<Self>) -> Storage;
+    fn slice(storage: &mut Storage) -> Option<&mut [Self]>;
+}
+
+impl Stored for f32 {
+    fn wrap(buffer: Buffer<f32>) -> Storage {
+        Storage::F32(buffer)
+    }
+
+    fn slice(storage: &mut Storage) -> Option<&mut [f32]> {
+        if let Storage::F32(x) = storage { Some(x) } else { None }
+    }
+}
+
+impl Stored for bf16 {
+    fn wrap(buffer: Buffer<bf16>) -> Storage {
+        Storage::Bf16(buffer)
+    }
+
+    fn slice(storage: &mut Storage) -> Option<&mut [bf16]> {
+        if let Storage::Bf16(x) = storage { Some(x) } else { None }
+    }
+}
+
+/// Evaluates an expression with the slice inside a [`Data`], whatever its type.
+macro_rules! typed {
+    ($data:expr, $x:ident => $body:expr) => {
+        match $data {
+            $crate::gemm::Data::F32($x) => $body,
+            $crate::gemm::Data::Bf16($x) => $body,
+        }
+    };
+}
+pub(crate) use typed;
+
+/// The storage, if it is this backend's.
+pub(crate) fn storage<'a>(op: &str, x: &'a Tensor) -> &'a Storage {
+    x.storage().unwrap_or_else(|| panic!("{op}: {x:?} belongs to another backend"))
+}
+
+/// The elements of a tensor that is not packed.
+pub(crate) fn data<'a>(op: &str, x: &'a Tensor) -> Data<'a> {
+    match storage(op, x) {
+        Storage::F32(x) => Data::F32(x),
+        Storage::Bf16(x) => Data::Bf16(x),
+        Storage::Panels(_) => panic!("{op}: {x:?} is packed and only fits `linear` and `linear_cross_entropy`"),
+    }
+}
+
+/// The elements of a tensor that must be f32.
+pub(crate) fn f32s<'a>(op: &str, x: &'a Tensor) -> &'a [f32] {
+    match data(op, x) {
+        Data::F32(x) => x,
+        Data::Bf16(_) => panic!("{op}: {x:?} must be f32"),
+    }
+}
+
+/// The elements of a tensor that must be of type `E`.
+pub(crate) fn elements<'a, E: Stored>(op: &str, x: &'a Tensor) -> &'a [E] {
+    typed!(data(op, x), slice => bytemuck::try_cast_slice(slice).ok().filter(|_| x.dtype() == E::DTYPE))
+        .unwrap_or_else(|| panic!("{op}: {x:?} must be {}", E::DTYPE))
+}
+
+/// The elements of a tensor that is written.
+pub(crate) fn elements_mut<'a, E: Stored>(op: &str, x: &'a mut Tensor) -> &'a mut [E] {
+    let what = format!("{x:?}");
+    let storage = x.storage_mut().unwrap_or_else(|| panic!("{op}: {what} is shared or belongs to another backend"));
+    E::slice(storage).unwrap_or_else(|| panic!("{op}: {what} must be {} and not packed", E::DTYPE))
+}
+
+/// A tensor as a matrix.
+pub(crate) fn mat<'a>(op: &str, x: &'a Tensor) -> Mat<'a> {
+    Mat::new(data(op, x), x.cols())
+}
+
+/// A tensor with whatever values its block held, filled by `fill`, which must write every element.
+pub(crate) fn produce<E: Stored>(exec: &Exec, shape: Shape, fill: impl FnOnce(&mut [E])) -> Tensor {
+    let mut buffer = exec.memory.stale::<E>(shape.elements());
+    fill(&mut buffer);
+    Tensor::from_storage(shape, E::DTYPE, E::wrap(buffer))
+}

@@ -1,0 +1,171 @@
+use super::*;
+use proptest::prelude::*;
+use std::collections::{BTreeMap, HashMap};
+
+/// Learns merges by counting all pairs of all words anew for each: the definition.
+fn naive_merges(words: &BTreeMap<String, u64>, wanted: usize, min_frequency: u64) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let mut words: Vec<(Vec<Vec<u8>>, u64)> =
+        words.iter().map(|(word, &count)| (word.bytes().map(|byte| vec![byte]).collect(), count)).collect();
+    let mut merges = Vec::new();
+    while merges.len() < wanted {
+        let mut pairs: BTreeMap<(Vec<u8>, Vec<u8>), u64> = BTreeMap::new();
+        for (word, count) in &words {
+            for two in word.windows(2) {
+                *pairs.entry((two[0].clone(), two[1].clone())).or_default() += count;
+            }
+        }
+        let best = pairs.into_iter().map(|(pair, count)| (count, pair)).max();
+        let Some((count, (left, right))) = best else { break };
+        if count < min_frequency.max(1) {
+            break;
+        }
+        for (word, _) in &mut words {
+            let mut i = 0;
+            while i + 1 < word.len() {
+                if word[i] == left && word[i + 1] == right {
+                    let right = word.remove(i + 1);
+                    word[i].extend(right);
+                }
+                i += 1;
+            }
+        }
+        merges.push((left, right));
+    }
+    merges
+}
+
+fn word_counts(docs: &[String], for_each_word: &ForEachWord) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for doc in docs {
+        for_each_word(doc, &mut |word| *counts.entry(word.to_owned()).or_default() += 1);
+    }
+    counts
+}
+
+fn joined(merges: &[(Vec<u8>, Vec<u8>)]) -> Vec<Vec<u8>> {
+    merges.iter().map(|(left, right)| [left.as_slice(), right].concat()).collect()
+}
+
+fn documents() -> impl Strategy<Value = Vec<String>> {
+    proptest::collection::vec("[ab]{0,12}( [abc]{1,6}){0,8}|[a-eéß] {0,3}[xy\n]{0,4}", 0..8)
+}
+
+proptest! {
+    #[test]
+    fn learns_what_counting_anew_each_time_learns(docs in documents(), merges in 0usize..60, min_frequency in 0u64..4) {
+        let expected = naive_merges(&word_counts(&docs, &llama3_words), merges, min_frequency);
+        let trainer = Trainer { vocab_size: 512 + merges, min_frequency, threads: None };
+        let (tokenizer, report) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
+        prop_assert_eq!(&tokenizer.bpe().tokens()[256..].iter().map(|t| t.to_vec()).collect::<Vec<_>>(), &joined(&expected));
+        prop_assert_eq!(report.vocab_size, 512 + expected.len());
+        prop_assert_eq!(report.reached_size(), expected.len() == merges);
+
+        // Encoding by ranks merges as training did, so the trainer's count of tokens is the encoder's.
+        let tokens: usize = docs.iter().map(|doc| tokenizer.encode(doc).len()).sum();
+        prop_assert_eq!(report.tokens, tokens as u64);
+        prop_assert_eq!(report.bytes, docs.iter().map(String::len).sum::<usize>() as u64);
+    }
+
+    #[test]
+    fn order_of_documents_and_threads_do_not_matter(docs in documents(), threads in 1usize..5) {
+        let trainer = Trainer::new(512 + 40);
+        let (one, _) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
+        let (other, _) = Trainer { threads: Some(threads), ..trainer }.train(docs.iter().rev(), &mut |_, _| ()).unwrap();
+        prop_assert_eq!(one.fingerprint(), other.fingerprint());
+    }
+}
+
+#[test]
+fn many_documents_over_many_threads_give_one_result() {
+    let docs: Vec<String> = (0..3000u32)
+        .map(|i| {
+            (0..20).map(|j| format!("w{} ", i.wrapping_mul(2_654_435_761).rotate_left(j) % 977)).collect()
+        })
+        .collect();
+    let train = |threads| {
+        let trainer = Trainer { vocab_size: 900, min_frequency: 2, threads: Some(threads) };
+        let (tokenizer, report) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
+        (tokenizer.fingerprint(), report)
+    };
+    let one = train(1);
+    assert_eq!(one, train(2));
+    assert_eq!(one, train(7));
+}
+
+#[test]
+fn progress_goes_through_reading_and_merging() {
+    let mut calls = Vec::new();
+    let (_, report) = Trainer { vocab_size: 514, min_frequency: 1, threads: Some(1) }
+        .train(["ab ab", "abc"].iter(), &mut |done, total| calls.push((done, total)))
+        .unwrap();
+    assert_eq!(calls, [(8, 0), (0, 2), (1, 2), (2, 2)]);
+    let expected = TrainReport {
+        documents: 2,
+        bytes: 8,
+        words: 3,
+        distinct_words: 3,
+        // "ab", then "abc" rather than " ab": both pairs occur once, and the bytes `ab`, `c` are greater.
+        tokens: 4,
+        wanted_vocab_size: 514,
+        vocab_size: 514,
+    };
+    assert_eq!(report, expected);
+}
+
+#[test]
+fn sizes_out_of_range_are_errors() {
+    let error = Trainer::new(511).train([""].iter(), &mut |_, _| ()).unwrap_err();
+    assert!(error.to_string().starts_with("vocabulary size `511` is out of range"), "{error}");
+    let (smallest, _) = Trainer::new(512).train([""].iter(), &mut |_, _| ()).unwrap();
+    assert_eq!(smallest.vocab_size(), 512);
+}
+
+#[test]
+fn a_long_word_is_no_problem() {
+    let letters: String = "a".repeat(1 << 20);
+    let (tokenizer, report) = Trainer::new(512 + 18).train([&letters].into_iter(), &mut |_, _| ()).unwrap();
+    assert_eq!(tokenizer.encode(&letters).len() as u64, report.tokens);
+    assert_eq!(report.tokens, 4);
+}
+
+/// The corpus, vocabulary and merges of Stanford's CS336, with GPT-2's split pattern.
+#[test]
+fn learns_the_reference_vocabulary_of_cs336() {
+    let root = std::env::var_os("LLAMERO_TEST_DATA").map_or_else(
+        || std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data"),
+        std::path::PathBuf::from,
+    );
+    let folder = root.join("tokenizer/cs336-bpe");
+    if !folder.exists() {
+        println!("skipped: no reference data in `{}`", folder.display());
+        return;
+    }
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    let from_char: HashMap<char, u8> = byte_chars().into_iter().zip(0..=255).collect();
+    let bytes = |token: &str| token.chars().map(|c| from_char[&c]).collect::<Vec<u8>>();
+
+    let pattern =
+        fancy_regex::Regex::new(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+            .unwrap();
+    let gpt2_words = move |text: &str, each: &mut dyn FnMut(&str)| {
+        pattern.find_iter(text).for_each(|found| each(found.unwrap().as_str()));
+    };
+    let corpus = read("corpus.en");
+    let trainer = Trainer { vocab_size: 512 + 243, min_frequency: 1, threads: None };
+    let (counts, _) = trainer.count_words([&corpus].into_iter(), &mut |_, _| (), &gpt2_words).unwrap();
+    let (learned, _) = Merger::new(counts).learn(256 + 243, 1, &mut |_, _| ());
+
+    let merges = read("train-bpe-reference-merges.txt");
+    let merges: Vec<(Vec<u8>, Vec<u8>)> = merges
+        .lines()
+        .map(|line| line.split_once(' ').map(|(left, right)| (bytes(left), bytes(right))).unwrap())
+        .collect();
+    assert_eq!(merges.len(), 243);
+    assert_eq!(learned[256..], joined(&merges));
+
+    let vocab: HashMap<String, u32> = serde_json::from_str(&read("train-bpe-reference-vocab.json")).unwrap();
+    assert_eq!(vocab.len(), learned.len() + 1);
+    for (token, id) in vocab.into_iter().filter(|(token, _)| token != "<|endoftext|>") {
+        assert_eq!(learned[id as usize - 1], bytes(&token), "{token}");
+    }
+}
