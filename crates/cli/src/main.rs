@@ -1,2 +1,101 @@
-//! The `llamero` binary.
-fn main() {}
+//! The `llamero` binary: raises a small Llama 3 from raw text, and uses it.
+//!
+//! `main` parses the command line and hands over to one module per command; errors end with exit code 1 and the whole
+//! chain of causes on stderr, wrong usage with 2.
+
+mod commands;
+mod machine;
+mod pipeline;
+mod progress;
+mod recipe;
+mod report;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use llamero_cpu::Cpu;
+
+/// Raises a Llama 3 from raw text to a chat model, in one program.
+#[derive(Parser)]
+#[command(
+    version,
+    arg_required_else_help = true,
+    after_help = "Examples:\n  \
+    llamero run recipes/quickstart.toml\n  \
+    llamero run recipes/quickstart.toml --set run.dir=runs/mine --set 'curate.sources=[\"~/notes\"]'\n  \
+    llamero chat runs/quickstart"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a recipe: curate, tokenizer, pre-train, fine-tune, evaluate, report.
+    Run(commands::run::RunArgs),
+    /// Talk to a model.
+    Chat(commands::chat::ChatArgs),
+    /// Continue a prompt.
+    Generate(commands::generate::GenerateArgs),
+    /// How likely a model finds a text.
+    Score(commands::score::ScoreArgs),
+    /// Sizes and parameter count of a model or preset.
+    Inspect(commands::inspect::InspectArgs),
+    /// Train a tokenizer, or encode and decode with one.
+    #[command(subcommand)]
+    Tokenizer(commands::tokenizer::TokenizerCommand),
+    /// Where an artifact came from.
+    Why(commands::why::WhyArgs),
+    /// Write a model as a Hugging Face folder.
+    Export(commands::export::ExportArgs),
+}
+
+/// A model and the threads to run it with.
+#[derive(Args)]
+struct ModelArgs {
+    /// A run folder, an artifact folder or an exported folder.
+    model: PathBuf,
+    /// Threads; all cores when absent.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
+    match dispatch(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Run(args) => commands::run::run(&args),
+        Command::Chat(args) => commands::chat::chat(&args),
+        Command::Generate(args) => commands::generate::generate(&args),
+        Command::Score(args) => commands::score::score(&args),
+        Command::Inspect(args) => commands::inspect::inspect(&args),
+        Command::Tokenizer(command) => commands::tokenizer::tokenizer(&command),
+        Command::Why(args) => commands::why::why(&args),
+        Command::Export(args) => commands::export::export(&args),
+    }
+}
+
+/// The CPU with this many threads, or all cores.
+fn device(threads: Option<usize>) -> Result<Cpu> {
+    Ok(Cpu::new(threads.unwrap_or_else(machine::threads))?)
+}
+
+/// `llamero … | head` ends early, which is no failure.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+    kind == Some(std::io::ErrorKind::BrokenPipe)
+}

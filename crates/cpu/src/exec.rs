@@ -22,7 +22,8 @@ pub(crate) struct Exec {
 impl Exec {
     pub(crate) fn new(path: Checked, threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
         let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        let pool = if threads > 1 { Some(builder.thread_name(|i| format!("cpu-{i}")).build()?) } else { None };
+        let pool =
+            if threads > 1 { Some(builder.thread_name(|i| format!("cpu-{i}")).build()?) } else { None };
         Ok(Self { path, threads, memory: Allocator::default(), pool })
     }
 
@@ -53,9 +54,8 @@ impl Exec {
     ) {
         let chunk = chunk.max(1);
         match self.pool_for(out.len().div_ceil(chunk), nanoseconds) {
-            Some(pool) => {
-                pool.install(|| out.par_chunks_mut(chunk).enumerate().with_max_len(1).for_each(|(i, c)| f(i, c)))
-            }
+            Some(pool) => pool
+                .install(|| out.par_chunks_mut(chunk).enumerate().with_max_len(1).for_each(|(i, c)| f(i, c))),
             None => out.chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c)),
         }
     }

@@ -1,1 +1,120 @@
-//! cpu (see ARCHITECTURE.md).
+//! The CPU backend: AVX-512, AVX2 and portable kernels that give the same bits.
+//!
+//! # One definition of every result
+//!
+//! Every element of every matrix product is *one* sequential chain of fused multiply-adds over `k = 0, 1, … K − 1`,
+//! starting from 0, or from the value already there where a gradient is added to. A chain that is cut (into blocks of
+//! `k`, chunks of rows, several micro-batches) continues from the value in memory, which is the same `f32`. So the
+//! bits of a product do not depend on M or N, on tiling or blocking, on the number of threads, or on the
+//! instruction set: they are a property of the operands. Weight gradients of a batch taken in two halves equal
+//! those of the whole; a row decoded alone equals the row in its document.
+//!
+//! A general matrix library chooses its blocking by the shapes and the machine and promises none of this, so
+//! the micro-kernels are our own: 12 × 32 (AVX-512) or 6 × 16 (AVX2) accumulators in registers. Nothing is
+//! lost: a register tile holds hundreds of independent chains, enough to hide the latency of each.
+//!
+//! All other kernels are one generic source over sixteen lanes ([`simd`]): reductions keep sixteen partial sums and
+//! join them by a fixed tree, `exp` is a polynomial of fused multiply-adds, and square roots and divisions are exact
+//! by IEEE 754. The platform's mathematical library is never called.
+//!
+//! # bf16
+//!
+//! bf16 operands are widened while they are packed; the product of two of them is exact in `f32`, so the kernels are
+//! the same and a result is rounded once, when it is stored.
+//!
+//! # Unsafe code
+//!
+//! It is confined to the intrinsics ([`simd`]), the switch that enables them ([`path`]), the pointer arithmetic of the
+//! micro-kernel, the allocator, and the splitting of an array into rectangles that threads write ([`exec`]).
+
+#![expect(unsafe_code, reason = "intrinsics, the allocator and disjoint writes; each block has its argument")]
+#![expect(rustdoc::private_intra_doc_links, reason = "the overview names the private modules")]
+
+mod attention;
+mod backend;
+mod exec;
+mod gemm;
+mod loss;
+mod math;
+mod memory;
+mod ops;
+mod path;
+mod rows;
+mod simd;
+mod storage;
+
+pub use path::Path;
+
+use exec::Exec;
+
+/// Why a backend could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CpuError {
+    /// `LLAMERO_CPU` has a value that is not the name of a path.
+    #[error(
+        "environment variable `LLAMERO_CPU` is `{0}`; hint: use `scalar`, `avx2` or `avx512`, or unset it"
+    )]
+    UnknownPath(String),
+    /// The processor lacks the instructions.
+    #[error(
+        "path `{}` needs instructions that this processor lacks; hint: set `LLAMERO_CPU` to one of {}, or unset it",
+        .0.name(), available()
+    )]
+    Unsupported(Path),
+    /// No threads were asked for.
+    #[error("the number of threads is `0`; hint: use at least 1")]
+    NoThreads,
+    /// The threads could not be started.
+    #[error("cannot start `{0}` threads: {1}")]
+    Threads(usize, rayon::ThreadPoolBuildError),
+}
+
+fn available() -> String {
+    Path::available().iter().map(|p| format!("`{}`", p.name())).collect::<Vec<_>>().join(", ")
+}
+
+/// The CPU as a [`Backend`](llamero_tensor::Backend).
+pub struct Cpu {
+    exec: Exec,
+}
+
+impl Cpu {
+    /// A backend with `threads` threads on the fastest path that the processor has, or on the one that the environment
+    /// variable `LLAMERO_CPU` names (`scalar`, `avx2`, `avx512`). Neither changes a bit of any result.
+    ///
+    /// # Errors
+    /// An unknown or unsupported path, no threads, or threads that cannot be started.
+    pub fn new(threads: usize) -> Result<Self, CpuError> {
+        let path = match std::env::var_os("LLAMERO_CPU") {
+            None => Path::available().pop().unwrap_or(Path::Scalar),
+            Some(name) => Path::ALL
+                .into_iter()
+                .find(|p| name == p.name())
+                .ok_or_else(|| CpuError::UnknownPath(name.to_string_lossy().into_owned()))?,
+        };
+        Self::with_path(threads, path)
+    }
+
+    /// A backend with `threads` threads on a given path.
+    ///
+    /// # Errors
+    /// An unsupported path, no threads, or threads that cannot be started.
+    pub fn with_path(threads: usize, path: Path) -> Result<Self, CpuError> {
+        if threads == 0 {
+            return Err(CpuError::NoThreads);
+        }
+        let checked = path::Checked::new(path).ok_or(CpuError::Unsupported(path))?;
+        Ok(Self { exec: Exec::new(checked, threads).map_err(|e| CpuError::Threads(threads, e))? })
+    }
+
+    /// The path in use.
+    pub fn path(&self) -> Path {
+        self.exec.path.path()
+    }
+
+    /// The number of threads.
+    pub fn threads(&self) -> usize {
+        self.exec.threads
+    }
+}

@@ -6,7 +6,7 @@ use bytemuck::Pod;
 use half::bf16;
 use llamero_tensor::DType;
 
-use crate::simd::{LANES, Simd, narrow_bits};
+use crate::simd::{LANES, Simd};
 
 /// An element type of tensors. Computation is in f32.
 pub(crate) trait Element: Pod + Send + Sync {
@@ -15,7 +15,6 @@ pub(crate) trait Element: Pod + Send + Sync {
     fn load<S: Simd>(s: S, x: &[Self; LANES]) -> S::V;
     fn store<S: Simd>(s: S, v: S::V, out: &mut [Self; LANES]);
     fn to_f32(self) -> f32;
-    fn from_f32(x: f32) -> Self;
 }
 
 impl Element for f32 {
@@ -35,11 +34,6 @@ impl Element for f32 {
     fn to_f32(self) -> f32 {
         self
     }
-
-    #[inline(always)]
-    fn from_f32(x: f32) -> f32 {
-        x
-    }
 }
 
 impl Element for bf16 {
@@ -58,11 +52,6 @@ impl Element for bf16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    #[inline(always)]
-    fn from_f32(x: f32) -> bf16 {
-        bf16::from_bits(narrow_bits(x))
     }
 }
 
@@ -185,7 +174,19 @@ mod tests {
     #[test]
     fn exp_is_accurate_and_the_same_on_every_path() {
         let mut x: Vec<f32> = (0..400_000).map(|i| (i as f32 - 210_000.0) * 5e-4).collect();
-        x.extend([0.0, -0.0, 1e-30, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, 88.72, 88.73, -87.4, -103.9, -104.1]);
+        x.extend([
+            0.0,
+            -0.0,
+            1e-30,
+            f32::INFINITY,
+            f32::NEG_INFINITY,
+            f32::NAN,
+            88.72,
+            88.73,
+            -87.4,
+            -103.9,
+            -104.1,
+        ]);
         x.extend([1e30, -1e30, f32::MIN_POSITIVE, 1e-45]);
         let mut first: Option<Vec<u32>> = None;
         for path in Path::available() {

@@ -117,7 +117,9 @@ impl Allocator {
         state.free.entry(block.class).or_default().push(block);
         while state.live.live_bytes + state.free_bytes > room {
             // The class that holds most is the likeliest to be left over from a shape no longer used.
-            let Some(class) = state.free.iter().max_by_key(|(c, v)| *c * v.len()).map(|(c, _)| *c) else { break };
+            let Some(class) = state.free.iter().max_by_key(|(c, v)| *c * v.len()).map(|(c, _)| *c) else {
+                break;
+            };
             if state.free.get_mut(&class).and_then(Vec::pop).is_none() {
                 break;
             }

@@ -112,7 +112,8 @@ impl<E: Element, W: Element> Kernel for RmsNormInput<'_, E, W> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let cols = self.w.len();
-        let rows = self.x.chunks_exact(cols).zip(self.dy.chunks_exact(cols)).zip(self.dx.chunks_exact_mut(cols));
+        let rows =
+            self.x.chunks_exact(cols).zip(self.dy.chunks_exact(cols)).zip(self.dx.chunks_exact_mut(cols));
         for ((x, dy), dx) in rows {
             let inverse = inverse_rms(s, x, self.eps);
             let mut sum = s.splat(0.0);

@@ -19,12 +19,17 @@ pub(crate) enum Storage {
 /// An element type with its place in [`Storage`].
 pub(crate) trait Stored: Element {
     fn wrap(buffer: Buffer<Self>) -> Storage;
+    fn data(x: &[Self]) -> Data<'_>;
     fn slice(storage: &mut Storage) -> Option<&mut [Self]>;
 }
 
 impl Stored for f32 {
     fn wrap(buffer: Buffer<f32>) -> Storage {
         Storage::F32(buffer)
+    }
+
+    fn data(x: &[f32]) -> Data<'_> {
+        Data::F32(x)
     }
 
     fn slice(storage: &mut Storage) -> Option<&mut [f32]> {
@@ -35,6 +40,10 @@ impl Stored for f32 {
 impl Stored for bf16 {
     fn wrap(buffer: Buffer<bf16>) -> Storage {
         Storage::Bf16(buffer)
+    }
+
+    fn data(x: &[bf16]) -> Data<'_> {
+        Data::Bf16(x)
     }
 
     fn slice(storage: &mut Storage) -> Option<&mut [bf16]> {
@@ -63,7 +72,9 @@ pub(crate) fn data<'a>(op: &str, x: &'a Tensor) -> Data<'a> {
     match storage(op, x) {
         Storage::F32(x) => Data::F32(x),
         Storage::Bf16(x) => Data::Bf16(x),
-        Storage::Panels(_) => panic!("{op}: {x:?} is packed and only fits `linear` and `linear_cross_entropy`"),
+        Storage::Panels(_) => {
+            panic!("{op}: {x:?} is packed and only fits `linear` and `linear_cross_entropy`")
+        }
     }
 }
 
@@ -84,7 +95,8 @@ pub(crate) fn elements<'a, E: Stored>(op: &str, x: &'a Tensor) -> &'a [E] {
 /// The elements of a tensor that is written.
 pub(crate) fn elements_mut<'a, E: Stored>(op: &str, x: &'a mut Tensor) -> &'a mut [E] {
     let what = format!("{x:?}");
-    let storage = x.storage_mut().unwrap_or_else(|| panic!("{op}: {what} is shared or belongs to another backend"));
+    let storage =
+        x.storage_mut().unwrap_or_else(|| panic!("{op}: {what} is shared or belongs to another backend"));
     E::slice(storage).unwrap_or_else(|| panic!("{op}: {what} must be {} and not packed", E::DTYPE))
 }
 

@@ -106,7 +106,14 @@ impl Layer {
     }
 
     /// Puts the keys and values of a segment's rows behind the earlier ones.
-    fn append(&mut self, backend: &dyn Backend, qkv: &Tensor, heads: Heads, segment: &Segment, context: usize) {
+    fn append(
+        &mut self,
+        backend: &dyn Backend,
+        qkv: &Tensor,
+        heads: Heads,
+        segment: &Segment,
+        context: usize,
+    ) {
         let needed = segment.past + segment.rows.len();
         let (first_key, width) = (heads.query_width(), heads.kv_width());
         let first_value = first_key + width;

@@ -74,7 +74,9 @@ pub enum InferError {
         found: String,
     },
     /// The tokens leave no room in the context. Nothing is ever cut off to make them fit.
-    #[error("{what} of {tokens} tokens does not fit the model's context: at most {room} of its {context} are free for it")]
+    #[error(
+        "{what} of {tokens} tokens does not fit the model's context: at most {room} of its {context} are free for it"
+    )]
     TooLong {
         /// What does not fit.
         what: &'static str,
@@ -96,7 +98,9 @@ pub enum InferError {
         allowed: &'static str,
     },
     /// The model computed something that is no number: its weights are damaged, or too large for the dtype.
-    #[error("the model computed `{value}` for token id `{id}` at position {position}. hint: its weights may be damaged; try dtype `f32`")]
+    #[error(
+        "the model computed `{value}` for token id `{id}` at position {position}. hint: its weights may be damaged; try dtype `f32`"
+    )]
     NonFinite {
         /// The value.
         value: f32,

@@ -96,39 +96,42 @@ pub fn sample(logits: &[f32], params: &SamplingParams, position: usize) -> Resul
     Ok(drawn.or(kept.last()).map_or(likeliest as u32, |c| c.id))
 }
 
-/// A token and its probability relative to the likeliest.
+/// A token, and its probability relative to that of the likeliest.
 struct Candidate {
     id: u32,
+    logit: f32,
     weight: f64,
 }
 
 /// The tokens that the filters leave, likeliest first, equals in the order of their ids. Never empty.
 fn candidates(logits: &[f32], max: f64, params: &SamplingParams) -> Vec<Candidate> {
-    let weight = |&x: &f32| libm::exp((f64::from(x) - max) / params.temperature);
-    let mut all: Vec<Candidate> =
-        (0u32..).zip(logits).map(|(id, x)| Candidate { id, weight: weight(x) }).collect();
-    if params.top_k.is_none_or(|k| k >= all.len()) {
-        // Tokens below this share sum to less than the `1 − top_p` that the nucleus leaves out, so they need not be
-        // sorted: a vocabulary of 128,256 shrinks to tens or hundreds. Half of it leaves room for rounding.
-        let total: f64 = all.iter().map(|c| c.weight).sum();
-        let negligible = 0.5 * (1.0 - params.top_p) * total / all.len() as f64;
-        all.retain(|c| c.weight > negligible);
-        all.sort_unstable_by(order);
-        nucleus(&mut all, params.top_p * total);
-    } else {
-        all.sort_unstable_by(order);
-        all.truncate(params.top_k.unwrap_or(all.len()));
-        let total: f64 = all.iter().map(|c| c.weight).sum();
-        nucleus(&mut all, params.top_p * total);
+    let weight = |x: f32| libm::exp((f64::from(x) - max) / params.temperature);
+    let mut kept: Vec<Candidate> =
+        (0u32..).zip(logits).map(|(id, &logit)| Candidate { id, logit, weight: weight(logit) }).collect();
+    if let Some(k) = params.top_k
+        && k < kept.len()
+    {
+        kept.select_nth_unstable_by(k - 1, order);
+        kept.truncate(k);
+        kept.sort_unstable_by(order);
+    }
+    let total: f64 = kept.iter().map(|c| c.weight).sum();
+    // Tokens below this share sum to less than the `1 − top_p` that the nucleus leaves out, so they need not be
+    // sorted: a vocabulary of 128,256 shrinks to tens or hundreds. The half leaves room for rounding.
+    let negligible = 0.5 * (1.0 - params.top_p) * total / kept.len() as f64;
+    kept.retain(|c| c.weight > negligible);
+    kept.sort_unstable_by(order);
+    if params.top_p < 1.0 {
+        nucleus(&mut kept, params.top_p * total);
     }
     // The likeliest has weight exp(0) = 1.
-    let kept = all.iter().take_while(|c| c.weight >= params.min_p).count();
-    all.truncate(kept);
-    all
+    let likely = kept.iter().take_while(|c| c.weight >= params.min_p).count();
+    kept.truncate(likely);
+    kept
 }
 
 fn order(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    b.weight.total_cmp(&a.weight).then(a.id.cmp(&b.id))
+    b.logit.partial_cmp(&a.logit).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id))
 }
 
 /// Keeps the shortest run from the front whose weights sum to `mass` at least.

@@ -2,7 +2,6 @@
 
 pub(crate) mod hf;
 
-use crate::special::april_2024_names;
 use crate::{Error, Result, Tokenizer};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -21,13 +20,11 @@ pub(crate) fn load(path: &Path) -> Result<Tokenizer> {
         return Err(Error::NotFound { path: path.into() });
     }
     let contents = std::fs::read(path).map_err(io("read", path))?;
-    let (ranks, special) = if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"))
-    {
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
         return hf::read_tokenizer_json(&contents, path);
-    } else {
-        (read_model_file(&contents, path)?, april_2024_names())
-    };
-    Tokenizer::new(ranks, special).map_err(|error| in_file(path, error))
+    }
+    let ranks = read_model_file(&contents, path)?;
+    Tokenizer::from_ranks(ranks).map_err(|error| in_file(path, error))
 }
 
 fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + 'a {

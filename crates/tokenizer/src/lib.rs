@@ -5,7 +5,7 @@
 //! on its own. Every byte is a token, so every text can be encoded and `decode(encode(text)) == text`.
 //!
 //! Text never turns into a special token unless the caller asks for it: [`Tokenizer::encode`] treats `<|eot_id|>` as
-//! nine ordinary characters, [`Tokenizer::encode_with_special`] and the chat functions do not.
+//! ten ordinary characters, [`Tokenizer::encode_with_special`] and the chat functions do not.
 //!
 //! ```
 //! use llamero_tokenizer::{Message, Role, Trainer};

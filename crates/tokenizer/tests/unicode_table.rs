@@ -3,6 +3,8 @@
 //! `LLAMERO_WRITE_UNICODE_TABLE=1 cargo test -p llamero-tokenizer --test unicode_table` writes the file anew.
 //! A different Unicode version changes how text is split, hence the ids of a trained tokenizer: write it on purpose only.
 
+#![expect(clippy::unwrap_used, reason = "helpers of a test")]
+
 use regex_syntax::hir::{Class, HirKind};
 use std::fmt::Write as _;
 

@@ -54,8 +54,8 @@ impl Task {
     }
 }
 
-/// The gradient of `qkv`.
-pub(crate) fn attention_backward<E: Element>(exec: &Exec, job: &Gradient<'_, E>, mat: impl Fn(&[E]) -> Mat<'_> + Sync) {
+/// The gradient of `qkv`; `dy` is `job.dy` as a matrix.
+pub(crate) fn attention_backward<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>) {
     let heads = job.heads;
     let total = job.segments.total_rows();
     let mut delta = exec.memory.stale::<f32>(total * heads.query);
@@ -69,7 +69,6 @@ pub(crate) fn attention_backward<E: Element>(exec: &Exec, job: &Gradient<'_, E>,
     let tasks = plan(exec.threads, job.segments, heads.kv);
     let cost: usize = tasks.iter().map(Task::cost).sum();
     let ns = (cost * group_size(heads) * heads.dim) as f64 * 10.0 / 50.0;
-    let dy = mat(job.dy);
     exec.tasks(tasks.len(), ns, |i| run_task(exec, job, dy, &delta, &tasks[i]));
 }
 
@@ -120,7 +119,8 @@ fn run_task<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>, delta: 
         scores: exec.memory.stale(packed_a_len(most)),
         score_grads: exec.memory.stale(packed_a_len(most)),
     };
-    let mut dq = exec.memory.zeros::<f32>(if task.for_queries { task.queries.len() * group * width } else { 0 });
+    let mut dq =
+        exec.memory.zeros::<f32>(if task.for_queries { task.queries.len() * group * width } else { 0 });
     let mut dk = exec.memory.stale::<f32>(KEYS * width);
     let mut dv = exec.memory.stale::<f32>(KEYS * width);
     let columns = [task.kv * group, heads.query + task.kv, heads.query + heads.kv + task.kv].map(|h| h * dim);
@@ -206,7 +206,8 @@ impl Work {
 
     /// `dK += dSᵀ Q`, `dV += Pᵀ dY`.
     fn add_to_keys(&mut self, exec: &Exec, count: usize, (dk, dv): (&mut [f32], &mut [f32])) {
-        for (weights, left, out) in [(&self.score_grads, &self.queries, dk), (&self.scores, &self.grads, dv)] {
+        for (weights, left, out) in [(&self.score_grads, &self.queries, dk), (&self.scores, &self.grads, dv)]
+        {
             let width = out.len() / KEYS;
             left.turn(exec, &mut self.right);
             exec.run(Product {

@@ -10,12 +10,12 @@ mod kernels;
 
 use llamero_tensor::Heads;
 
-pub(crate) use self::backward::attention_backward;
+pub(crate) use self::backward::{Gradient, attention_backward};
 pub(crate) use self::forward::{Document, Job, attend};
 use crate::exec::Exec;
+use crate::exec::Tile;
 use crate::gemm::kernel::{Layout, STRIDE};
 use crate::gemm::{Data, KC, Mat, NR, PackA, PackPanel, Product, packed_a_len};
-use crate::exec::Tile;
 use crate::memory::Buffer;
 
 /// Keys of a block.

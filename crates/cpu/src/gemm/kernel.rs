@@ -68,7 +68,10 @@ impl Kernel for Product<'_> {
         }
         assert!(self.c.rows >= self.m && self.c.cols >= self.n, "product: C is too small");
         assert!(self.end_of_a() <= self.a.0.len(), "product: A is too small");
-        assert!((self.n.div_ceil(NR) - 1) * self.panel + self.k * NR <= self.b.len(), "product: B is too small");
+        assert!(
+            (self.n.div_ceil(NR) - 1) * self.panel + self.k * NR <= self.b.len(),
+            "product: B is too small"
+        );
         // SAFETY: the three assertions are the contract of `sweep`.
         unsafe {
             match self.a.1 {
@@ -99,9 +102,18 @@ struct Strip {
 unsafe fn sweep<S: Simd, const GROUP: usize, const ROW: usize, const DEPTH: usize>(s: S, mut p: Product<'_>) {
     let c = p.c.as_mut_ptr();
     let mut edge = [0.0f32; MR * NR];
+    let groups = p.m.div_ceil(MR);
     for panel in 0..p.n.div_ceil(NR) {
         let cols = NR.min(p.n - panel * NR);
-        for group in 0..p.m.div_ceil(MR) {
+        for group in 0..groups {
+            if groups >= FEW {
+                let next = p.b.as_ptr().wrapping_add((panel + 1) * p.panel);
+                fetch(s, next, (group * p.k / groups * NR, (group + 1) * p.k / groups * NR));
+                for r in 0..MR {
+                    let row = c.wrapping_add(((group + 1) * MR + r) * p.c.stride + panel * NR);
+                    fetch(s, row, (0, NR));
+                }
+            }
             let rows = MR.min(p.m - group * MR);
             // SAFETY: the offsets are those of elements inside A, B and C, by the contract of this function. At
             // the right edge the strip works on a copy of whole width; rows and columns copied are inside C.
@@ -129,6 +141,17 @@ unsafe fn sweep<S: Simd, const GROUP: usize, const ROW: usize, const DEPTH: usiz
                 }
             }
         }
+    }
+}
+
+/// With fewer groups of rows there is too little work per panel to fetch ahead.
+const FEW: usize = 4000;
+
+/// Fetches a range of elements ahead of their use.
+#[inline(always)]
+fn fetch<S: Simd>(s: S, from: *const f32, (start, end): (usize, usize)) {
+    for at in (start..end).step_by(LANES) {
+        s.prefetch(from.wrapping_add(at));
     }
 }
 
@@ -204,7 +227,10 @@ unsafe fn strip_rows<S: Simd, const ROW: usize, const DEPTH: usize>(s: S, strip:
 /// # Safety
 /// The tile must be inside A, B and C.
 #[inline(always)]
-unsafe fn tile<S: Simd, const R: usize, const W: usize, const ROW: usize, const DEPTH: usize>(s: S, t: Strip) {
+unsafe fn tile<S: Simd, const R: usize, const W: usize, const ROW: usize, const DEPTH: usize>(
+    s: S,
+    t: Strip,
+) {
     let mut acc = [[s.splat(0.0); W]; R];
     // SAFETY: elements (r, k) of A, (k, 16 w ..) of B and (r, 16 w ..) of C of the tile.
     unsafe {

@@ -8,7 +8,7 @@ pub(crate) mod pack;
 
 use half::bf16;
 
-pub(crate) use self::kernel::{KC, NR, Product};
+pub(crate) use self::kernel::{KC, MR, NR, Product};
 pub(crate) use self::pack::{Data, Mat, PackA, PackPanel, packed_a_len};
 use crate::exec::{Exec, Tile};
 use crate::math::Element;
@@ -17,10 +17,10 @@ use crate::path::Kernel;
 use crate::rows::Convert;
 use crate::simd::Simd;
 
-/// Rows of C of one task; a multiple of the micro-kernel's.
-const MC: usize = 96;
+/// Most rows of C of one task: they share each panel of B that comes from memory.
+const MC: usize = 384;
 /// Most columns of C of one task.
-const NC: usize = 1024;
+const NC: usize = 512;
 /// Most elements of B packed at once (64 MiB).
 const PACKED: usize = 1 << 24;
 
@@ -129,22 +129,27 @@ fn tiles(
     (c, first): (&Target<'_>, usize),
 ) {
     let panels = n.div_ceil(NR);
-    let row_tasks = m.div_ceil(MC);
+    let height = m.div_ceil(m.div_ceil(MC)).next_multiple_of(MR);
+    let row_tasks = m.div_ceil(height);
     let ns = product_ns(m, n, k);
     let wanted = if exec.threads == 1 { 1 } else { (4 * exec.threads).div_ceil(row_tasks) };
     let group = panels.div_ceil(wanted).min(NC / NR).max(1);
     let col_tasks = panels.div_ceil(group);
     exec.tasks(row_tasks * col_tasks, ns, |task| {
-        let (row, panel) = (task / col_tasks * MC, task % col_tasks * group);
+        let (row, panel) = (task / col_tasks * height, task % col_tasks * group);
         let col = panel * NR;
-        let (rows, cols) = (MC.min(m - row), (group * NR).min(n - col));
+        let (rows, cols) = (height.min(m - row), (group * NR).min(n - col));
         let (exact, finish) = c;
         let (a, b) = (a.from(row, 0), &b[panel * k * NR..]);
         // SAFETY: tasks have different rectangles.
         unsafe {
             match finish {
-                Finish::Write => tile(exec, (rows, cols, k), a, b, exact.sub(row, first + col, rows, cols), false),
-                Finish::Add => tile(exec, (rows, cols, k), a, b, exact.sub(row, first + col, rows, cols), true),
+                Finish::Write => {
+                    tile(exec, (rows, cols, k), a, b, exact.sub(row, first + col, rows, cols), false)
+                }
+                Finish::Add => {
+                    tile(exec, (rows, cols, k), a, b, exact.sub(row, first + col, rows, cols), true)
+                }
                 Finish::Round(whole) => {
                     let mut beside = exec.memory.stale::<f32>(rows * cols);
                     tile(exec, (rows, cols, k), a, b, Tile::new(&mut beside, rows, cols, cols), false);

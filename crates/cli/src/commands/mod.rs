@@ -1,0 +1,37 @@
+//! One module per command: its arguments, and what it does with the libraries.
+
+pub(crate) mod chat;
+pub(crate) mod export;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod run;
+pub(crate) mod score;
+pub(crate) mod tokenizer;
+pub(crate) mod why;
+
+use std::io::Write;
+use std::sync::Arc;
+
+use anyhow::Result;
+use llamero_infer::Engine;
+use llamero_tensor::{Backend, DType};
+use serde::Serialize;
+
+use crate::ModelArgs;
+
+/// Opens a model on the CPU.
+fn open(args: &ModelArgs) -> Result<Engine> {
+    let backend: Arc<dyn Backend> = Arc::new(crate::device(args.threads)?);
+    Ok(Engine::open(&args.model, backend, DType::F32)?)
+}
+
+/// A line of result on stdout.
+fn print(text: impl std::fmt::Display) -> Result<()> {
+    writeln!(std::io::stdout().lock(), "{text}")?;
+    Ok(())
+}
+
+/// A value as one line of JSON on stdout.
+fn print_json(value: &impl Serialize) -> Result<()> {
+    print(serde_json::to_string(value)?)
+}

@@ -1,0 +1,47 @@
+//! `llamero score`.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::{open, print, print_json};
+use crate::ModelArgs;
+
+#[derive(Args)]
+#[command(after_help = "Examples:\n  \
+    llamero score runs/quickstart --text README.md --json\n  \
+    echo 'fn main() {}' | llamero score runs/quickstart --text -")]
+pub(crate) struct ScoreArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// File with UTF-8 text, or `-` for standard input.
+    #[arg(long)]
+    text: PathBuf,
+    /// Print the result as JSON: tokens predicted, total negative log-likelihood in nats, bits per byte.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn score(args: &ScoreArgs) -> Result<()> {
+    let text = read_text(&args.text)?;
+    let score = open(&args.model)?.score_text(&text)?;
+    if args.json {
+        return print_json(&score);
+    }
+    print(format!(
+        "{} tokens, {:.3} nats in all, {:.4} bits per byte over {} bytes",
+        score.tokens, score.nll, score.bits_per_byte, score.bytes
+    ))
+}
+
+/// Text of a file or of standard input; bytes that are not UTF-8 are an error.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    if path.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin().read_to_string(&mut text).context("standard input")?;
+        return Ok(text);
+    }
+    std::fs::read_to_string(path).with_context(|| format!("`{}`", path.display()))
+}

@@ -1,0 +1,28 @@
+//! What this process may use and has used.
+
+use std::num::NonZero;
+
+/// Threads to use when none are asked for.
+pub(crate) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Largest resident memory of this process so far in bytes, where the system tells (Linux).
+pub(crate) fn peak_memory() -> Option<u64> {
+    status_kib("VmHWM:")
+}
+
+/// Memory that could still be used in bytes, where the system tells (Linux).
+pub(crate) fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    kib(&text, "MemAvailable:")
+}
+
+fn status_kib(key: &str) -> Option<u64> {
+    kib(&std::fs::read_to_string("/proc/self/status").ok()?, key)
+}
+
+fn kib(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix(key))?;
+    line.split_whitespace().next()?.parse::<u64>().ok().map(|k| k * 1024)
+}

@@ -1,0 +1,158 @@
+//! `llamero run`: the stages of a recipe, in order, each an artifact.
+//!
+//! ```text
+//! sources → curate ─┬→ tokenizer → tokens → pretrain ─┐
+//!                   └→ instruct ─────────────→ sft ───┴→ evaluate → report.html
+//! ```
+//! A stage whose artifact is there is skipped; one that was interrupted resumes. Keys of stages depend on the settled
+//! recipe and on the inputs' ids only, so a settled recipe gives the same ids anywhere.
+
+mod evaluate;
+mod plan;
+mod report_data;
+mod stages;
+mod training;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use llamero_artifact::{
+    Artifact, Begin, Draft, InputRef, Outcome, RunDir, StageKey, fsutil, recipe as files,
+};
+use llamero_tensor::Backend;
+use serde::Serialize;
+
+use crate::recipe::Recipe;
+
+/// File with the settled recipe in a run folder.
+pub(crate) const RECIPE_FILE: &str = "recipe.toml";
+/// The report in a run folder.
+pub(crate) const REPORT_FILE: &str = "report.html";
+
+/// What a stage was, for the summary.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct StageDone {
+    pub(crate) name: String,
+    pub(crate) id: String,
+    /// Seconds of work in this stage, over all processes that worked on it.
+    pub(crate) seconds: f64,
+    /// Whether it was there already.
+    pub(crate) reused: bool,
+}
+
+/// A run in progress.
+pub(crate) struct Run {
+    dir: RunDir,
+    recipe: Recipe,
+    backend: Arc<dyn Backend>,
+    done: Vec<StageDone>,
+    remarks: Vec<String>,
+}
+
+/// Results of a whole run.
+#[derive(Serialize)]
+pub(crate) struct Summary {
+    pub(crate) run: PathBuf,
+    pub(crate) report: PathBuf,
+    pub(crate) seconds: f64,
+    pub(crate) expected_seconds: Option<f64>,
+    pub(crate) peak_memory_bytes: Option<u64>,
+    pub(crate) stages: Vec<StageDone>,
+    pub(crate) evaluation: evaluate::Evaluation,
+    pub(crate) remarks: Vec<String>,
+}
+
+/// Runs a recipe to its end.
+pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
+    let started = Instant::now();
+    let recipe: Recipe = files::load(path, sets)?;
+    recipe.validate().with_context(|| format!("`{}`", path.display()))?;
+    let threads = recipe.run.threads;
+    let backend: Arc<dyn Backend> = Arc::new(crate::device(threads)?);
+    if let Some(threads) = threads {
+        // The pool of the text stages; fails only when it was built before, which nothing does.
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().ok();
+    }
+    let dir = RunDir::create(&recipe.run.dir)?;
+    let mut run = Run { dir, recipe, backend, done: Vec::new(), remarks: Vec::new() };
+    let plan = run.settle()?;
+    let curated = run.curate()?;
+    let tokenizer = run.tokenizer(&curated)?;
+    let instruct = run.instruct(&curated)?;
+    let tokens = run.tokens(&curated, &tokenizer)?;
+    let pretrained = run.pretrain(&tokenizer, &tokens)?;
+    let tuned = run.sft(&tokenizer, &instruct, &pretrained)?;
+    let evaluation = run.evaluate(&tokens, &instruct, [&pretrained, &tuned])?;
+    let seconds = started.elapsed().as_secs_f64();
+    let mut summary = Summary {
+        run: run.dir.path().into(),
+        report: run.dir.path().join(REPORT_FILE),
+        seconds,
+        expected_seconds: plan.as_ref().map(|p| p.expected_seconds),
+        peak_memory_bytes: crate::machine::peak_memory(),
+        stages: run.done.clone(),
+        evaluation: evaluate::Evaluation::read(&evaluation)?,
+        remarks: run.remarks.clone(),
+    };
+    let data = report_data::collect(&run, &summary, &curated, [&pretrained, &tuned])?;
+    fsutil::write_atomic(&summary.report, crate::report::render(&data)?.as_bytes())?;
+    summary.seconds = started.elapsed().as_secs_f64();
+    Ok(summary)
+}
+
+impl Run {
+    /// Begins a stage, and does its `work` unless its artifact is there. `work` gets the folder to fill and reports what
+    /// it measured; a failure leaves the draft to be resumed.
+    fn stage(
+        &mut self,
+        name: &str,
+        recipe: impl Serialize,
+        inputs: Vec<InputRef>,
+        work: impl FnOnce(&mut Self, &Draft) -> Result<Outcome>,
+    ) -> Result<Artifact> {
+        let recipe = serde_json::to_value(recipe).context("a recipe section as JSON")?;
+        let key = StageKey { kind: name.into(), schema: 1, recipe, inputs };
+        match self.dir.begin(name, &key)? {
+            Begin::Done(artifact) => {
+                let seconds = artifact.manifest().provenance.wall_seconds;
+                eprintln!("{name:>10} already there ({})", artifact.id());
+                self.done.push(StageDone {
+                    name: name.into(),
+                    id: artifact.id().into(),
+                    seconds,
+                    reused: true,
+                });
+                Ok(artifact)
+            }
+            Begin::Work(draft) => {
+                let started = Instant::now();
+                if draft.resumed() {
+                    eprintln!("{name:>10} resuming");
+                }
+                let mut outcome = work(self, &draft).with_context(|| format!("stage `{name}`"))?;
+                if outcome.wall_seconds == 0.0 {
+                    outcome.wall_seconds = started.elapsed().as_secs_f64();
+                }
+                let artifact = draft.finish(outcome)?;
+                let seconds = artifact.manifest().provenance.wall_seconds;
+                eprintln!("{name:>10} done in {seconds:.1} s");
+                self.done.push(StageDone {
+                    name: name.into(),
+                    id: artifact.id().into(),
+                    seconds,
+                    reused: false,
+                });
+                Ok(artifact)
+            }
+        }
+    }
+}
+
+/// Serialises a value to a JSON file of a draft.
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec_pretty(value)?;
+    fsutil::write_atomic(path, &text)?;
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! The stages between the sources and the tokens.
+
+use std::cell::RefCell;
+
+use anyhow::{Context, Result};
+use llamero_artifact::{Artifact, InputRef, Outcome};
+use llamero_curate::CurateConfig;
+use llamero_data::{documents, hash_fraction};
+use llamero_tokenizer::{Tokenizer, Trainer};
+
+use super::{Run, write_json};
+use crate::progress::{CurateProgress, Progress};
+
+impl Run {
+    /// Sources → documents. The id depends on the files' contents, not on where they lie.
+    pub(super) fn curate(&mut self) -> Result<Artifact> {
+        let config = self.recipe.curate.clone();
+        let progress = CurateProgress::new();
+        let inventory = llamero_curate::inventory(&config, &progress)?;
+        let input = InputRef { name: "sources".into(), kind: "sources".into(), id: inventory.id.clone() };
+        let rules = CurateConfig { sources: Vec::new(), crates: None, ..config.clone() };
+        let artifact = self.stage("curate", rules, vec![input], |_, draft| {
+            let report = llamero_curate::curate(&config, &inventory, draft.path(), &progress)?;
+            let rows = [(llamero_curate::DOCUMENTS_FILE.to_string(), report.documents_kept)].into();
+            Ok(Outcome { metrics: serde_json::to_value(&report)?, rows, ..Default::default() })
+        });
+        progress.finish();
+        artifact
+    }
+
+    /// Documents → tokenizer.
+    pub(super) fn tokenizer(&mut self, curated: &Artifact) -> Result<Artifact> {
+        let section = self.recipe.tokenizer.clone();
+        let threads = self.recipe.run.threads;
+        self.stage("tokenizer", section.clone(), vec![curated.as_input("documents")], |_, draft| {
+            let total = total_bytes(curated)?;
+            let share = section.sample_bytes as f64 / total.max(1) as f64;
+            let failure = RefCell::new(None);
+            let texts = documents::read(curated.path())?.filter_map(|document| match document {
+                Ok(d) => (hash_fraction(&d.url) < share).then_some(d.text),
+                Err(e) => {
+                    failure.borrow_mut().get_or_insert(e);
+                    None
+                }
+            });
+            let mut trainer = Trainer::new(section.vocab_size);
+            trainer.min_frequency = section.min_frequency;
+            trainer.threads = threads;
+            let bar = Progress::new("tokenizer", section.vocab_size as u64, "merges");
+            let trained = trainer.train(texts, &mut |done, wanted| {
+                if wanted > 0 {
+                    bar.at(done, "merges");
+                }
+            });
+            bar.finish();
+            if let Some(error) = failure.into_inner() {
+                return Err(error.into());
+            }
+            let (tokenizer, report) = trained?;
+            tokenizer.save_model(draft.path().join("tokenizer.model"))?;
+            tokenizer.save_hf(draft.path())?;
+            Ok(Outcome { metrics: serde_json::to_value(&report)?, ..Default::default() })
+        })
+    }
+
+    /// Documents → token stores.
+    pub(super) fn tokens(&mut self, curated: &Artifact, tokenizer: &Artifact) -> Result<Artifact> {
+        let config = self.recipe.data.clone();
+        let inputs = vec![curated.as_input("documents"), tokenizer.as_input("tokenizer")];
+        self.stage("tokens", config.clone(), inputs, |_, draft| {
+            let coder = Tokenizer::load(tokenizer.path())?;
+            let bar = Progress::new("tokens", total_bytes(curated)?, "bytes");
+            let report =
+                llamero_data::tokenize(curated.path(), &coder, &config, draft.path(), &|b| bar.at(b, ""));
+            bar.finish();
+            let report = report?;
+            write_json(&draft.path().join("report.json"), &report)?;
+            let rows = [
+                ("train.index".to_string(), report.train_documents),
+                ("held_out.index".to_string(), report.held_out_documents),
+            ];
+            Ok(Outcome { metrics: serde_json::to_value(&report)?, rows: rows.into(), ..Default::default() })
+        })
+    }
+
+    /// Documents → dialogs and questions.
+    pub(super) fn instruct(&mut self, curated: &Artifact) -> Result<Artifact> {
+        let config = self.recipe.instruct.clone();
+        self.stage("instruct", config.clone(), vec![curated.as_input("documents")], |_, draft| {
+            let report = llamero_align::instruct(curated.path(), &config, draft.path())?;
+            let rows = [
+                (llamero_align::DIALOGS_FILE.to_string(), report.dialogs as u64),
+                (llamero_align::QUESTIONS_FILE.to_string(), report.questions as u64),
+            ];
+            let metrics = serde_json::to_value(&report)?;
+            Ok(Outcome { metrics, rows: rows.into(), seed: Some(config.seed), ..Default::default() })
+        })
+    }
+}
+
+/// Bytes of curated text.
+fn total_bytes(curated: &Artifact) -> Result<u64> {
+    let bytes = curated.manifest().metrics.get("bytes_kept").and_then(serde_json::Value::as_u64);
+    bytes.context("the curated artifact does not say how many bytes it kept")
+}

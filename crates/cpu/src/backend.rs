@@ -1,0 +1,402 @@
+//! The trait: shape checks, types, and handing over to the kernels.
+
+use std::ops::Range;
+
+use half::bf16;
+use llamero_tensor::{
+    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, Memory, NO_TARGET,
+    RopeDirection, RopeTable, Segments, Shape, Tensor,
+};
+
+use crate::Cpu;
+use crate::attention::{Document, Gradient, Job, attend, attention_backward};
+use crate::exec::Tile;
+use crate::gemm::{Mat, Out, Right, gemm, pack_panels};
+use crate::loss::{self, Head, Saved};
+use crate::ops;
+use crate::storage::{Storage, Stored, data, elements, elements_mut, f32s, mat, produce, storage, typed};
+
+/// Panics with the op and the shapes of its tensors unless the condition holds.
+macro_rules! fits {
+    ($op:literal, $ok:expr, $($x:ident),+) => {
+        assert!($ok, concat!($op, ": shapes do not fit:", $(" ", stringify!($x), " {:?}",)+), $($x),+)
+    };
+}
+
+/// Evaluates an expression with `E` bound to the element type of a dtype.
+macro_rules! with_type {
+    ($dtype:expr, $e:ident => $body:expr) => {
+        match $dtype {
+            DType::F32 => {
+                type $e = f32;
+                $body
+            }
+            DType::Bf16 => {
+                type $e = bf16;
+                $body
+            }
+        }
+    };
+}
+
+impl Cpu {
+    /// `[m, n]` of the given dtype from a product.
+    fn product(&self, (m, n, k): (usize, usize, usize), a: Mat<'_>, b: Right<'_>, dtype: DType) -> Tensor {
+        let shape = Shape::new(m, n);
+        match dtype {
+            DType::F32 => produce(&self.exec, shape, |c| gemm(&self.exec, (m, n, k), a, b, Out::F32(c))),
+            DType::Bf16 => produce(&self.exec, shape, |c| gemm(&self.exec, (m, n, k), a, b, Out::Bf16(c))),
+        }
+    }
+
+    fn forward_attention<E: Stored>(
+        &self,
+        qkv: &Tensor,
+        heads: Heads,
+        documents: Vec<Document<'_>>,
+        op: &str,
+    ) -> Attention {
+        let (rows, width) = (qkv.rows(), heads.query_width());
+        let exec = &self.exec;
+        let mut lse = exec.memory.stale::<f32>(rows * heads.query);
+        let out = produce::<E>(exec, Shape::new(rows, width), |out| {
+            let out = Tile::new(out, rows, width, width);
+            let lse = Tile::new(&mut lse, rows, heads.query, heads.query);
+            attend(exec, &Job { heads, queries: mat(op, qkv), documents, out, lse });
+        });
+        let lse = Tensor::from_storage(Shape::new(rows, heads.query), DType::F32, Storage::F32(lse));
+        Attention { out, lse }
+    }
+}
+
+fn check_heads(op: &str, qkv: &Tensor, heads: Heads, rows: usize) {
+    let divides = heads.kv > 0 && heads.dim > 0 && heads.query % heads.kv == 0;
+    assert!(
+        divides && qkv.cols() == heads.width() && qkv.rows() == rows,
+        "{op}: shapes do not fit: qkv {qkv:?} {heads:?} segments of {rows} rows"
+    );
+}
+
+fn check_ids(op: &str, ids: &[u32], table: &Tensor) {
+    if let Some((row, id)) = ids.iter().enumerate().find(|(_, id)| **id as usize >= table.rows()) {
+        panic!("{op}: id {id} of row {row} is outside the table {table:?}");
+    }
+}
+
+fn check_targets(op: &str, targets: &[u32], h: &Tensor, w: &Tensor) {
+    assert!(
+        h.rows() == targets.len() && h.cols() == w.cols(),
+        "{op}: shapes do not fit: h {h:?} w {w:?} targets {}",
+        targets.len()
+    );
+    if let Some((row, id)) =
+        targets.iter().enumerate().find(|(_, t)| **t != NO_TARGET && **t as usize >= w.rows())
+    {
+        panic!("{op}: target {id} of row {row} is outside the vocabulary of w {w:?}");
+    }
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> String {
+        format!("cpu/{} x{}", self.path().name(), self.threads())
+    }
+
+    fn memory(&self) -> Memory {
+        self.exec.memory.memory()
+    }
+
+    fn reset_peak(&self) {
+        self.exec.memory.reset_peak();
+    }
+
+    fn upload(&self, host: &[f32], shape: Shape, dtype: DType) -> Tensor {
+        assert!(host.len() == shape.elements(), "upload: {} values do not fit {shape}", host.len());
+        with_type!(dtype, E => produce::<E>(&self.exec, shape, |out| ops::convert(&self.exec, host, out)))
+    }
+
+    fn download(&self, x: &Tensor) -> Vec<f32> {
+        let mut out = vec![0.0; x.shape().elements()];
+        typed!(data("download", x), x => ops::convert(&self.exec, x, &mut out));
+        out
+    }
+
+    fn zeros(&self, shape: Shape, dtype: DType) -> Tensor {
+        with_type!(dtype, E => produce::<E>(&self.exec, shape, |out| out.fill(E::default())))
+    }
+
+    fn cast(&self, x: &Tensor, dtype: DType) -> Tensor {
+        let shape = x.shape();
+        typed!(data("cast", x), x => {
+            with_type!(dtype, E => produce::<E>(&self.exec, shape, |out| ops::convert(&self.exec, x, out)))
+        })
+    }
+
+    fn pack(&self, w: &Tensor) -> Tensor {
+        let panels = pack_panels(&self.exec, mat("pack", w).t(), w.cols(), w.rows());
+        Tensor::from_storage(w.shape(), w.dtype(), Storage::Panels(panels))
+    }
+
+    fn copy_rows(&self, dst: &mut Tensor, at: usize, src: &Tensor, rows: Range<usize>, cols: Range<usize>) {
+        let fits = rows.start <= rows.end && cols.start <= cols.end && dst.cols() == cols.len();
+        let inside = rows.end <= src.rows() && cols.end <= src.cols() && at + rows.len() <= dst.rows();
+        assert!(
+            fits && inside && dst.dtype() == src.dtype(),
+            "copy_rows: shapes do not fit: {src:?} rows {rows:?} columns {cols:?} to {dst:?} at {at}"
+        );
+        let (width, from) = (cols.len(), src.cols());
+        with_type!(src.dtype(), E => {
+            let src = elements::<E>("copy_rows", src);
+            let dst = elements_mut::<E>("copy_rows", dst);
+            for (i, row) in rows.enumerate() {
+                dst[(at + i) * width..][..width].copy_from_slice(&src[row * from + cols.start..][..width]);
+            }
+        });
+    }
+
+    fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor {
+        fits!("linear", x.cols() == w.cols(), x, w);
+        let b = match storage("linear", w) {
+            Storage::Panels(panels) => Right::Panels(panels),
+            _ => Right::Mat(mat("linear", w).t()),
+        };
+        self.product((x.rows(), w.rows(), x.cols()), mat("linear", x), b, x.dtype())
+    }
+
+    fn linear_backward_input(&self, dy: &Tensor, w: &Tensor) -> Tensor {
+        fits!("linear_backward_input", dy.cols() == w.rows(), dy, w);
+        let (a, b) = (mat("linear_backward_input", dy), mat("linear_backward_input", w));
+        self.product((dy.rows(), w.cols(), dy.cols()), a, Right::Mat(b), dy.dtype())
+    }
+
+    fn linear_backward_weight(&self, dy: &Tensor, x: &Tensor, dw: &mut Tensor) {
+        let fits = dy.rows() == x.rows() && dw.rows() == dy.cols() && dw.cols() == x.cols();
+        fits!("linear_backward_weight", fits, dy, x, dw);
+        let (a, b) = (mat("linear_backward_weight", dy), mat("linear_backward_weight", x));
+        let dw = elements_mut::<f32>("linear_backward_weight", dw);
+        gemm(&self.exec, (dy.cols(), x.cols(), dy.rows()), a.t(), Right::Mat(b), Out::Add(dw));
+    }
+
+    fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
+        fits!("add", a.shape() == b.shape(), a, b);
+        with_type!(a.dtype(), E => {
+            let (x, y) = (elements::<E>("add", a), elements("add", b));
+            produce::<E>(&self.exec, a.shape(), |out| ops::add(&self.exec, x, y, out))
+        })
+    }
+
+    fn add_assign(&self, acc: &mut Tensor, x: &Tensor) {
+        fits!("add_assign", acc.shape() == x.shape(), acc, x);
+        with_type!(acc.dtype(), E => {
+            let acc = elements_mut::<E>("add_assign", acc);
+            typed!(data("add_assign", x), x => ops::add_assign(&self.exec, acc, x));
+        });
+    }
+
+    fn rms_norm(&self, x: &Tensor, w: &Tensor, eps: f32) -> Tensor {
+        fits!("rms_norm", w.shape() == Shape::new(1, x.cols()), x, w);
+        with_type!(x.dtype(), E => {
+            let rows = elements::<E>("rms_norm", x);
+            produce::<E>(&self.exec, x.shape(), |out| {
+                typed!(data("rms_norm", w), w => ops::rms_norm(&self.exec, rows, w, eps, out));
+            })
+        })
+    }
+
+    fn rms_norm_backward(&self, dy: &Tensor, x: &Tensor, w: &Tensor, eps: f32, dw: &mut Tensor) -> Tensor {
+        const OP: &str = "rms_norm_backward";
+        let row = Shape::new(1, x.cols());
+        let fits = dy.shape() == x.shape() && w.shape() == row && dw.shape() == row;
+        fits!("rms_norm_backward", fits, dy, x, w, dw);
+        let dw = elements_mut::<f32>(OP, dw);
+        with_type!(x.dtype(), E => {
+            let rows = (elements::<E>(OP, dy), elements::<E>(OP, x));
+            produce::<E>(&self.exec, x.shape(), |dx| {
+                typed!(data(OP, w), w => ops::rms_norm_backward(&self.exec, rows, w, eps, (dx, dw)));
+            })
+        })
+    }
+
+    fn rope(
+        &self,
+        qkv: &Tensor,
+        heads: Heads,
+        segments: &Segments,
+        table: &RopeTable,
+        direction: RopeDirection,
+    ) -> Tensor {
+        check_heads("rope", qkv, heads, segments.total_rows());
+        let last = segments.iter().map(|s| s.past + s.rows.len()).max().unwrap_or(0);
+        assert!(
+            2 * table.half == heads.dim && last <= table.positions(),
+            "rope: {last} positions of {heads:?} do not fit a table of {} positions of {}",
+            table.positions(),
+            2 * table.half
+        );
+        with_type!(qkv.dtype(), E => {
+            let x = elements::<E>("rope", qkv);
+            produce::<E>(&self.exec, qkv.shape(), |out| {
+                ops::rope(&self.exec, x, heads, (segments, table, direction), out);
+            })
+        })
+    }
+
+    fn attention(&self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Attention {
+        check_heads("attention", qkv, heads, segments.total_rows());
+        assert!(
+            segments.iter().all(|s| s.past == 0),
+            "attention: a segment has a past; use `attention_cached`"
+        );
+        let all = mat("attention", qkv);
+        let (keys, values) = (heads.query_width(), heads.query_width() + heads.kv_width());
+        let documents = segments.iter().filter(|s| !s.rows.is_empty()).map(|s| Document {
+            first_row: s.rows.start,
+            rows: s.rows.len(),
+            past: 0,
+            keys: all.from(s.rows.start, keys),
+            values: all.from(s.rows.start, values),
+        });
+        let documents = documents.collect();
+        with_type!(qkv.dtype(), E => self.forward_attention::<E>(qkv, heads, documents, "attention"))
+    }
+
+    fn attention_backward(
+        &self,
+        dy: &Tensor,
+        qkv: &Tensor,
+        saved: &Attention,
+        heads: Heads,
+        segments: &Segments,
+    ) -> Tensor {
+        const OP: &str = "attention_backward";
+        check_heads(OP, qkv, heads, segments.total_rows());
+        let (y, lse) = (&saved.out, &saved.lse);
+        let rows = qkv.rows();
+        let fits = dy.shape() == y.shape()
+            && dy.shape() == Shape::new(rows, heads.query_width())
+            && lse.shape() == Shape::new(rows, heads.query);
+        fits!("attention_backward", fits, dy, qkv, y, lse);
+        let all = mat(OP, qkv);
+        let lse = f32s(OP, lse);
+        with_type!(qkv.dtype(), E => {
+            let (dy, y) = (elements::<E>(OP, dy), elements::<E>(OP, y));
+            produce::<E>(&self.exec, qkv.shape(), |out| {
+                let out = Tile::new(out, rows, heads.width(), heads.width());
+                let job = Gradient { heads, segments, qkv: all, dy, y, lse, out };
+                attention_backward(&self.exec, &job, Mat::new(E::data(dy), heads.query_width()));
+            })
+        })
+    }
+
+    fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
+        const OP: &str = "attention_cached";
+        let total = segments.last().map_or(0, |s| s.segment.rows.end);
+        check_heads(OP, qkv, heads, total);
+        let mut next = 0;
+        let mut documents = Vec::with_capacity(segments.len());
+        for CachedSegment { segment, keys, values } in segments {
+            let valid = segment.past + segment.rows.len();
+            let fits = segment.rows.start == next
+                && keys.cols() == heads.kv_width()
+                && values.cols() == heads.kv_width()
+                && keys.rows() >= valid
+                && values.rows() >= valid;
+            fits!("attention_cached", fits, qkv, heads, segment, keys, values);
+            next = segment.rows.end;
+            if !segment.rows.is_empty() {
+                documents.push(Document {
+                    first_row: segment.rows.start,
+                    rows: segment.rows.len(),
+                    past: segment.past,
+                    keys: mat(OP, keys),
+                    values: mat(OP, values),
+                });
+            }
+        }
+        with_type!(qkv.dtype(), E => self.forward_attention::<E>(qkv, heads, documents, OP).out)
+    }
+
+    fn swiglu(&self, gate_up: &Tensor) -> Tensor {
+        fits!("swiglu", gate_up.cols() % 2 == 0, gate_up);
+        let shape = Shape::new(gate_up.rows(), gate_up.cols() / 2);
+        with_type!(gate_up.dtype(), E => {
+            let x = elements::<E>("swiglu", gate_up);
+            produce::<E>(&self.exec, shape, |out| ops::swiglu(&self.exec, x, shape.cols, out))
+        })
+    }
+
+    fn swiglu_backward(&self, dy: &Tensor, gate_up: &Tensor) -> Tensor {
+        let shape = gate_up.shape();
+        let fits = shape == Shape::new(dy.rows(), 2 * dy.cols());
+        fits!("swiglu_backward", fits, dy, gate_up);
+        with_type!(gate_up.dtype(), E => {
+            let (g, x) = (elements::<E>("swiglu_backward", dy), elements::<E>("swiglu_backward", gate_up));
+            produce::<E>(&self.exec, shape, |out| ops::swiglu_backward(&self.exec, g, x, dy.cols(), out))
+        })
+    }
+
+    fn embed(&self, table: &Tensor, ids: &[u32]) -> Tensor {
+        check_ids("embed", ids, table);
+        let shape = Shape::new(ids.len(), table.cols());
+        with_type!(table.dtype(), E => {
+            let rows = elements::<E>("embed", table);
+            produce::<E>(&self.exec, shape, |out| ops::embed(&self.exec, rows, ids, shape.cols, out))
+        })
+    }
+
+    fn embed_backward(&self, dy: &Tensor, ids: &[u32], dtable: &mut Tensor) {
+        check_ids("embed_backward", ids, dtable);
+        let fits = dy.shape() == Shape::new(ids.len(), dtable.cols());
+        fits!("embed_backward", fits, dy, dtable);
+        let dtable = elements_mut::<f32>("embed_backward", dtable);
+        let width = dy.cols();
+        typed!(data("embed_backward", dy), dy => ops::embed_backward(&self.exec, dy, ids, width, dtable));
+    }
+
+    fn linear_cross_entropy(&self, h: &Tensor, w: &Tensor, targets: &[u32]) -> CrossEntropy {
+        const OP: &str = "linear_cross_entropy";
+        check_targets(OP, targets, h, w);
+        let head = match storage(OP, w) {
+            Storage::Panels(panels) => Head::Panels(panels),
+            _ => Head::Mat(mat(OP, w)),
+        };
+        let shape = Shape::new(h.rows(), 1);
+        let mut lse = self.exec.memory.stale::<f32>(h.rows());
+        let nll = produce::<f32>(&self.exec, shape, |nll| {
+            loss::forward(&self.exec, (data(OP, h), h.cols()), (head, w.rows()), targets, (nll, &mut lse));
+        });
+        CrossEntropy { nll, lse: Tensor::from_storage(shape, DType::F32, Storage::F32(lse)) }
+    }
+
+    fn linear_cross_entropy_backward(
+        &self,
+        d_nll: &Tensor,
+        (h, w): (&Tensor, &Tensor),
+        targets: &[u32],
+        lse: &Tensor,
+        dw: &mut Tensor,
+    ) -> Tensor {
+        const OP: &str = "linear_cross_entropy_backward";
+        check_targets(OP, targets, h, w);
+        let column = Shape::new(h.rows(), 1);
+        let fits = d_nll.shape() == column && lse.shape() == column && dw.shape() == w.shape();
+        fits!("linear_cross_entropy_backward", fits, d_nll, h, w, lse, dw);
+        let saved = Saved { d_nll: f32s(OP, d_nll), lse: f32s(OP, lse), targets };
+        let dw = elements_mut::<f32>(OP, dw);
+        let input = (data(OP, h), h.cols());
+        with_type!(h.dtype(), E => produce::<E>(&self.exec, h.shape(), |dh| {
+            loss::backward(&self.exec, input, mat(OP, w), &saved, (dh, dw));
+        }))
+    }
+
+    fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW) {
+        let AdamWState { weight, m, v } = state;
+        let shape = grad.shape();
+        fits!("adamw", [&*weight, m, v].iter().all(|x| x.shape() == shape), weight, m, v, grad);
+        let [weight, m, v] = [weight, m, v].map(|x| elements_mut::<f32>("adamw", x));
+        ops::adamw(&self.exec, (weight, m, v), f32s("adamw", grad), step);
+    }
+
+    fn sum_of_squares(&self, x: &Tensor) -> f64 {
+        typed!(data("sum_of_squares", x), x => ops::sum_of_squares(&self.exec, x))
+    }
+}

@@ -1,0 +1,185 @@
+//! The row-wise ops: splitting into tasks. `T` tokens, `C` model width.
+
+use llamero_tensor::{AdamW, Heads, RopeDirection, RopeTable, Segments};
+
+use crate::exec::{Exec, Tile};
+use crate::math::Element;
+use crate::rows::{
+    AdamWStep, Add, AddAssign, Convert, InverseRms, RmsNorm, RmsNormInput, RmsNormWeight, Rope, SumOfSquares,
+    Swiglu, SwigluBackward,
+};
+
+/// Elements per task of flat ops; a multiple of the lanes.
+const RUN: usize = 1 << 15;
+
+pub(crate) fn convert<A: Element, B: Element>(exec: &Exec, x: &[A], out: &mut [B]) {
+    let ns = out.len() as f64 * 0.3;
+    exec.chunks(out, RUN, ns, |i, out| exec.run(Convert { x: &x[i * RUN..][..out.len()], out }));
+}
+
+pub(crate) fn add<E: Element>(exec: &Exec, a: &[E], b: &[E], out: &mut [E]) {
+    let ns = out.len() as f64 * 0.4;
+    exec.chunks(out, RUN, ns, |i, out| {
+        let (a, b) = (&a[i * RUN..][..out.len()], &b[i * RUN..][..out.len()]);
+        exec.run(Add { a, b, out });
+    });
+}
+
+pub(crate) fn add_assign<A: Element, E: Element>(exec: &Exec, acc: &mut [A], x: &[E]) {
+    let ns = acc.len() as f64 * 0.3;
+    exec.chunks(acc, RUN, ns, |i, acc| {
+        let x = &x[i * RUN..][..acc.len()];
+        exec.run(AddAssign { acc, x });
+    });
+}
+
+pub(crate) fn rms_norm<E: Element, W: Element>(exec: &Exec, x: &[E], w: &[W], eps: f32, out: &mut [E]) {
+    if w.is_empty() {
+        return;
+    }
+    let chunk = exec.rows_per_task(out.len() / w.len()) * w.len();
+    let ns = out.len() as f64 * 0.4;
+    exec.chunks(out, chunk, ns, |i, out| exec.run(RmsNorm { x: &x[i * chunk..][..out.len()], w, eps, out }));
+}
+
+pub(crate) fn rms_norm_backward<E: Element, W: Element>(
+    exec: &Exec,
+    (dy, x): (&[E], &[E]),
+    w: &[W],
+    eps: f32,
+    (dx, dw): (&mut [E], &mut [f32]),
+) {
+    if w.is_empty() {
+        return;
+    }
+    let cols = w.len();
+    let rows = x.len() / cols;
+    let step = exec.rows_per_task(rows);
+    let ns = x.len() as f64;
+    exec.chunks(dx, step * cols, ns, |i, dx| {
+        let at = i * step * cols;
+        let (dy, x) = (&dy[at..][..dx.len()], &x[at..][..dx.len()]);
+        exec.run(RmsNormInput { dy, x, w, eps, dx });
+    });
+    let mut inverse = exec.memory.stale::<f32>(rows);
+    exec.chunks(&mut inverse, step, ns * 0.3, |i, out| {
+        let x = &x[i * step * cols..][..out.len() * cols];
+        exec.run(InverseRms { x, cols, eps, out });
+    });
+    // Threads take stripes of columns, so that the rows are summed in order whatever the number of threads.
+    let stripe = cols.div_ceil(exec.threads).next_multiple_of(64);
+    exec.chunks(dw, stripe, ns, |i, dw| {
+        exec.run(RmsNormWeight { dy, x, inverse: &inverse, cols, first: i * stripe, dw });
+    });
+}
+
+pub(crate) fn rope<E: Element>(
+    exec: &Exec,
+    qkv: &[E],
+    heads: Heads,
+    (segments, table, direction): (&Segments, &RopeTable, RopeDirection),
+    out: &mut [E],
+) {
+    let width = heads.width();
+    if width == 0 {
+        return;
+    }
+    let positions: Vec<usize> = segments.positions().collect();
+    let turned = (heads.query + heads.kv) * heads.dim;
+    let sign = if direction == RopeDirection::Forward { 1.0 } else { -1.0 };
+    let step = exec.rows_per_task(positions.len());
+    let ns = out.len() as f64 * 0.4;
+    exec.chunks(out, step * width, ns, |i, out| {
+        for (row, out) in out.chunks_exact_mut(width).enumerate() {
+            let row = i * step + row;
+            let x = &qkv[row * width..][..width];
+            let at = positions[row] * table.half;
+            let (cos, sin) = (&table.cos[at..][..table.half], &table.sin[at..][..table.half]);
+            exec.run(Rope { heads: &x[..turned], cos, sin, sign, out: &mut out[..turned] });
+            out[turned..].copy_from_slice(&x[turned..]);
+        }
+    });
+}
+
+pub(crate) fn swiglu<E: Element>(exec: &Exec, gate_up: &[E], width: usize, out: &mut [E]) {
+    if width == 0 {
+        return;
+    }
+    let chunk = exec.rows_per_task(out.len() / width) * width;
+    let ns = out.len() as f64;
+    exec.chunks(out, chunk, ns, |i, out| {
+        exec.run(Swiglu { gate_up: &gate_up[2 * i * chunk..][..2 * out.len()], width, out });
+    });
+}
+
+pub(crate) fn swiglu_backward<E: Element>(exec: &Exec, dy: &[E], gate_up: &[E], width: usize, out: &mut [E]) {
+    if width == 0 {
+        return;
+    }
+    let chunk = exec.rows_per_task(dy.len() / width) * width;
+    let ns = out.len() as f64;
+    exec.chunks(out, 2 * chunk, ns, |i, out| {
+        let dy = &dy[i * chunk..][..out.len() / 2];
+        exec.run(SwigluBackward { dy, gate_up: &gate_up[2 * i * chunk..][..out.len()], width, out });
+    });
+}
+
+pub(crate) fn embed<E: Element>(exec: &Exec, table: &[E], ids: &[u32], width: usize, out: &mut [E]) {
+    let step = exec.rows_per_task(ids.len());
+    let ns = out.len() as f64 * 0.3;
+    exec.chunks(out, step * width, ns, |i, out| {
+        for (out, id) in out.chunks_exact_mut(width.max(1)).zip(&ids[i * step..]) {
+            out.copy_from_slice(&table[*id as usize * width..][..width]);
+        }
+    });
+}
+
+pub(crate) fn embed_backward<E: Element>(
+    exec: &Exec,
+    dy: &[E],
+    ids: &[u32],
+    width: usize,
+    dtable: &mut [f32],
+) {
+    // Tasks take ranges of the vocabulary and look for them in all rows, in order.
+    let step = exec.rows_per_task(dtable.len() / width.max(1));
+    let ns = dy.len() as f64 * 0.4;
+    let part = if exec.threads == 1 { dtable.len() } else { step * width };
+    exec.chunks(dtable, part, ns, |i, part_of| {
+        let first = i * part;
+        for (row, id) in ids.iter().enumerate() {
+            let at = *id as usize * width;
+            if at >= first && at < first + part_of.len() {
+                let acc = &mut part_of[at - first..][..width];
+                exec.run(AddAssign { acc, x: &dy[row * width..][..width] });
+            }
+        }
+    });
+}
+
+pub(crate) fn adamw(
+    exec: &Exec,
+    (weight, m, v): (&mut [f32], &mut [f32], &mut [f32]),
+    grad: &[f32],
+    step: &AdamW,
+) {
+    let n = weight.len();
+    let [weight, m, v] = [weight, m, v].map(|x| Tile::new(x, 1, n, n));
+    exec.tasks(n.div_ceil(RUN), n as f64 * 1.5, |i| {
+        let at = i * RUN;
+        let len = RUN.min(n - at);
+        // SAFETY: tasks have different columns.
+        let [mut weight, mut m, mut v] = unsafe { [&weight, &m, &v].map(|x| x.sub(0, at, 1, len)) };
+        let grad = &grad[at..][..len];
+        exec.run(AdamWStep { weight: weight.row(0), m: m.row(0), v: v.row(0), grad, step });
+    });
+}
+
+pub(crate) fn sum_of_squares<E: Element>(exec: &Exec, x: &[E]) -> f64 {
+    let mut sums = vec![0.0; x.len().div_ceil(RUN)];
+    exec.chunks(&mut sums, 1, x.len() as f64 * 0.3, |i, sum| {
+        let run = &x[i * RUN..x.len().min((i + 1) * RUN)];
+        sum[0] = exec.run(SumOfSquares(run));
+    });
+    sums.iter().sum()
+}

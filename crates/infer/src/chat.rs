@@ -1,0 +1,132 @@
+//! Conversations of several turns.
+
+use std::ops::ControlFlow;
+
+use llamero_tokenizer::{Message, Role, StreamDecoder};
+
+use crate::engine::Session;
+use crate::{Engine, Finish, InferError, Result, SamplingParams};
+
+/// A conversation with a model in Llama 3's chat format.
+///
+/// Keys and values of the turns before are kept, so a new turn costs its own tokens only.
+pub struct ChatSession<'e> {
+    engine: &'e Engine,
+    params: SamplingParams,
+    messages: Vec<Message>,
+    session: Session,
+}
+
+/// The model's turn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reply {
+    /// What it said, as it was streamed.
+    pub text: String,
+    /// Why it ended.
+    pub finish: Finish,
+    /// Tokens it said, a stop token included.
+    pub tokens: usize,
+    /// Tokens of the conversation before it.
+    pub prompt_tokens: usize,
+    /// How many of these were cached from the turns before.
+    pub cached_tokens: usize,
+    /// Says that and how many of the oldest messages were dropped to make room, if that was necessary.
+    pub notice: Option<String>,
+}
+
+impl<'e> ChatSession<'e> {
+    /// An empty conversation, with instructions for the whole of it if given. The model's own stop tokens end a turn, and
+    /// those of `params` too.
+    ///
+    /// # Errors
+    /// A parameter out of range.
+    pub fn new(engine: &'e Engine, mut params: SamplingParams, system: Option<&str>) -> Result<Self> {
+        params.validate()?;
+        params.stop.extend(engine.stop_tokens());
+        let messages = system.map(|text| Message::new(Role::System, text)).into_iter().collect();
+        Ok(Self { engine, params, messages, session: engine.session() })
+    }
+
+    /// The messages so far, without those that were dropped.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
+    /// Forgets all but the instructions.
+    pub fn clear(&mut self) {
+        self.messages.truncate(self.instructions());
+    }
+
+    /// Says `text` to the model and streams its answer to `on_text`, which may `Break` to end it.
+    ///
+    /// Where the conversation does not fit the context with room for an answer of `max_tokens` tokens or a quarter of
+    /// the context, whichever is less, its oldest turns are dropped, and the reply says so.
+    ///
+    /// # Errors
+    /// A message that does not fit the context even alone; those of [`Engine::generate`]. The conversation is then as
+    /// it was before.
+    pub fn reply(&mut self, text: &str, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Reply> {
+        let before = self.messages.clone();
+        self.messages.push(Message::new(Role::User, text));
+        let reply = self.answer(on_text);
+        match &reply {
+            Ok(reply) => self.messages.push(Message::new(Role::Assistant, reply.text.as_str())),
+            Err(_) => self.messages = before,
+        }
+        reply
+    }
+
+    fn answer(&mut self, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Reply> {
+        let (prompt, notice) = self.fitting_prompt()?;
+        let mut decoder = StreamDecoder::new(self.engine.tokenizer());
+        let mut text = String::new();
+        let mut say = |piece: String| {
+            if piece.is_empty() {
+                return ControlFlow::Continue(());
+            }
+            text.push_str(&piece);
+            on_text(&piece)
+        };
+        let mut on_token = |id| say(decoder.push(id));
+        let generation = self.engine.generate_in(&mut self.session, &prompt, &self.params, &mut on_token)?;
+        // The answer is over, so whether more of it is wanted no longer matters.
+        let _ = say(decoder.finish());
+        Ok(Reply {
+            text,
+            finish: generation.finish,
+            tokens: generation.ids.len(),
+            prompt_tokens: prompt.len(),
+            cached_tokens: generation.cached,
+            notice,
+        })
+    }
+
+    /// Number of messages at the front that are never dropped.
+    fn instructions(&self) -> usize {
+        usize::from(self.messages.first().is_some_and(|m| m.role == Role::System))
+    }
+
+    /// The prompt, after dropping oldest turns until it fits, and what to tell about that.
+    fn fitting_prompt(&mut self) -> Result<(Vec<u32>, Option<String>)> {
+        let context = self.engine.context();
+        let room = context - self.params.max_tokens.min(context / 4).max(1);
+        let encode = |messages: &[Message]| self.engine.tokenizer().encode_dialog_prompt(messages);
+        let first = self.instructions();
+        let mut prompt = encode(&self.messages);
+        let mut dropped = 0;
+        while prompt.len() > room && self.messages.len() > first + 1 {
+            // A question and its answer.
+            let end = (first + 2).min(self.messages.len() - 1);
+            dropped += self.messages.drain(first..end).len();
+            prompt = encode(&self.messages);
+        }
+        if prompt.len() >= context {
+            let (what, tokens) = ("the message with its chat format", prompt.len());
+            return Err(InferError::TooLong { what, tokens, room: context - 1, context });
+        }
+        let notice = (dropped > 0).then(|| {
+            format!("dropped the {dropped} oldest messages: the conversation no longer fits the context of {context} tokens")
+        });
+        Ok((prompt, notice))
+    }
+}

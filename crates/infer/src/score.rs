@@ -1,0 +1,217 @@
+//! How likely a text is.
+
+use llamero_tensor::{NO_TARGET, Segments};
+use serde::{Deserialize, Serialize};
+
+use crate::{Engine, InferError, Result};
+
+/// Least number of rows that short documents are packed to. The result does not depend on it.
+const PACKED_ROWS: usize = 1024;
+
+/// The score of a text.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// Tokens that were predicted: all of the text, the first from `<|begin_of_text|>`.
+    pub tokens: usize,
+    /// Their total negative log-likelihood in nats.
+    pub nll: f64,
+    /// `nll` in bits per byte of the text: comparable between tokenizers.
+    pub bits_per_byte: f64,
+    /// Bytes of the text in UTF-8.
+    pub bytes: usize,
+}
+
+/// A part of a document that is read from its beginning: tokens `start..end`, of which those from `first` on are scored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Window {
+    document: usize,
+    start: usize,
+    first: usize,
+    end: usize,
+}
+
+/// Windows that together score every token of a document of `len` tokens from token 1 on, each exactly once.
+fn windows(document: usize, len: usize, context: usize) -> Vec<Window> {
+    let stride = (context / 2).max(1);
+    let mut all = Vec::new();
+    let (mut start, mut first) = (0, 1);
+    while first < len {
+        // The last token is predicted and not read, so a window may be one longer than the context.
+        let end = len.min(start + context + 1);
+        all.push(Window { document, start, first, end });
+        start += stride;
+        first = end;
+    }
+    all
+}
+
+impl Engine {
+    /// Negative log-likelihood in nats of every token after the first, `ids.len() − 1` values: the bits that training
+    /// computes for the same tokens.
+    ///
+    /// Up to `context + 1` tokens are scored in one pass. A longer text is read in windows of `context` tokens that begin
+    /// `context / 2` tokens apart; each scores the tokens that no earlier window has scored, so every token is scored
+    /// once, and all but the first ones with at least `context / 2` tokens before it.
+    ///
+    /// # Errors
+    /// Fewer than two tokens; an id outside the vocabulary; a result that is no number.
+    pub fn score_tokens(&self, ids: &[u32]) -> Result<Vec<f32>> {
+        let mut scores = self.score_batch(&[ids])?;
+        Ok(scores.swap_remove(0))
+    }
+
+    /// [`Engine::score_tokens`] of several documents, packed so that short ones share a pass. The same bits.
+    ///
+    /// # Errors
+    /// As [`Engine::score_tokens`].
+    pub fn score_batch(&self, documents: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        if let Some(at) = documents.iter().position(|ids| ids.len() < 2) {
+            let found =
+                format!("document {at} has {} tokens, and the first is never predicted", documents[at].len());
+            return Err(InferError::NothingToScore { found });
+        }
+        let context = self.context();
+        let all = documents.iter().enumerate().flat_map(|(d, ids)| windows(d, ids.len(), context));
+        self.score_windows(documents, &all.collect::<Vec<_>>())
+    }
+
+    /// The score of a text as a document of its own: `<|begin_of_text|>` and its tokens, see [`Engine::score_tokens`].
+    ///
+    /// # Errors
+    /// An empty text; a result that is no number.
+    pub fn score_text(&self, text: &str) -> Result<Score> {
+        if text.is_empty() {
+            return Err(InferError::NothingToScore { found: "the text is empty".into() });
+        }
+        let mut ids = vec![self.tokenizer().special().begin_of_text];
+        self.tokenizer().encode_into(text, &mut ids);
+        let nll: f64 = self.score_tokens(&ids)?.into_iter().map(f64::from).sum();
+        let (tokens, bytes) = (ids.len() - 1, text.len());
+        Ok(Score { tokens, nll, bits_per_byte: nll / std::f64::consts::LN_2 / bytes as f64, bytes })
+    }
+
+    /// Log-probability in nats of each token of `continuation` after `context`, in one pass.
+    ///
+    /// # Errors
+    /// An empty `context` or `continuation`; both together longer than the model's context.
+    pub fn score_continuation(&self, context: &[u32], continuation: &[u32]) -> Result<Vec<f32>> {
+        if context.is_empty() {
+            return Err(InferError::EmptyPrompt);
+        }
+        self.check_continuation(context.len(), continuation)?;
+        let ids = [context, continuation].concat();
+        let window = Window { document: 0, start: 0, first: context.len(), end: ids.len() };
+        let mut nll = self.score_windows(&[&ids], &[window])?;
+        Ok(nll.swap_remove(0).into_iter().map(|x| -x).collect())
+    }
+
+    /// Total log-probability in nats of each of `choices` after `prompt`, which goes through the model once.
+    ///
+    /// # Errors
+    /// An empty prompt; an empty choice; a prompt that does not fit the context together with a choice.
+    pub fn choose(&self, prompt: &[u32], choices: &[Vec<u32>]) -> Result<Vec<f64>> {
+        self.check_prompt(prompt)?;
+        for choice in choices {
+            self.check_continuation(prompt.len(), choice)?;
+            self.check_ids(choice)?;
+        }
+        let mut session = self.session();
+        let (last, _) = self.read(&mut session, prompt)?;
+        let score = |choice: &Vec<u32>| {
+            session.truncate(prompt.len());
+            let mut nll = self.nll(&last, &choice[..1]);
+            if choice.len() > 1 {
+                let hidden = self.extend(&mut session, &choice[..choice.len() - 1])?;
+                nll.extend(self.nll(&hidden, &choice[1..]));
+            }
+            check_finite(&nll, choice, prompt.len())?;
+            Ok(-nll.into_iter().map(f64::from).sum::<f64>())
+        };
+        choices.iter().map(score).collect()
+    }
+
+    fn check_continuation(&self, before: usize, continuation: &[u32]) -> Result<()> {
+        let (tokens, context) = (continuation.len(), self.context());
+        if tokens == 0 {
+            return Err(InferError::NothingToScore { found: "the continuation is empty".into() });
+        }
+        let room = context.saturating_sub(before);
+        if tokens > room {
+            return Err(InferError::TooLong { what: "the continuation", tokens, room, context });
+        }
+        Ok(())
+    }
+
+    /// The scored tokens of every window, appended to those of their documents.
+    fn score_windows(&self, documents: &[&[u32]], windows: &[Window]) -> Result<Vec<Vec<f32>>> {
+        for ids in documents {
+            self.check_ids(ids)?;
+        }
+        let limit = self.context().max(PACKED_ROWS);
+        let mut scores = vec![Vec::new(); documents.len()];
+        let mut rest = windows;
+        while !rest.is_empty() {
+            let mut rows = 0;
+            let fits = rest.iter().take_while(|w| {
+                rows += w.end - 1 - w.start;
+                rows <= limit
+            });
+            let (batch, later) = rest.split_at(fits.count());
+            self.score_pass(documents, batch, &mut scores)?;
+            rest = later;
+        }
+        Ok(scores)
+    }
+
+    fn score_pass(&self, documents: &[&[u32]], batch: &[Window], scores: &mut [Vec<f32>]) -> Result<()> {
+        let (mut ids, mut targets) = (Vec::new(), Vec::new());
+        for w in batch {
+            let tokens = &documents[w.document][..w.end];
+            ids.extend_from_slice(&tokens[w.start..w.end - 1]);
+            targets.extend(std::iter::repeat_n(NO_TARGET, w.first - w.start - 1));
+            targets.extend_from_slice(&tokens[w.first..]);
+        }
+        let segments = Segments::documents(batch.iter().map(|w| w.end - 1 - w.start));
+        let hidden = self.hidden(&ids, &segments)?;
+        let nll = self.nll(&hidden, &targets);
+        for (w, segment) in batch.iter().zip(segments.iter()) {
+            let scored = &nll[segment.rows.end - (w.end - w.first)..segment.rows.end];
+            check_finite(scored, &documents[w.document][w.first..w.end], w.first)?;
+            scores[w.document].extend_from_slice(scored);
+        }
+        Ok(())
+    }
+}
+
+/// Checks the scores of `tokens`, the first of which is at `position`.
+pub(crate) fn check_finite(nll: &[f32], tokens: &[u32], position: usize) -> Result<()> {
+    match nll.iter().position(|x| !x.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(InferError::NonFinite { value: nll[at], id: tokens[at], position: position + at }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_score_every_token_once_with_enough_before_it() {
+        for context in 1..9 {
+            for len in 0..40 {
+                let all = windows(3, len, context);
+                let mut next = 1;
+                for w in &all {
+                    assert_eq!((w.document, w.first), (3, next), "context {context}, {len} tokens");
+                    assert!(w.start < w.first && w.first < w.end, "{w:?}");
+                    assert!(w.end - 1 - w.start <= context, "{w:?}");
+                    let before = w.first - w.start;
+                    assert!(w.start == 0 || before >= context / 2, "{w:?}");
+                    next = w.end;
+                }
+                assert_eq!(next.max(1), len.max(1));
+                assert_eq!(all.len() <= 1, len <= context + 1);
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Conversations.
+
+use std::ops::ControlFlow;
+
+use llamero_model::Config;
+use llamero_tensor::DType;
+use llamero_tokenizer::{Message, Role};
+
+use super::{config, engine_of, generate};
+use crate::{ChatSession, Engine, Finish, InferError, SamplingParams};
+
+fn engine(context: usize) -> Engine {
+    engine_of(&Config { context, ..config() }, DType::F32)
+}
+
+fn params(max_tokens: usize) -> SamplingParams {
+    SamplingParams { max_tokens, temperature: 1.0, ..SamplingParams::default() }
+}
+
+fn roles(chat: &ChatSession<'_>) -> Vec<Role> {
+    chat.messages().iter().map(|m| m.role).collect()
+}
+
+#[test]
+fn turns_are_answered_from_the_whole_conversation_and_reuse_it() {
+    let engine = engine(1000);
+    let mut chat = ChatSession::new(&engine, params(20), Some("Be brief.")).unwrap();
+    let mut conversation = vec![Message::new(Role::System, "Be brief.")];
+    let mut previous = 0;
+    for text in ["Hello", "And then?", "Why?"] {
+        conversation.push(Message::new(Role::User, text));
+        let prompt = engine.tokenizer().encode_dialog_prompt(&conversation);
+        let with_stop = SamplingParams { stop: engine.stop_tokens(), ..params(20) };
+        let expected = generate(&engine, &prompt, &with_stop);
+
+        let mut streamed = String::new();
+        let reply = chat
+            .reply(text, &mut |piece| {
+                streamed.push_str(piece);
+                ControlFlow::Continue(())
+            })
+            .unwrap();
+        assert_eq!(reply.text, engine.tokenizer().decode(expected.content()).unwrap());
+        assert_eq!(streamed, reply.text);
+        assert_eq!((reply.finish, reply.tokens), (expected.finish, expected.ids.len()));
+        assert_eq!((reply.prompt_tokens, reply.notice), (prompt.len(), None));
+        // At least what was read for the turn before is not read again.
+        assert!(reply.cached_tokens >= previous, "{} of {previous}", reply.cached_tokens);
+        previous = reply.prompt_tokens;
+        conversation.push(Message::new(Role::Assistant, reply.text));
+        assert_eq!(chat.messages(), conversation);
+    }
+    chat.clear();
+    assert_eq!(chat.messages(), &conversation[..1]);
+}
+
+#[test]
+fn the_oldest_turns_go_when_the_context_is_full_and_it_is_said() {
+    // A turn takes about 20 bytes of format, 12 of header names and its text.
+    let engine = engine(240);
+    let mut chat = ChatSession::new(&engine, params(10), Some("Be brief.")).unwrap();
+    let mut notices = 0;
+    for turn in 0..8 {
+        let before = chat.messages().len();
+        let text = format!("Question number {turn}, somewhat long.");
+        let reply = chat.reply(&text, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert!(reply.prompt_tokens + reply.tokens <= 240);
+        let roles = roles(&chat);
+        assert_eq!(roles[0], Role::System, "the instructions stay");
+        assert!(roles[1..].chunks(2).all(|pair| pair == [Role::User, Role::Assistant]), "{roles:?}");
+        assert_eq!(chat.messages()[roles.len() - 2].content, text);
+        let dropped = before + 2 - chat.messages().len();
+        match reply.notice {
+            Some(notice) => {
+                assert!(notice.starts_with(&format!("dropped the {dropped} oldest messages")), "{notice}");
+                assert!(notice.contains("240"), "{notice}");
+                notices += 1;
+            }
+            None => assert_eq!(dropped, 0, "messages went without a word"),
+        }
+    }
+    assert!(notices > 1, "{notices}");
+}
+
+#[test]
+fn a_message_that_does_not_fit_changes_nothing() {
+    let engine = engine(200);
+    let mut chat = ChatSession::new(&engine, params(5), None).unwrap();
+    let mut ignore = |_: &str| ControlFlow::Continue(());
+    chat.reply("Hello", &mut ignore).unwrap();
+    let before = chat.messages().to_vec();
+    match chat.reply(&"x".repeat(300), &mut ignore) {
+        Err(InferError::TooLong { tokens, context: 200, .. }) => assert!(tokens > 300),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(chat.messages(), before);
+    assert_eq!(chat.reply("Still there?", &mut ignore).unwrap().notice, None);
+    assert!(ChatSession::new(&engine, SamplingParams { top_p: 2.0, ..params(5) }, None).is_err());
+}
+
+#[test]
+fn a_listener_may_end_an_answer() {
+    let engine = engine(400);
+    let mut chat = ChatSession::new(&engine, params(100), None).unwrap();
+    let mut pieces = 0;
+    let reply = chat
+        .reply("Hello", &mut |_| {
+            pieces += 1;
+            if pieces == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })
+        .unwrap();
+    assert_eq!(reply.finish, Finish::Cancelled);
+    assert_eq!(chat.messages()[1].content, reply.text);
+    assert!(!chat.reply("Go on", &mut |_| ControlFlow::Break(())).unwrap().text.is_empty());
+}

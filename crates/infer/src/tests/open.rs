@@ -1,0 +1,163 @@
+//! Paths that users give.
+
+use std::path::{Path, PathBuf};
+
+use llamero_artifact::{ArtifactError, Begin, InputRef, Outcome, RunDir, StageKey};
+use llamero_model::Config;
+use llamero_model::hf::{self, StopTokens};
+use llamero_tensor::DType;
+
+use super::{backend, bits, config, engine, ids, model};
+use crate::testing::byte_tokenizer;
+use crate::{Engine, InferError, resolve_model};
+
+fn save_model(dir: &Path, config: &Config, seed: u64) {
+    let backend = backend();
+    let tokenizer = byte_tokenizer();
+    let special = tokenizer.special();
+    let tokens =
+        StopTokens { begin_of_text: special.begin_of_text, stop: vec![special.end_of_text, special.eot] };
+    hf::save(dir, &model(config, &*backend, DType::F32, seed), &*backend, &tokens).unwrap();
+    tokenizer.save_model(dir.join("tokenizer.model")).unwrap();
+}
+
+fn begin(run: &Path, stage: &str, recipe: u32, inputs: Vec<InputRef>) -> Begin {
+    let recipe = serde_json::json!({ "n": recipe });
+    let key = StageKey { kind: stage.into(), schema: 1, recipe, inputs };
+    RunDir::create(run).unwrap().begin(stage, &key).unwrap()
+}
+
+/// A finished stage that holds a model; returns itself as an input.
+fn stage(run: &Path, name: &str, seed: u32, inputs: Vec<InputRef>) -> InputRef {
+    let Begin::Work(draft) = begin(run, name, seed, inputs) else { panic!("`{name}` is there already") };
+    save_model(draft.path(), &config(), u64::from(seed));
+    draft.finish(Outcome::default()).unwrap().as_input("model")
+}
+
+fn error(path: &Path) -> InferError {
+    match Engine::open(path, backend(), DType::F32) {
+        Ok(_) => panic!("`{}` was opened", path.display()),
+        Err(error) => error,
+    }
+}
+
+fn says(path: &Path, parts: &[&str]) {
+    let text = error(path).to_string();
+    for part in parts {
+        assert!(text.contains(part), "`{part}` is not in: {text}");
+    }
+}
+
+fn temporary() -> (tempfile::TempDir, PathBuf) {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("run");
+    (tmp, path)
+}
+
+#[test]
+fn an_exported_folder_is_opened_and_gives_the_same_bits() {
+    let tmp = tempfile::tempdir().unwrap();
+    save_model(tmp.path(), &config(), 1);
+    let opened = Engine::open(tmp.path(), backend(), DType::F32).unwrap();
+    assert_eq!(opened.config(), &config());
+    let tokens = ids(4, 50);
+    assert_eq!(bits(&opened.score_tokens(&tokens).unwrap()), bits(&engine().score_tokens(&tokens).unwrap()));
+
+    // The other format of the tokenizer does as well.
+    std::fs::remove_file(tmp.path().join("tokenizer.model")).unwrap();
+    byte_tokenizer().save_hf(tmp.path()).unwrap();
+    let bf16 = Engine::open(tmp.path(), backend(), DType::Bf16).unwrap();
+    let (a, b) = (bf16.score_text("Hello").unwrap(), opened.score_text("Hello").unwrap());
+    assert!(a.nll != b.nll && (a.nll - b.nll).abs() < 0.05 * b.nll, "{a:?} {b:?}");
+}
+
+#[test]
+fn a_run_gives_its_latest_finished_model() {
+    let (_tmp, run) = temporary();
+    let pretrain = stage(&run, "pretrain", 1, vec![]);
+    assert_eq!(resolve_model(&run).unwrap(), run.join("pretrain"));
+    let Begin::Work(draft) = begin(&run, "sft", 2, vec![pretrain.clone()]) else { panic!() };
+    std::fs::write(draft.path().join("half"), "x").unwrap();
+    drop(draft);
+    assert_eq!(resolve_model(&run).unwrap(), run.join("pretrain"));
+    stage(&run, "sft", 2, vec![pretrain]);
+    assert_eq!(resolve_model(&run).unwrap(), run.join("sft"));
+    assert_eq!(resolve_model(&run.join("pretrain")).unwrap(), run.join("pretrain"));
+    Engine::open(&run, backend(), DType::F32).unwrap();
+
+    // Another pre-training makes the fine-tuned model one of nobody knows what.
+    stage(&run, "pretrain", 3, vec![]);
+    assert!(matches!(error(&run), InferError::Stale { .. }));
+    says(&run, &["`sft` was not made from the `pretrain`", "run the recipe again"]);
+    Engine::open(&run.join("sft"), backend(), DType::F32).unwrap();
+}
+
+#[test]
+fn what_is_no_model_is_said() {
+    let (tmp, run) = temporary();
+    says(&run, &["no model at", "there is no such folder", "hint"]);
+    let file = tmp.path().join("model.safetensors");
+    std::fs::write(&file, "x").unwrap();
+    says(&file, &["it is a file", "name the folder"]);
+    says(tmp.path(), &["has `model.safetensors`, but no `config.json`"]);
+    let empty = tempfile::tempdir().unwrap();
+    says(empty.path(), &["neither `config.json` nor a finished stage `sft` or `pretrain`"]);
+
+    let Begin::Work(draft) = begin(&run, "tokens", 1, vec![]) else { panic!() };
+    std::fs::write(draft.path().join("a.bin"), "x").unwrap();
+    draft.finish(Outcome::default()).unwrap();
+    says(&run.join("tokens"), &["artifact of kind `tokens`", "`sft`, `pretrain`"]);
+}
+
+#[test]
+fn an_unfinished_model_is_never_opened() {
+    let (_tmp, run) = temporary();
+    let Begin::Work(draft) = begin(&run, "pretrain", 1, vec![]) else { panic!() };
+    // All there, and still nobody said that it is finished.
+    save_model(draft.path(), &config(), 1);
+    drop(draft);
+    for path in [run.clone(), run.join("pretrain"), run.join("pretrain.partial")] {
+        assert!(
+            matches!(error(&path), InferError::Artifact(ArtifactError::Unfinished { .. })),
+            "{}",
+            path.display()
+        );
+        says(&path, &["is unfinished", "run the same recipe again"]);
+    }
+}
+
+#[test]
+fn one_flipped_byte_of_any_file_is_found() {
+    let (_tmp, run) = temporary();
+    stage(&run, "pretrain", 1, vec![]);
+    let dir = run.join("pretrain");
+    for name in ["config.json", "generation_config.json", "model.safetensors", "tokenizer.model"] {
+        let path = dir.join(name);
+        let whole = std::fs::read(&path).unwrap();
+        let mut damaged = whole.clone();
+        *damaged.last_mut().unwrap() ^= 1;
+        std::fs::write(&path, &damaged).unwrap();
+        says(&run, &[name, "is damaged"]);
+        std::fs::write(&path, &damaged[1..]).unwrap();
+        says(&dir, &[name, "bytes, expected"]);
+        std::fs::remove_file(&path).unwrap();
+        says(&dir, &[name, "is missing"]);
+        std::fs::write(&path, whole).unwrap();
+    }
+    Engine::open(&run, backend(), DType::F32).unwrap();
+}
+
+#[test]
+fn a_folder_with_parts_missing_or_foreign_is_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    save_model(tmp.path(), &Config { vocab: 520, ..config() }, 1);
+    assert!(matches!(error(tmp.path()), InferError::Vocabulary { model: 520, tokenizer: 512 }));
+    std::fs::remove_file(tmp.path().join("tokenizer.model")).unwrap();
+    says(tmp.path(), &["neither `tokenizer.model` nor `tokenizer.json`"]);
+    let tmp = tempfile::tempdir().unwrap();
+    save_model(tmp.path(), &config(), 1);
+    std::fs::write(tmp.path().join("model.safetensors"), "not that").unwrap();
+    says(tmp.path(), &["model.safetensors", "not a readable safetensors file"]);
+    std::fs::remove_file(tmp.path().join("model.safetensors")).unwrap();
+    says(tmp.path(), &["has `config.json`, but no `model.safetensors`"]);
+}
