@@ -66,17 +66,17 @@ pub fn ask(lm: &dyn Lm, questions: &[Question], progress: &dyn Fn(usize)) -> Res
     for (i, q) in questions.iter().enumerate() {
         let tokenizer = lm.tokenizer();
         let prompt = tokenizer.encode_dialog_prompt(&[Message::new(Role::User, &q.question)]);
-        let mut best = (f64::NEG_INFINITY, 0);
-        for (c, choice) in q.choices.iter().enumerate() {
+        let encode = |choice: &String| {
             let mut ids = tokenizer.encode(choice);
             ids.push(tokenizer.special().eot);
-            let log_prob: f64 = lm.score(&prompt, &ids)?.into_iter().map(f64::from).sum();
-            let per_byte = log_prob / choice.len().max(1) as f64;
-            if per_byte > best.0 {
-                best = (per_byte, c);
-            }
-        }
-        correct += usize::from(best.1 == q.answer);
+            ids
+        };
+        let log_probs = lm.choose(&prompt, &q.choices.iter().map(encode).collect::<Vec<_>>())?;
+        let per_byte = log_probs.iter().zip(&q.choices).map(|(l, choice)| l / choice.len().max(1) as f64);
+        let best = per_byte
+            .enumerate()
+            .fold((0, f64::NEG_INFINITY), |best, now| if now.1 > best.1 { now } else { best });
+        correct += usize::from(best.0 == q.answer);
         chance += 1.0 / q.choices.len() as f64;
         progress(i + 1);
     }

@@ -70,7 +70,7 @@ impl Cpu {
 }
 
 fn check_heads(op: &str, qkv: &Tensor, heads: Heads, rows: usize) {
-    let divides = heads.kv > 0 && heads.dim > 0 && heads.query % heads.kv == 0;
+    let divides = heads.kv > 0 && heads.dim > 0 && heads.query.is_multiple_of(heads.kv);
     assert!(
         divides && qkv.cols() == heads.width() && qkv.rows() == rows,
         "{op}: shapes do not fit: qkv {qkv:?} {heads:?} segments of {rows} rows"
@@ -316,7 +316,7 @@ impl Backend for Cpu {
     }
 
     fn swiglu(&self, gate_up: &Tensor) -> Tensor {
-        fits!("swiglu", gate_up.cols() % 2 == 0, gate_up);
+        fits!("swiglu", gate_up.cols().is_multiple_of(2), gate_up);
         let shape = Shape::new(gate_up.rows(), gate_up.cols() / 2);
         with_type!(gate_up.dtype(), E => {
             let x = elements::<E>("swiglu", gate_up);

@@ -22,6 +22,12 @@
 //! bf16 operands are widened while they are packed; the product of two of them is exact in `f32`, so the kernels are
 //! the same and a result is rounded once, when it is stored.
 //!
+//! # Memory
+//!
+//! Storage comes from a caching allocator whose counter includes the scratch of running kernels, so the reported peak
+//! is what was really in use. Cached blocks are given back to the system when they exceed the highest use by a
+//! quarter.
+//!
 //! # Unsafe code
 //!
 //! It is confined to the intrinsics ([`simd`]), the switch that enables them ([`path`]), the pointer arithmetic of the
@@ -44,6 +50,8 @@ mod simd;
 mod storage;
 
 pub use path::Path;
+
+use std::ffi::OsString;
 
 use exec::Exec;
 
@@ -74,6 +82,13 @@ fn available() -> String {
     Path::available().iter().map(|p| format!("`{}`", p.name())).collect::<Vec<_>>().join(", ")
 }
 
+/// The path that is asked for by name, or the fastest.
+fn choose(name: Option<OsString>) -> Result<Path, CpuError> {
+    let Some(name) = name else { return Ok(Path::available().pop().unwrap_or(Path::Scalar)) };
+    let known = Path::ALL.into_iter().find(|p| name == p.name());
+    known.ok_or_else(|| CpuError::UnknownPath(name.to_string_lossy().into_owned()))
+}
+
 /// The CPU as a [`Backend`](llamero_tensor::Backend).
 pub struct Cpu {
     exec: Exec,
@@ -86,14 +101,7 @@ impl Cpu {
     /// # Errors
     /// An unknown or unsupported path, no threads, or threads that cannot be started.
     pub fn new(threads: usize) -> Result<Self, CpuError> {
-        let path = match std::env::var_os("LLAMERO_CPU") {
-            None => Path::available().pop().unwrap_or(Path::Scalar),
-            Some(name) => Path::ALL
-                .into_iter()
-                .find(|p| name == p.name())
-                .ok_or_else(|| CpuError::UnknownPath(name.to_string_lossy().into_owned()))?,
-        };
-        Self::with_path(threads, path)
+        Self::with_path(threads, choose(std::env::var_os("LLAMERO_CPU"))?)
     }
 
     /// A backend with `threads` threads on a given path.
@@ -116,5 +124,22 @@ impl Cpu {
     /// The number of threads.
     pub fn threads(&self) -> usize {
         self.exec.threads
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_chosen_by_name() {
+        assert_eq!(Some(choose(None).unwrap()), Path::available().pop());
+        for path in Path::ALL {
+            assert_eq!(choose(Some(path.name().into())).unwrap(), path);
+        }
+        let error = choose(Some("sse9".into())).unwrap_err().to_string();
+        for part in ["`LLAMERO_CPU`", "`sse9`", "`scalar`", "`avx2`", "`avx512`"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 }

@@ -7,7 +7,7 @@
 use llamero_tensor::NO_TARGET;
 
 use crate::exec::{Exec, Tile};
-use crate::gemm::{Data, Mat, NR, Out, Panels, Right, gemm, pack_panels, product_ns, tile};
+use crate::gemm::{Data, Mat, NR, Out, PACKED, Panels, Right, gemm, pack_panels, product_ns, tile};
 use crate::math::{exp, ln, load, store};
 use crate::memory::Buffer;
 use crate::path::Kernel;
@@ -18,9 +18,7 @@ use crate::storage::{Stored, typed};
 /// Vocabulary entries that are reduced together; part of the definition of the result.
 const BLOCK: usize = 512;
 /// Rows of one task.
-const ROWS: usize = 96;
-/// Most elements of the weight packed at once (16 MiB).
-const PACKED: usize = 1 << 22;
+const ROWS: usize = 192;
 /// Rows and vocabulary entries of the logits that the backward pass holds (8 MiB).
 const BACK_ROWS: usize = 2048;
 const BACK_BLOCK: usize = 1024;

@@ -107,7 +107,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     let r = s.fma(n, s.splat(-0.693_359_4), x);
     let r = s.fma(n, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.394_111_9e-3);
-    for c in [8.375_135e-3, 4.166_635_3e-2, 1.666_641_5e-1, 0.5, 1.0, 1.0] {
+    for c in [8.375_134e-3, 4.166_635e-2, 1.666_641_5e-1, 0.5, 1.0, 1.0] {
         p = s.fma(p, r, s.splat(c));
     }
     // n = half + rest, each of which is the exponent of a normal number.

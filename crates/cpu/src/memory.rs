@@ -175,7 +175,7 @@ mod tests {
     fn classes_waste_little() {
         for bytes in 1..100_000 {
             let class = class_of(bytes);
-            assert!(class >= bytes && class % ALIGN == 0);
+            assert!(class >= bytes && class.is_multiple_of(ALIGN));
             assert!(bytes < 1024 || class <= bytes + bytes / 8, "{bytes} -> {class}");
             assert_eq!(class_of(class), class);
         }

@@ -171,19 +171,19 @@ impl<E: Element> Kernel for RmsNormWeight<'_, E> {
             let first = self.first + i * WIDE * LANES;
             let width = dw.len().div_ceil(LANES);
             let mut acc = [s.splat(0.0); WIDE];
-            for w in 0..width {
-                acc[w] = load(s, dw, w * LANES);
+            for (w, acc) in acc.iter_mut().enumerate().take(width) {
+                *acc = load(s, dw, w * LANES);
             }
             let rows = self.x.chunks_exact(self.cols).zip(self.dy.chunks_exact(self.cols)).zip(self.inverse);
             for ((x, dy), inverse) in rows {
                 let (x, dy) = (&x[first..], &dy[first..]);
-                for w in 0..width {
+                for (w, acc) in acc.iter_mut().enumerate().take(width) {
                     let normed = round::<S, E>(s, s.mul(load(s, x, w * LANES), s.splat(*inverse)));
-                    acc[w] = s.fma(load(s, dy, w * LANES), normed, acc[w]);
+                    *acc = s.fma(load(s, dy, w * LANES), normed, *acc);
                 }
             }
-            for w in 0..width {
-                store(s, acc[w], dw, w * LANES);
+            for (w, acc) in acc.iter().enumerate().take(width) {
+                store(s, *acc, dw, w * LANES);
             }
         }
     }

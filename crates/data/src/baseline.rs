@@ -2,13 +2,12 @@
 
 use std::collections::HashMap;
 
-use crate::{DataError, TokenStore};
+use crate::{DataError, Loader};
 
 /// Counts of tokens and of adjacent pairs.
 ///
 /// Unigram: add-one smoothing. Bigram: Witten–Bell, `p(w|h) = (c(h,w) + t(h)·p(w)) / (c(h) + t(h))` with `t(h)` the
-/// number of different tokens seen after `h`. Counts come from the whole training split, not only from what a model has
-/// seen of it.
+/// number of different tokens seen after `h`. Counts come from the very sequences that a model is trained on.
 pub struct NgramBaseline {
     unigrams: Vec<u64>,
     total: u64,
@@ -18,9 +17,9 @@ pub struct NgramBaseline {
 }
 
 impl NgramBaseline {
-    /// Counts a store.
-    pub fn count(store: &TokenStore) -> Result<Self, DataError> {
-        let vocab = store.vocab();
+    /// Counts the first `sequences` sequences of a loader, but at most one pass over its store.
+    pub fn count(loader: &Loader, sequences: u64) -> Result<Self, DataError> {
+        let vocab = loader.store().vocab();
         let mut counts = Self {
             unigrams: vec![0; vocab],
             total: 0,
@@ -28,28 +27,24 @@ impl NgramBaseline {
             followed: vec![0; vocab],
             followers: vec![0; vocab],
         };
-        let mut ids = Vec::new();
-        for i in 0..store.num_documents() {
-            ids.clear();
-            store.read(store.document(i).tokens, &mut ids)?;
-            counts.add(&ids);
+        for i in 0..sequences.min(loader.sequences_per_epoch()) {
+            let sequence = loader.sequence(i)?;
+            for (&h, &w) in sequence.tokens.iter().zip(&sequence.targets).filter(|(_, w)| **w != u32::MAX) {
+                counts.add(h, w);
+            }
         }
         Ok(counts)
     }
 
-    fn add(&mut self, ids: &[u32]) {
-        // The first token of a document is never predicted, so it is not counted as an outcome.
-        for pair in ids.windows(2) {
-            let (h, w) = (pair[0], pair[1]);
-            self.unigrams[w as usize] += 1;
-            self.total += 1;
-            self.followed[h as usize] += 1;
-            let seen = self.pairs.entry((h, w)).or_default();
-            if *seen == 0 {
-                self.followers[h as usize] += 1;
-            }
-            *seen += 1;
+    fn add(&mut self, h: u32, w: u32) {
+        self.unigrams[w as usize] += 1;
+        self.total += 1;
+        self.followed[h as usize] += 1;
+        let seen = self.pairs.entry((h, w)).or_default();
+        if *seen == 0 {
+            self.followers[h as usize] += 1;
         }
+        *seen += 1;
     }
 
     fn unigram(&self, w: u32) -> f64 {
@@ -76,7 +71,7 @@ impl NgramBaseline {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Domain, TokenWriter};
+    use crate::{Domain, TokenStore, TokenWriter};
 
     #[test]
     fn probabilities_sum_to_one_and_counting_helps() {
@@ -84,7 +79,9 @@ mod tests {
         let mut writer = TokenWriter::create(dir.path(), "train", 7, "test").unwrap();
         writer.push(&[0, 1, 2, 3, 1, 2, 3, 1, 2, 4], 10, Domain::Code).unwrap();
         writer.finish().unwrap();
-        let counts = NgramBaseline::count(&TokenStore::open(dir.path(), "train").unwrap()).unwrap();
+        let loader = Loader::new(TokenStore::open(dir.path(), "train").unwrap(), 10, 1).unwrap();
+        let counts = NgramBaseline::count(&loader, 5).unwrap();
+        assert_eq!(counts.total, 9, "one pass counts every target once");
         assert!(((0..7).map(|w| counts.unigram(w)).sum::<f64>() - 1.0).abs() < 1e-12);
         for h in 0..7 {
             let sum: f64 = (0..7).map(|w| counts.bigram(h, w)).sum();

@@ -12,6 +12,15 @@ pub trait Lm: Send + Sync {
     /// Either is empty; both together do not fit the model's context.
     fn score(&self, context: &[u32], continuation: &[u32]) -> Result<Vec<f32>>;
 
+    /// Total log-probability in nats of each of `choices` after `prompt`. A model that can reads the prompt only once.
+    ///
+    /// # Errors
+    /// Those of [`Lm::score`].
+    fn choose(&self, prompt: &[u32], choices: &[Vec<u32>]) -> Result<Vec<f64>> {
+        let total = |choice: &Vec<u32>| Ok(self.score(prompt, choice)?.into_iter().map(f64::from).sum());
+        choices.iter().map(total).collect()
+    }
+
     /// Continues `prompt`; see [`Engine::generate`].
     ///
     /// # Errors
@@ -28,6 +37,10 @@ pub trait Lm: Send + Sync {
 impl Lm for Engine {
     fn score(&self, context: &[u32], continuation: &[u32]) -> Result<Vec<f32>> {
         self.score_continuation(context, continuation)
+    }
+
+    fn choose(&self, prompt: &[u32], choices: &[Vec<u32>]) -> Result<Vec<f64>> {
+        Engine::choose(self, prompt, choices)
     }
 
     fn generate(&self, prompt: &[u32], params: &SamplingParams, on_token: OnToken<'_>) -> Result<Generation> {

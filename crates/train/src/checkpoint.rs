@@ -1,12 +1,14 @@
 //! Checkpoints of a run in progress.
 //!
 //! A checkpoint is a folder `step-N` with `state.json` and one file of raw little-endian f32 per kind of tensor. It is
-//! written under another name, every file fsynced and its blake3 noted in `state.json`, read back and compared, and only
-//! then renamed. Loading takes the newest whose hashes hold and says which ones it passed over.
+//! written under another name, every file fsynced and its blake3 noted in `state.json` (whose own is in `state.blake3`),
+//! read back and compared, and only then renamed. Loading takes the newest whose hashes hold and says which ones it
+//! passed over.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use llamero_tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,7 @@ use crate::{TrainError, Trainer};
 /// The folder that holds the checkpoints of one run.
 pub struct Checkpoints {
     dir: PathBuf,
+    interval: Duration,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -30,13 +33,26 @@ struct State {
     files: Vec<(String, String)>,
 }
 
+/// At least this long between checkpoints; a kill loses at most about that much work.
+const INTERVAL: Duration = Duration::from_secs(10);
+
 /// Finished checkpoints that are kept; the older one is for the case that the newer is damaged.
 const KEPT: usize = 2;
 
 impl Checkpoints {
     /// Checkpoints below `dir`, which is created when the first is saved.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), interval: INTERVAL }
+    }
+
+    /// Saves at most once in `interval`; zero saves after every step.
+    pub fn every(self, interval: Duration) -> Self {
+        Self { interval, ..self }
+    }
+
+    /// Time that must lie between two checkpoints.
+    pub(crate) fn interval(&self) -> Duration {
+        self.interval
     }
 
     /// Saves the state after `progress.step` steps.
@@ -70,6 +86,8 @@ impl Checkpoints {
         let path = temporary.join("state.json");
         let text = serde_json::to_vec(&state).map_err(|e| fail(&path)(e.into()))?;
         write_synced(&path, &text).map_err(fail(&path))?;
+        let path = temporary.join("state.blake3");
+        write_synced(&path, blake3::hash(&text).to_hex().as_bytes()).map_err(fail(&path))?;
         File::open(&temporary).and_then(|d| d.sync_all()).map_err(fail(&temporary))?;
         let published = self.dir.join(format!("step-{:010}", progress.step));
         if published.exists() {
@@ -149,7 +167,13 @@ fn hash_file(path: &Path) -> std::io::Result<String> {
 }
 
 fn read(dir: &Path, trainer: &mut Trainer<'_>) -> Result<Progress, String> {
-    let text = std::fs::read(dir.join("state.json")).map_err(|e| format!("`state.json`: {e}"))?;
+    let bytes = |name: &str| std::fs::read(dir.join(name)).map_err(|e| format!("`{name}`: {e}"));
+    let (text, expected) = (bytes("state.json")?, bytes("state.blake3")?);
+    let found = blake3::hash(&text).to_hex();
+    if found.as_bytes() != expected {
+        let expected = String::from_utf8_lossy(&expected);
+        return Err(format!("`state.json` has hash {found}, but `state.blake3` says {expected}"));
+    }
     let state: State = serde_json::from_slice(&text).map_err(|e| format!("`state.json`: {e}"))?;
     let expected: Vec<_> =
         trainer.model.params().map(|p| (p.name.clone(), p.value.shape().elements())).collect();

@@ -1,6 +1,6 @@
 //! The training loop: resume, step, watch, checkpoint, report.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use llamero_data::{DataError, Loader, Sequence};
 use serde::{Deserialize, Serialize};
@@ -80,9 +80,6 @@ impl TrainReport {
     }
 }
 
-/// At least this long between checkpoints; a kill loses at most about that much work.
-const CHECKPOINT_EVERY: Duration = Duration::from_secs(10);
-
 /// Trains to the end, from the newest checkpoint if there is one. `observe` sees every step as it is done, with the
 /// tokens per second since this process started.
 pub fn train(
@@ -128,7 +125,7 @@ pub fn train(
         progress.history.push((record, begun.elapsed().as_secs_f64()));
         progress.step += 1;
         progress.cursor += config.batch as u64;
-        if last_checkpoint.elapsed() >= CHECKPOINT_EVERY && progress.step < config.num_steps() {
+        if last_checkpoint.elapsed() >= checkpoints.interval() && progress.step < config.num_steps() {
             checkpoints.save(trainer, &progress)?;
             last_checkpoint = Instant::now();
         }

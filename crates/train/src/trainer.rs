@@ -64,17 +64,21 @@ impl<'b> Trainer<'b> {
         let mut sequences = sequences.into_iter().peekable();
         while sequences.peek().is_some() {
             let batch = Batch::pack(sequences.by_ref().take(self.config.micro_batch));
-            nll += self.micro_batch(&batch, targets, &mut gradients)?;
+            for row in self.micro_batch(&batch, targets, &mut gradients)? {
+                nll += f64::from(row);
+            }
         }
         Ok((nll / targets as f64, gradients))
     }
 
+    /// Adds the gradients of one micro-batch and returns its rows' losses: the caller sums them one by one, so that
+    /// the cuts between micro-batches do not show in the sum.
     fn micro_batch(
         &self,
         batch: &Batch,
         targets: usize,
         gradients: &mut Gradients<'b>,
-    ) -> Result<f64, TrainError> {
+    ) -> Result<Vec<f32>, TrainError> {
         let segments = Segments::documents(batch.documents.iter().copied());
         let recompute = if self.config.recompute { Recompute::Blocks } else { Recompute::Nothing };
         let Some(head) = self.model.head() else { unreachable!("a trainer holds a whole model") };
@@ -84,10 +88,10 @@ impl<'b> Trainer<'b> {
         let rows = batch.tokens.len();
         let seed =
             self.backend.upload(&vec![(1.0 / targets as f64) as f32; rows], Shape::new(rows, 1), DType::F32);
-        let sum = self.backend.download(nll.value()).iter().map(|&x| f64::from(x)).sum();
+        let rows_nll = self.backend.download(nll.value());
         drop(h);
         tape.backward(&nll, seed, None, gradients)?;
-        Ok(sum)
+        Ok(rows_nll)
     }
 
     /// One update, or a reasoned refusal of it.

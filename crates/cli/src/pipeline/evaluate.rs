@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use llamero_align::ChoiceScore;
 use llamero_artifact::{Artifact, Outcome};
-use llamero_data::{Domain, NgramBaseline, TokenStore};
+use llamero_data::{Domain, Loader, NgramBaseline, TokenStore};
 use llamero_infer::{Engine, SamplingParams};
 use llamero_tokenizer::{Message, Role};
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,10 @@ impl Run {
             let held_out = TokenStore::open(tokens.path(), "held_out")?;
             let documents = HeldOut::read(&held_out)?;
             results.held_out_tokens = documents.rows.iter().map(|d| d.ids.len() as u64 - 1).sum();
-            let counts = NgramBaseline::count(&TokenStore::open(tokens.path(), "train")?)?;
+            let pretrain = &run.recipe.pretrain;
+            let loader =
+                Loader::new(TokenStore::open(tokens.path(), "train")?, pretrain.sequence, pretrain.seed)?;
+            let counts = NgramBaseline::count(&loader, pretrain.num_steps() * pretrain.batch as u64)?;
             let (one, two) = documents.rows.iter().map(|d| counts.nll(&d.ids)).unzip();
             documents.note(&mut results, "unigram", one);
             documents.note(&mut results, "bigram", two);

@@ -57,7 +57,7 @@ pub(crate) struct Summary {
     pub(crate) run: PathBuf,
     pub(crate) report: PathBuf,
     pub(crate) seconds: f64,
-    pub(crate) expected_seconds: Option<f64>,
+    pub(crate) expected_seconds: f64,
     pub(crate) peak_memory_bytes: Option<u64>,
     pub(crate) stages: Vec<StageDone>,
     pub(crate) evaluation: evaluate::Evaluation,
@@ -90,7 +90,7 @@ pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
         run: run.dir.path().into(),
         report: run.dir.path().join(REPORT_FILE),
         seconds,
-        expected_seconds: plan.as_ref().map(|p| p.expected_seconds),
+        expected_seconds: plan.expected_seconds,
         peak_memory_bytes: crate::machine::peak_memory(),
         stages: run.done.clone(),
         evaluation: evaluate::Evaluation::read(&evaluation)?,
@@ -116,6 +116,8 @@ impl Run {
         let key = StageKey { kind: name.into(), schema: 1, recipe, inputs };
         match self.dir.begin(name, &key)? {
             Begin::Done(artifact) => {
+                // A file that changed since must not flow into later stages.
+                artifact.verify()?;
                 let seconds = artifact.manifest().provenance.wall_seconds;
                 eprintln!("{name:>10} already there ({})", artifact.id());
                 self.done.push(StageDone {

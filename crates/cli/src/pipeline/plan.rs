@@ -28,7 +28,7 @@ const SIZES: [&str; 5] = ["300k", "1m", "3m", "8m", "25m"];
 const TOKENS_PER_PARAM: f64 = 2.0;
 
 /// Seconds of the stages that only handle text, on anything like a laptop.
-const TEXT_SECONDS: f64 = 12.0;
+const TEXT_SECONDS: f64 = 8.0;
 
 /// Share of the budget left for what goes slower than measured.
 const RESERVE: f64 = 0.04;
@@ -54,7 +54,7 @@ pub(crate) struct PlanFile {
 impl Run {
     /// Settles the recipe (from the plan where there is a budget), prints the plan, and writes the settled recipe into the
     /// run folder.
-    pub(super) fn settle(&mut self) -> Result<Option<PlanFile>> {
+    pub(super) fn settle(&mut self) -> Result<PlanFile> {
         let plan = match self.recipe.budget_seconds()? {
             Some(budget) => self.planned(budget)?,
             None => self.estimated()?,
@@ -65,7 +65,7 @@ impl Run {
         let settled = files::to_toml(&self.recipe)?;
         fsutil::write_atomic(&self.dir.path().join(RECIPE_FILE), settled.as_bytes())?;
         self.check_memory(&plan)?;
-        Ok(Some(plan))
+        Ok(plan)
     }
 
     fn planned(&mut self, budget: f64) -> Result<PlanFile> {

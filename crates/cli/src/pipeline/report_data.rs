@@ -60,11 +60,9 @@ fn summary_rows(run: &Run, summary: &Summary, pretrain: &TrainMetrics) -> Vec<(S
         ("training tokens".to_string(), count(pretrain.tokens)),
         ("tokens per second".to_string(), count(pretrain.tokens_per_second as u64)),
         ("machine".to_string(), run.backend.name()),
+        ("expected time".to_string(), duration(summary.expected_seconds)),
         ("wall time of this process".to_string(), duration(summary.seconds)),
     ];
-    if let Some(expected) = summary.expected_seconds {
-        rows.push(("expected time".into(), duration(expected)));
-    }
     if let Some(peak) = summary.peak_memory_bytes {
         rows.push(("peak memory".into(), bytes(peak)));
     }

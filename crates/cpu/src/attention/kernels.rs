@@ -51,7 +51,9 @@ impl Kernel for OnlineSoftmax<'_> {
                 *max = high;
             }
             for (part, v) in v.iter_mut().enumerate() {
-                *v = exp(s, s.sub(*v, s.splat(high)));
+                // The weight of a hidden key is 0 without calculation.
+                let seen = part * LANES < visible;
+                *v = if seen { exp(s, s.sub(*v, s.splat(high))) } else { s.splat(0.0) };
                 store(s, *v, scores, part * LANES);
             }
             *sum += s.sum(s.add(s.add(v[0], v[2]), s.add(v[1], v[3])));

@@ -21,7 +21,7 @@ use crate::memory::Buffer;
 /// Keys of a block.
 pub(crate) const KEYS: usize = 64;
 /// Query rows (positions times heads of a group) of a task, about.
-const QUERIES: usize = 96;
+const QUERIES: usize = 128;
 
 /// The query heads that share a key/value head.
 fn group_size(heads: Heads) -> usize {

@@ -145,7 +145,7 @@ unsafe fn sweep<S: Simd, const GROUP: usize, const ROW: usize, const DEPTH: usiz
 }
 
 /// With fewer groups of rows there is too little work per panel to fetch ahead.
-const FEW: usize = 4000;
+const FEW: usize = 4;
 
 /// Fetches a range of elements ahead of their use.
 #[inline(always)]
@@ -226,6 +226,7 @@ unsafe fn strip_rows<S: Simd, const ROW: usize, const DEPTH: usize>(s: S, strip:
 ///
 /// # Safety
 /// The tile must be inside A, B and C.
+#[expect(clippy::needless_range_loop, reason = "the constant ranges are what is unrolled into registers")]
 #[inline(always)]
 unsafe fn tile<S: Simd, const R: usize, const W: usize, const ROW: usize, const DEPTH: usize>(
     s: S,

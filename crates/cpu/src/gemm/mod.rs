@@ -20,11 +20,11 @@ use crate::simd::Simd;
 /// Most rows of C of one task: they share each panel of B that comes from memory.
 const MC: usize = 384;
 /// Most columns of C of one task.
-const NC: usize = 512;
-/// Most elements of B packed at once (64 MiB).
-const PACKED: usize = 1 << 24;
+const NC: usize = 2048;
+/// Most elements of B packed at once (16 MiB).
+pub(crate) const PACKED: usize = 1 << 22;
 
-/// Nanoseconds of `flops` operations in a product, roughly; only decides whether to wake other threads.
+/// Nanoseconds that a product takes on one thread, roughly; only decides whether to wake other threads.
 pub(crate) fn product_ns(m: usize, n: usize, k: usize) -> f64 {
     let flops = 2.0 * m as f64 * n as f64 * k as f64;
     let bytes = 4.0 * n as f64 * k as f64;
@@ -133,7 +133,7 @@ fn tiles(
     let row_tasks = m.div_ceil(height);
     let ns = product_ns(m, n, k);
     let wanted = if exec.threads == 1 { 1 } else { (4 * exec.threads).div_ceil(row_tasks) };
-    let group = panels.div_ceil(wanted).min(NC / NR).max(1);
+    let group = panels.div_ceil(wanted).clamp(1, NC / NR);
     let col_tasks = panels.div_ceil(group);
     exec.tasks(row_tasks * col_tasks, ns, |task| {
         let (row, panel) = (task / col_tasks * height, task % col_tasks * group);

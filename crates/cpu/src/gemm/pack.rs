@@ -146,19 +146,24 @@ fn copy_panel<S: Simd, E: Element>(s: S, x: &[E], stride: usize, (k, cols): (usi
 
 #[inline(always)]
 fn turn_panel<S: Simd, E: Element>(s: S, x: &[E], stride: usize, (k, cols): (usize, usize), out: &mut [f32]) {
-    let zero = s.splat(0.0);
     for p in (0..k).step_by(LANES) {
         let depth = LANES.min(k - p);
         for half in (0..NR).step_by(LANES) {
-            let mut block = [zero; LANES];
-            for (i, v) in block.iter_mut().enumerate() {
-                if half + i < cols {
+            let mut block = [s.splat(0.0); LANES];
+            if depth == LANES && half + LANES <= cols {
+                for (i, v) in block.iter_mut().enumerate() {
+                    let at = (half + i) * stride + p;
+                    *v = E::load(s, x[at..at + LANES].try_into().expect("as long as the lanes"));
+                }
+            } else {
+                for (i, v) in block.iter_mut().enumerate().take(cols.saturating_sub(half)) {
                     *v = load(s, &x[(half + i) * stride + p..][..depth], 0);
                 }
             }
             let block = s.transpose(block);
-            for (i, v) in block.iter().enumerate().take(depth) {
-                crate::math::store(s, *v, &mut out[(p + i) * NR..][..NR], half);
+            let out = &mut out[p * NR..][..depth * NR];
+            for (v, out) in block.iter().zip(out.chunks_exact_mut(NR)) {
+                crate::math::store(s, *v, out, half);
             }
         }
     }

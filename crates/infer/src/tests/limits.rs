@@ -108,6 +108,8 @@ fn a_script_is_followed() {
     assert_eq!(streamed, answer.content());
     let liked = |text: &str| lm.score(&prompt, &tokenizer.encode(text)).unwrap();
     assert!(liked("Lima")[0] > liked("Rome")[0]);
+    let totals = lm.choose(&prompt, &[tokenizer.encode("Rome"), tokenizer.encode("Lima")]).unwrap();
+    assert_eq!(totals, [-20.0, -2.0]);
     let unknown = try_generate(&lm, &tokenizer.encode("Who are you?"));
     assert_eq!(unknown, "the script has no answer to a prompt that ends in `Who are you?`");
 }

@@ -1,0 +1,227 @@
+//! One canonical run, and everything that must not change it: threads, instruction sets, recomputation, micro-batches,
+//! packing. Where the order of sums is the same the bits are; each tolerance says why there is one.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{Made, config, llama};
+use llamero_comm::Solo;
+use llamero_cpu::{Cpu, Path};
+use llamero_data::Sequence;
+use llamero_model::{Config, Placement};
+use llamero_tensor::{Backend, DType};
+use llamero_train::{OptimizerConfig, SequenceSource, StepOutcome, TrainConfig, Trainer};
+
+const STEPS: u64 = 4;
+
+fn settings() -> TrainConfig {
+    TrainConfig {
+        steps: Some(STEPS),
+        sequence: config().context,
+        batch: 4,
+        micro_batch: 4,
+        optimizer: OptimizerConfig { peak_lr: 3e-3, warmup_steps: 2, ..OptimizerConfig::default() },
+        ..TrainConfig::default()
+    }
+}
+
+fn trainer<'b>(
+    backend: &'b dyn Backend,
+    dtype: DType,
+    config: &Config,
+    settings: TrainConfig,
+) -> Trainer<'b> {
+    let model = llama(config, &Placement::whole(config), (backend, dtype), Arc::new(Solo));
+    Trainer::new(model, backend, settings)
+}
+
+fn sequences(step: u64) -> Vec<Sequence> {
+    (4 * step..4 * (step + 1)).map(|i| Made.sequence(i).expect("made up")).collect()
+}
+
+/// What a run leaves behind.
+#[derive(PartialEq)]
+struct Outcome {
+    steps: Vec<StepOutcome>,
+    weights: Vec<Vec<u32>>,
+}
+
+impl Outcome {
+    fn losses(&self) -> Vec<f64> {
+        self.steps.iter().map(|s| s.loss).collect()
+    }
+}
+
+fn bits(values: Vec<f32>) -> Vec<u32> {
+    values.into_iter().map(f32::to_bits).collect()
+}
+
+fn run_of(backend: &dyn Backend, dtype: DType, config: &Config, settings: TrainConfig) -> Outcome {
+    let mut trainer = trainer(backend, dtype, config, settings.clone());
+    let steps: Vec<StepOutcome> = (0..settings.num_steps())
+        .map(|step| trainer.step(step, sequences(step)).expect("solo ranks and made-up data"))
+        .collect();
+    assert!(steps.iter().all(|s| s.skipped.is_none()), "{steps:?}");
+    let weights = trainer.model.params().map(|p| bits(backend.download(&p.value))).collect();
+    Outcome { steps, weights }
+}
+
+fn run(backend: &dyn Backend, dtype: DType, settings: TrainConfig) -> Outcome {
+    run_of(backend, dtype, &config(), settings)
+}
+
+fn cpu() -> Cpu {
+    Cpu::new(2).expect("two threads")
+}
+
+/// Panics with `what` instead of with two megabytes of weights.
+fn same(what: &str, found: &Outcome, expected: &Outcome) {
+    assert_eq!(found.steps, expected.steps, "{what}");
+    assert!(found.weights == expected.weights, "{what}: the weights differ");
+}
+
+/// Loss, and the gradients in the order of the table.
+fn gradients(
+    backend: &dyn Backend,
+    config: &Config,
+    settings: TrainConfig,
+    sequences: Vec<Sequence>,
+) -> (f64, Vec<Vec<f32>>) {
+    let trainer = trainer(backend, DType::F32, config, settings);
+    let (loss, gradients) = trainer.gradients(0, sequences).expect("solo ranks and made-up data");
+    let gradients: Vec<_> = gradients.iter().map(|(_, g)| backend.download(g)).collect();
+    assert_eq!(gradients.len(), config.params().len());
+    (loss, gradients)
+}
+
+/// Largest difference relative to the largest magnitude.
+fn distance(found: &[f32], expected: &[f32]) -> f64 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0, |a: f32, x| a.max(x.abs()));
+    let apart = found.iter().zip(expected).fold(0.0, |a: f32, (f, e)| a.max((f - e).abs()));
+    assert!(largest > 0.0 && apart.is_finite());
+    f64::from(apart / largest)
+}
+
+#[test]
+fn threads_and_instruction_sets_do_not_change_a_bit() {
+    for dtype in [DType::F32, DType::Bf16] {
+        let canonical = run(&Cpu::with_path(1, Path::Scalar).expect("scalar"), dtype, settings());
+        for path in Path::available() {
+            for threads in [1, 2, 3] {
+                let backend = Cpu::with_path(threads, path).expect("available");
+                let what = format!("{dtype}, {} x{threads}", path.name());
+                same(&what, &run(&backend, dtype, settings()), &canonical);
+            }
+        }
+    }
+}
+
+#[test]
+fn recomputation_does_not_change_a_bit_and_saves_memory() {
+    for dtype in [DType::F32, DType::Bf16] {
+        let peak_and_run = |recompute| {
+            let backend = cpu();
+            let outcome = run(&backend, dtype, TrainConfig { recompute, ..settings() });
+            (backend.memory().peak_bytes, outcome)
+        };
+        let ((kept, canonical), (less, recomputed)) = (peak_and_run(false), peak_and_run(true));
+        same(&format!("{dtype}"), &recomputed, &canonical);
+        assert!(less * 4 < kept * 3, "{dtype}: peak of {less} bytes with recomputation, {kept} without");
+    }
+}
+
+#[test]
+fn micro_batches_do_not_change_a_bit() {
+    for dtype in [DType::F32, DType::Bf16] {
+        let canonical = run(&cpu(), dtype, settings());
+        for micro_batch in [1, 2, 3] {
+            let found = run(&cpu(), dtype, TrainConfig { micro_batch, ..settings() });
+            same(&format!("{dtype}, micro-batches of {micro_batch}"), &found, &canonical);
+        }
+    }
+}
+
+/// Why a tolerance: the gradients of both uses of the table go into one buffer, and their order depends on the cut.
+#[test]
+fn micro_batches_of_a_tied_model_agree_to_rounding() {
+    let tied = Config { tied: true, ..config() };
+    let (loss, canonical) = gradients(&cpu(), &tied, settings(), sequences(0));
+    for micro_batch in [1, 2] {
+        let settings = TrainConfig { micro_batch, ..settings() };
+        let (found_loss, found) = gradients(&cpu(), &tied, settings, sequences(0));
+        assert_eq!(found_loss, loss);
+        assert!(distance(&found[0], &canonical[0]) < 1e-6, "{}", distance(&found[0], &canonical[0]));
+        assert!(found[1..] == canonical[1..], "only the shared table may differ");
+    }
+}
+
+/// Every document of `sequences` as a sequence of its own.
+fn separated(sequences: &[Sequence]) -> Vec<Sequence> {
+    let mut out = Vec::new();
+    for s in sequences {
+        let mut at = 0;
+        for &n in &s.documents {
+            out.push(Sequence {
+                tokens: s.tokens[at..at + n].to_vec(),
+                targets: s.targets[at..at + n].to_vec(),
+                documents: vec![n],
+            });
+            at += n;
+        }
+    }
+    out
+}
+
+#[test]
+fn packed_documents_are_separate_documents() {
+    let packed = sequences(0);
+    let documents = separated(&packed);
+    assert!(documents.len() > 2 * packed.len());
+    let (loss, canonical) = gradients(&cpu(), &config(), settings(), packed);
+    let one_by_one = TrainConfig { micro_batch: 1, ..settings() };
+    let (found_loss, found) = gradients(&cpu(), &config(), one_by_one.clone(), documents.clone());
+    assert_eq!(found_loss, loss);
+    assert!(found == canonical, "in the same order every chain of sums is the same");
+
+    let reversed = documents.into_iter().rev().collect();
+    let (found_loss, found) = gradients(&cpu(), &config(), one_by_one, reversed);
+    assert!((found_loss / loss - 1.0).abs() < 1e-12);
+    for (i, (found, canonical)) in found.iter().zip(&canonical).enumerate() {
+        let apart = distance(found, canonical);
+        assert!(apart < 5e-6, "parameter {i}, documents in reverse: {apart:e}");
+    }
+}
+
+#[test]
+fn a_shared_table_gets_the_gradients_of_both_uses() {
+    let tied = Config { tied: true, ..config() };
+    let (_, shared) = gradients(&cpu(), &tied, settings(), sequences(0));
+    // The same function as the tied model, with the table in two buffers.
+    let backend = cpu();
+    let mut untied = trainer(&backend, DType::F32, &config(), settings());
+    let table = untied.model.embedding.as_ref().map(|p| p.value.clone());
+    let (Some(output), Some(table)) = (untied.model.output.as_mut(), table) else { panic!("a whole model") };
+    output.value = table;
+    let (_, apart) = untied.gradients(0, sequences(0)).expect("solo ranks and made-up data");
+    let apart: Vec<_> = apart.iter().map(|(_, g)| backend.download(g)).collect();
+    let (embedding, output) = (&apart[0], &apart[apart.len() - 1]);
+    let sum: Vec<f32> = embedding.iter().zip(output).map(|(a, b)| a + b).collect();
+    assert!(distance(embedding, &sum) > 0.01 && distance(output, &sum) > 0.01, "both uses count");
+    assert!(distance(&shared[0], &sum) < 1e-6, "{:e}", distance(&shared[0], &sum));
+    assert!(shared[1..] == apart[1..apart.len() - 1], "all other gradients are the same");
+}
+
+/// bf16 has 8 bits of mantissa, so the runs part; they must not part far, and both must learn.
+#[test]
+fn bf16_learns_like_f32() {
+    let settings = TrainConfig { steps: Some(30), ..settings() };
+    let exact = run(&cpu(), DType::F32, settings.clone()).losses();
+    let rounded = run(&cpu(), DType::Bf16, settings).losses();
+    assert_ne!(exact, rounded);
+    for (step, (e, r)) in exact.iter().zip(&rounded).enumerate() {
+        assert!((r / e - 1.0).abs() < 0.01, "step {step}: {r} in bf16, {e} in f32");
+    }
+    assert!(rounded[29] < 0.7 * rounded[0], "{rounded:?}");
+}
