@@ -53,9 +53,8 @@ fn print_summary(summary: &Summary) -> Result<()> {
         print(format!("note: {remark}"))?;
     }
     let memory = summary.peak_memory_bytes.map(|b| format!(", peak memory {}", bytes(b))).unwrap_or_default();
-    let expected =
-        summary.expected_seconds.map(|s| format!(" (planned {})", duration(s))).unwrap_or_default();
-    print(format!("done in {}{expected}{memory}", duration(summary.seconds)))?;
+    let (took, expected) = (duration(summary.seconds), duration(summary.expected_seconds));
+    print(format!("done in {took} (planned {expected}){memory}"))?;
     print(format!("report: {}", summary.report.display()))?;
     print(format!("next:   llamero chat {}", summary.run.display()))
 }
