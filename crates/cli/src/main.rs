@@ -4,6 +4,7 @@
 //! chain of causes on stderr, wrong usage with 2.
 
 mod commands;
+mod failure;
 mod machine;
 mod pipeline;
 mod progress;
@@ -70,7 +71,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", failure::text(&error));
             ExitCode::FAILURE
         }
     }

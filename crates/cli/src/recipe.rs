@@ -4,6 +4,8 @@
 //! may change without changing the result. A recipe with a `budget` leaves sizes open; the plan settles them, and the
 //! settled recipe, which has no budget, is written into the run folder.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use llamero_align::InstructConfig;
 use llamero_curate::CurateConfig;
@@ -40,11 +42,25 @@ pub(crate) struct RunSection {
     /// Threads; all cores when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) threads: Option<usize>,
+    /// Seconds between two checkpoints of a training stage, so what a kill loses at most; 10 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) checkpoint_seconds: Option<f64>,
 }
 
 impl Default for RunSection {
     fn default() -> Self {
-        Self { dir: "runs/default".into(), threads: None }
+        Self { dir: "runs/default".into(), threads: None, checkpoint_seconds: None }
+    }
+}
+
+impl RunSection {
+    /// Time between two checkpoints, where it is given.
+    pub(crate) fn checkpoint_interval(&self) -> Result<Option<Duration>> {
+        let Some(seconds) = self.checkpoint_seconds else { return Ok(None) };
+        match Duration::try_from_secs_f64(seconds) {
+            Ok(interval) => Ok(Some(interval)),
+            Err(_) => bail!("`run.checkpoint_seconds` is {seconds}, but must be at least 0"),
+        }
     }
 }
 
@@ -131,9 +147,13 @@ impl Recipe {
         if t.sample_bytes == 0 {
             bail!("`tokenizer.sample_bytes` is 0, but must be at least 1");
         }
+        if self.evaluate.max_tokens == 0 {
+            bail!("`evaluate.max_tokens` is 0, but must be at least 1");
+        }
         if self.run.threads == Some(0) {
             bail!("`run.threads` is 0, but must be at least 1");
         }
+        self.run.checkpoint_interval()?;
         if self.sft.sequence > self.pretrain.sequence {
             bail!(
                 "`sft.sequence` is {}, but must be at most `pretrain.sequence` ({}), the context of the model",

@@ -1,10 +1,11 @@
 //! Ranks that are threads of one process.
 //!
 //! Every collective is one exchange: each rank puts its contribution on the board, waits until all have, reads what
-//! it needs, and waits until all have read. A rank that is dropped marks the group as broken, so that its peers get
+//! it needs, and waits until all have read. A rank that is dropped is noted as gone, so that peers that still need it get
 //! [`CommError::PeerLost`] instead of waiting for ever.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::{Comm, CommError};
@@ -28,7 +29,7 @@ struct Board {
     posts: Vec<Option<Post>>,
     reading: usize,
     mail: Vec<VecDeque<Vec<f32>>>,
-    broken: bool,
+    gone: Vec<bool>,
 }
 
 impl Threads {
@@ -38,14 +39,14 @@ impl Threads {
             posts: vec![None; size],
             reading: 0,
             mail: (0..size * size).map(|_| VecDeque::new()).collect(),
-            broken: false,
+            gone: vec![false; size],
         };
         let group = Arc::new(Group { board: Mutex::new(board), changed: Condvar::new() });
         (0..size).map(|rank| Self { rank, size, group: Arc::clone(&group) }).collect()
     }
 
     fn board(&self) -> MutexGuard<'_, Board> {
-        // A poisoned board only means that a peer panicked; `broken` tells the rest.
+        // A poisoned board only means that a peer panicked; `gone` tells the rest.
         self.group.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -53,10 +54,10 @@ impl Threads {
         &'a self,
         op: &'static str,
         mut board: MutexGuard<'a, Board>,
-        ready: impl Fn(&Board) -> bool,
+        (needed, ready): (Range<usize>, impl Fn(&Board) -> bool),
     ) -> Result<MutexGuard<'a, Board>, CommError> {
         while !ready(&board) {
-            if board.broken {
+            if board.gone[needed.clone()].contains(&true) {
                 return Err(CommError::PeerLost { op, rank: self.rank });
             }
             board = self.group.changed.wait(board).unwrap_or_else(PoisonError::into_inner);
@@ -68,13 +69,13 @@ impl Threads {
     fn exchange(&self, op: &'static str, x: &[f32]) -> Result<Vec<Arc<[f32]>>, CommError> {
         let board = self.board();
         // The previous exchange must have been read by everybody before this rank may post again.
-        let mut board = self.wait_until(op, board, |b| b.reading == 0)?;
+        let mut board = self.wait_until(op, board, (0..self.size, |b| b.reading == 0))?;
         board.posts[self.rank] = Some((op, x.into()));
         if board.posts.iter().all(Option::is_some) {
             board.reading = self.size;
         }
         self.group.changed.notify_all();
-        let mut board = self.wait_until(op, board, |b| b.reading > 0)?;
+        let mut board = self.wait_until(op, board, (0..self.size, |b| b.reading > 0))?;
         let posts: Vec<_> = board.posts.iter().flatten().cloned().collect();
         board.reading -= 1;
         if board.reading == 0 {
@@ -173,7 +174,7 @@ impl Comm for Threads {
         self.peer("recv", from)?;
         let slot = from * self.size + self.rank;
         let board = self.board();
-        let mut board = self.wait_until("recv", board, |b| !b.mail[slot].is_empty())?;
+        let mut board = self.wait_until("recv", board, (from..from + 1, |b| !b.mail[slot].is_empty()))?;
         let message = board.mail[slot].pop_front().unwrap_or_default();
         self.length("recv", x.len(), message.len())?;
         x.copy_from_slice(&message);
@@ -187,7 +188,7 @@ impl Comm for Threads {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        self.board().broken = true;
+        self.board().gone[self.rank] = true;
         self.group.changed.notify_all();
     }
 }
@@ -261,6 +262,21 @@ mod tests {
     fn a_lost_peer_is_an_error_not_a_hang() {
         let out = on_ranks(2, |c| if c.rank() == 0 { Ok(()) } else { c.barrier() });
         assert_eq!(out[1], Err(CommError::PeerLost { op: "barrier", rank: 1 }));
+    }
+
+    #[test]
+    fn a_rank_that_is_not_needed_may_leave() {
+        let out = on_ranks(3, |c| match c.rank() {
+            0 => c.recv(1, &mut [0.0]),
+            1 => {
+                std::thread::sleep(std::time::Duration::from_millis(50));
+                c.send(0, &[1.0])
+            }
+            _ => Ok(()),
+        });
+        assert_eq!(out, vec![Ok(()); 3]);
+        let out = on_ranks(3, |c| if c.rank() == 0 { c.recv(1, &mut [0.0]) } else { Ok(()) });
+        assert_eq!(out[0], Err(CommError::PeerLost { op: "recv", rank: 0 }));
     }
 
     #[test]

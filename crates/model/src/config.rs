@@ -28,6 +28,34 @@ pub struct RopeScaling {
     pub original_context: usize,
 }
 
+impl RopeScaling {
+    fn validate(&self) -> Result<(), ConfigError> {
+        let (low, high) = (self.low_freq_factor, self.high_freq_factor);
+        let checks = [
+            ("rope_scaling.factor", self.factor, self.factor >= 1.0 && self.factor.is_finite(), "at least 1"),
+            ("rope_scaling.low_freq_factor", low, low > 0.0 && low.is_finite(), "above 0"),
+            (
+                "rope_scaling.high_freq_factor",
+                high,
+                high > low && high.is_finite(),
+                "above `low_freq_factor`",
+            ),
+            (
+                "rope_scaling.original_context",
+                self.original_context as f64,
+                self.original_context > 0,
+                "at least 1",
+            ),
+        ];
+        match checks.into_iter().find(|(_, _, ok, _)| !ok) {
+            None => Ok(()),
+            Some((key, found, _, allowed)) => {
+                Err(ConfigError { key, found: found.to_string(), allowed: allowed.into() })
+            }
+        }
+    }
+}
+
 /// Sizes of a Llama.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -139,7 +167,7 @@ impl Config {
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
             return bad("norm_eps", self.norm_eps.to_string(), "0 or a small positive number");
         }
-        Ok(())
+        self.rope_scaling.map_or(Ok(()), |s| s.validate())
     }
 
     /// Number of parameters.

@@ -84,10 +84,12 @@ struct ConfigJson {
     vocab_size: usize,
     max_position_embeddings: usize,
     rms_norm_eps: f32,
-    #[serde(default = "default_theta")]
-    rope_theta: f64,
+    rope_theta: Option<f64>,
     #[serde(default)]
-    rope_scaling: Option<RopeScalingJson>,
+    rope_scaling: Option<RopeJson>,
+    /// Where `transformers` 5 puts the base and the scaling; it still reads the older two.
+    #[serde(default, skip_serializing)]
+    rope_parameters: Option<RopeJson>,
     #[serde(default)]
     tie_word_embeddings: bool,
     #[serde(default = "silu")]
@@ -104,21 +106,41 @@ struct ConfigJson {
     torch_dtype: Option<String>,
 }
 
-fn default_theta() -> f64 {
-    10_000.0
-}
+/// The base that `transformers` takes when a file names none.
+const DEFAULT_THETA: f64 = 10_000.0;
 
 fn silu() -> String {
     "silu".into()
 }
 
 #[derive(Serialize, Deserialize)]
-struct RopeScalingJson {
+struct RopeJson {
     rope_type: String,
-    factor: f64,
-    low_freq_factor: f64,
-    high_freq_factor: f64,
-    original_max_position_embeddings: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rope_theta: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<usize>,
+}
+
+impl RopeJson {
+    /// The scaling it describes, or what is wrong with it.
+    fn scaling(&self) -> Result<Option<RopeScaling>, String> {
+        let missing = |key: &str| format!("`{key}` of `rope_type` = `llama3` is missing");
+        match self.rope_type.as_str() {
+            "default" => Ok(None),
+            "llama3" => Ok(Some(RopeScaling {
+                factor: self.factor.ok_or_else(|| missing("factor"))?,
+                low_freq_factor: self.low_freq_factor.ok_or_else(|| missing("low_freq_factor"))?,
+                high_freq_factor: self.high_freq_factor.ok_or_else(|| missing("high_freq_factor"))?,
+                original_context: self
+                    .original_max_position_embeddings
+                    .ok_or_else(|| missing("original_max_position_embeddings"))?,
+            })),
+            other => Err(format!("`rope_type` is `{other}`; only `llama3` and `default` are known")),
+        }
+    }
 }
 
 /// Token ids that the configuration files name.
@@ -228,20 +250,9 @@ pub fn read_config(path: &Path) -> Result<Config, HfError> {
     if json.hidden_act != "silu" || json.attention_bias || json.mlp_bias {
         return Err(bad("Llama has `hidden_act` = `silu` and no biases; this model differs".into()));
     }
-    let rope_scaling = json.rope_scaling.map(|s| {
-        if s.rope_type != "llama3" {
-            return Err(bad(format!(
-                "`rope_scaling.rope_type` is `{}`; only `llama3` is known",
-                s.rope_type
-            )));
-        }
-        Ok(RopeScaling {
-            factor: s.factor,
-            low_freq_factor: s.low_freq_factor,
-            high_freq_factor: s.high_freq_factor,
-            original_context: s.original_max_position_embeddings,
-        })
-    });
+    let rope = json.rope_parameters.or(json.rope_scaling);
+    let rope_scaling = rope.as_ref().map_or(Ok(None), RopeJson::scaling).map_err(bad)?;
+    let rope_theta = rope.and_then(|r| r.rope_theta).or(json.rope_theta).unwrap_or(DEFAULT_THETA);
     let heads = json.num_attention_heads;
     let config = Config {
         dim: json.hidden_size,
@@ -252,8 +263,8 @@ pub fn read_config(path: &Path) -> Result<Config, HfError> {
         ffn: json.intermediate_size,
         vocab: json.vocab_size,
         context: json.max_position_embeddings,
-        rope_theta: json.rope_theta,
-        rope_scaling: rope_scaling.transpose()?,
+        rope_theta,
+        rope_scaling,
         norm_eps: json.rms_norm_eps,
         tied: json.tie_word_embeddings,
     };
@@ -314,14 +325,16 @@ fn write_configs(dir: &Path, c: &Config, dtype: DType, tokens: &StopTokens) -> R
         vocab_size: c.vocab,
         max_position_embeddings: c.context,
         rms_norm_eps: c.norm_eps,
-        rope_theta: c.rope_theta,
-        rope_scaling: c.rope_scaling.map(|s| RopeScalingJson {
+        rope_theta: Some(c.rope_theta),
+        rope_scaling: c.rope_scaling.map(|s| RopeJson {
             rope_type: "llama3".into(),
-            factor: s.factor,
-            low_freq_factor: s.low_freq_factor,
-            high_freq_factor: s.high_freq_factor,
-            original_max_position_embeddings: s.original_context,
+            rope_theta: None,
+            factor: Some(s.factor),
+            low_freq_factor: Some(s.low_freq_factor),
+            high_freq_factor: Some(s.high_freq_factor),
+            original_max_position_embeddings: Some(s.original_context),
         }),
+        rope_parameters: None,
         tie_word_embeddings: c.tied,
         hidden_act: silu(),
         attention_bias: false,

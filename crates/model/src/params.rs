@@ -129,13 +129,14 @@ impl Placement {
 impl Config {
     /// The table of parameters in forward order.
     ///
-    /// Initial values follow torchtitan's Llama 3: embedding 1, inputs of a block 0.02, its outputs (`wo`, `w2`) and `w3`
-    /// 0.02/√(2·(layer+1)), output projection `C^-½`; a tied table starts as an output projection.
+    /// Initial values follow torchtitan's Llama 3: inputs of a block 0.02, its outputs (`wo`, `w2`) and `w3`
+    /// 0.02/√(2·(layer+1)), output projection `C^-½`; a tied table starts as an output projection. The embedding starts at
+    /// 0.02 as in Hugging Face's configurations, not at torchtitan's 1, which learns more slowly at first (LOG.md).
     pub fn params(&self) -> Vec<ParamSpec> {
         let mut table = Table { specs: Vec::with_capacity(2 + 6 * self.layers), cols: self.dim };
         let (c, q, kv) = (self.dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let output = Init::Normal { std: (c as f64).sqrt().recip() };
-        let embedding = if self.tied { output } else { Init::Normal { std: 1.0 } };
+        let embedding = if self.tied { output } else { Init::Normal { std: 0.02 } };
         table.add("tok_embeddings", None, Shard::Whole, &[("model.embed_tokens", self.vocab, embedding)]);
         for layer in 0..self.layers {
             let input = Init::Normal { std: 0.02 };

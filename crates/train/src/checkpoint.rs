@@ -10,6 +10,7 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use llamero_model::Config;
 use llamero_tensor::{DType, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,8 @@ struct State {
     updates: u64,
     mean_loss: Option<f64>,
     progress: Progress,
+    /// Sizes of the model.
+    model: Config,
     /// Name and number of elements of each parameter, in order.
     params: Vec<(String, usize)>,
     /// blake3 of each file.
@@ -70,6 +73,7 @@ impl Checkpoints {
             updates: trainer.optimizer.updates,
             mean_loss: trainer.mean_loss,
             progress: progress.clone(),
+            model: trainer.model.config.clone(),
             params: trainer.model.params().map(|p| (p.name.clone(), p.value.shape().elements())).collect(),
             files: Vec::new(),
         };
@@ -177,8 +181,8 @@ fn read(dir: &Path, trainer: &mut Trainer<'_>) -> Result<Progress, String> {
     let state: State = serde_json::from_slice(&text).map_err(|e| format!("`state.json`: {e}"))?;
     let expected: Vec<_> =
         trainer.model.params().map(|p| (p.name.clone(), p.value.shape().elements())).collect();
-    if state.params != expected {
-        return Err("it belongs to a model of other parameters".into());
+    if state.model != trainer.model.config || state.params != expected {
+        return Err("it belongs to another model".into());
     }
     for (name, expected) in &state.files {
         let found = hash_file(&dir.join(name)).map_err(|e| format!("`{name}`: {e}"))?;

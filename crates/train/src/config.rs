@@ -55,7 +55,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// Sequences per update.
     pub batch: usize,
-    /// Sequences per forward pass; memory grows with it, results do not depend on it.
+    /// Sequences per forward pass; memory grows with it, results do not depend on it (with a tied table, only up to
+    /// rounding: its two uses are added in turn).
     pub micro_batch: usize,
     /// AdamW and schedule.
     pub optimizer: OptimizerConfig,

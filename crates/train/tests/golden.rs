@@ -22,7 +22,7 @@ use llamero_train::{OptimizerConfig, TrainConfig, Trainer};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
-/// Largest difference allowed, relative to the largest magnitude of the tensor.
+/// Largest difference allowed, relative to the largest magnitude of the tensor; 3.6e-6 was seen.
 const TOLERANCE: f64 = 1e-5;
 
 struct Golden {

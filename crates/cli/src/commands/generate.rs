@@ -15,16 +15,16 @@ use crate::ModelArgs;
 #[derive(Args)]
 pub(crate) struct SamplingArgs {
     /// 0 takes the likeliest token every time.
-    #[arg(long, default_value_t = 0.6)]
+    #[arg(long, default_value_t = 0.6, allow_negative_numbers = true)]
     temperature: f64,
     /// Keep this many of the likeliest tokens.
     #[arg(long)]
     top_k: Option<usize>,
     /// Keep the likeliest tokens up to this total probability.
-    #[arg(long, default_value_t = 0.9)]
+    #[arg(long, default_value_t = 0.9, allow_negative_numbers = true)]
     top_p: f64,
     /// Keep tokens at least this fraction as likely as the likeliest.
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true)]
     min_p: f64,
     /// Seed of the draws.
     #[arg(long, default_value_t = 0)]
@@ -84,13 +84,13 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     }
     let mut decoder = StreamDecoder::new(engine.tokenizer());
     let mut out = std::io::stdout();
-    let mut failure = write!(out, "{}", args.prompt);
+    // The prompt comes with the first token: a call that fails before it prints nothing.
+    let (mut before, mut written) = (args.prompt.as_str(), Ok(()));
     engine.generate(&prompt, &params, &mut |id| {
-        if failure.is_ok() {
-            failure = write!(out, "{}", decoder.push(id)).and_then(|()| out.flush());
-        }
-        if failure.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        written = write!(out, "{before}{}", decoder.push(id)).and_then(|()| out.flush());
+        before = "";
+        if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    failure?;
-    print(decoder.finish())
+    written?;
+    print(format!("{before}{}", decoder.finish()))
 }

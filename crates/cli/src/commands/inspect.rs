@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use llamero_artifact::{Artifact, MANIFEST};
 use llamero_infer::resolve_model;
 use llamero_model::{Config, PRESETS, hf};
 use serde::Serialize;
@@ -71,5 +72,8 @@ fn config_of(model: &str) -> Result<Config> {
         bail!("`{model}` is neither a folder nor a preset; presets are {}", PRESETS.join(", "));
     }
     let dir = resolve_model(Path::new(model))?;
+    if dir.join(MANIFEST).exists() {
+        Artifact::open(&dir, None)?.verify()?;
+    }
     Ok(hf::read_config(&dir.join(hf::CONFIG_FILE))?)
 }

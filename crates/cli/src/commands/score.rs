@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 
 use super::{open, print, print_json};
@@ -43,5 +43,9 @@ pub(crate) fn read_text(path: &Path) -> Result<String> {
         std::io::stdin().read_to_string(&mut text).context("standard input")?;
         return Ok(text);
     }
-    std::fs::read_to_string(path).with_context(|| format!("`{}`", path.display()))
+    let bytes = std::fs::read(path).with_context(|| format!("`{}`", path.display()))?;
+    String::from_utf8(bytes).map_err(|error| {
+        let (path, at) = (path.display(), error.utf8_error().valid_up_to());
+        anyhow!("`{path}` is not UTF-8: an invalid byte at {at}\nhint: give plain text, or convert the file to UTF-8")
+    })
 }

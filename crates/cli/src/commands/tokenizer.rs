@@ -134,12 +134,14 @@ fn reader(file: Option<&Path>) -> Result<Box<dyn BufRead>> {
 /// Every line as JSON, with the number of the line in errors.
 fn for_lines<T: for<'de> Deserialize<'de>>(
     input: impl BufRead,
+    shape: &str,
     mut f: impl FnMut(T) -> Result<()>,
 ) -> Result<()> {
     for (i, line) in input.lines().enumerate() {
         let line = line.with_context(|| format!("line {}", i + 1))?;
         if !line.trim().is_empty() {
-            f(serde_json::from_str(&line).with_context(|| format!("line {}", i + 1))?)?;
+            let wrong = || format!("line {} of the input is not {shape}", i + 1);
+            f(serde_json::from_str(&line).with_context(wrong)?)?;
         }
     }
     Ok(())
@@ -150,7 +152,7 @@ fn encode(args: &EncodeArgs) -> Result<()> {
     let mut input = reader(args.file.as_deref())?;
     if args.jsonl {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-        for_lines(input, |line: TextLine| {
+        for_lines(input, r#"{"text": …}"#, |line: TextLine| {
             serde_json::to_writer(&mut out, &IdsLine { ids: tokenizer.encode(&line.text) })?;
             Ok(out.write_all(b"\n")?)
         })?;
@@ -167,7 +169,7 @@ fn decode(args: &DecodeArgs) -> Result<()> {
     let mut input = reader(args.file.as_deref())?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if args.jsonl {
-        for_lines(input, |line: IdsLine| {
+        for_lines(input, r#"{"ids": […]}"#, |line: IdsLine| {
             serde_json::to_writer(&mut out, &TextLine { text: tokenizer.decode(&line.ids)? })?;
             Ok(out.write_all(b"\n")?)
         })?;

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use llamero_align::ChoiceScore;
+use anyhow::{Context, Result, bail};
+use llamero_align::{ChoiceScore, Question};
 use llamero_artifact::{Artifact, Outcome};
 use llamero_data::{Domain, Loader, NgramBaseline, TokenStore};
 use llamero_infer::{Engine, SamplingParams};
-use llamero_tokenizer::{Message, Role};
+use llamero_tokenizer::{Message, Role, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use super::{Run, write_json};
@@ -87,7 +87,7 @@ impl Run {
             documents.note(&mut results, "unigram", one);
             documents.note(&mut results, "bigram", two);
             drop(counts);
-            let questions = llamero_align::read_questions(&instruct.file(llamero_align::QUESTIONS_FILE)?)?;
+            let questions = run.questions(models[0], instruct)?;
             for (artifact, name) in models.into_iter().zip(MODELS) {
                 let engine = Engine::open(artifact.path(), Arc::clone(&run.backend), run.recipe.dtype()?)?;
                 documents.note(&mut results, name, documents.score(&engine, name)?);
@@ -103,9 +103,38 @@ impl Run {
         })
     }
 
+    /// The held-out questions that fit in the context with each of their choices; the others are remarked on. An error
+    /// when none does, which is worth knowing before any training.
+    pub(super) fn questions(&mut self, tokenizer: &Artifact, instruct: &Artifact) -> Result<Vec<Question>> {
+        let mut questions = llamero_align::read_questions(&instruct.file(llamero_align::QUESTIONS_FILE)?)?;
+        let coder = Tokenizer::load(tokenizer.path())?;
+        let (given, context) = (questions.len(), self.recipe.pretrain.sequence);
+        questions.retain(|q| {
+            let prompt = coder.encode_dialog_prompt(&[Message::new(Role::User, &q.question)]).len();
+            // The choice ends with the token that ends a turn.
+            q.choices.iter().all(|choice| prompt + coder.encode(choice).len() < context)
+        });
+        if questions.is_empty() {
+            bail!(
+                "none of the {given} questions fits in a context of {context} tokens\n\
+                 hint: raise `pretrain.sequence`"
+            );
+        }
+        if questions.len() < given {
+            let left_out = given - questions.len();
+            let text = format!(
+                "evaluate: {left_out} of {given} questions do not fit in a context of {context} tokens"
+            );
+            if !self.remarks.contains(&text) {
+                self.remarks.push(text);
+            }
+        }
+        Ok(questions)
+    }
+
     /// The base model continues the prompts, the tuned one answers the questions.
-    fn samples(&self, engine: &Engine, name: &str, results: &mut Evaluation) -> Result<()> {
-        let section = &self.recipe.evaluate;
+    fn samples(&mut self, engine: &Engine, name: &str, results: &mut Evaluation) -> Result<()> {
+        let section = self.recipe.evaluate.clone();
         let tuned = name == MODELS[1];
         for prompt in if tuned { &section.questions } else { &section.prompts } {
             let coder = engine.tokenizer();
@@ -116,6 +145,13 @@ impl Run {
                 coder.encode_into(prompt, &mut ids);
                 ids
             };
+            if ids.len() >= engine.context() {
+                let (tokens, context) = (ids.len(), engine.context());
+                self.remarks.push(format!(
+                    "evaluate: a prompt of {tokens} tokens does not fit in a context of {context}: `{prompt}`"
+                ));
+                continue;
+            }
             let params =
                 SamplingParams { stop: engine.stop_tokens(), ..SamplingParams::greedy(section.max_tokens) };
             let generation = engine.generate(&ids, &params, &mut |_| ControlFlow::Continue(()))?;

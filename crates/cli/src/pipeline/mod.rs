@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use llamero_artifact::{
     Artifact, Begin, Draft, InputRef, Outcome, RunDir, StageKey, fsutil, recipe as files,
 };
@@ -30,6 +30,10 @@ use crate::recipe::Recipe;
 pub(crate) const RECIPE_FILE: &str = "recipe.toml";
 /// The report in a run folder.
 pub(crate) const REPORT_FILE: &str = "report.html";
+
+/// Folders of the stages in a run folder, in the order they are worked on.
+pub(crate) const STAGES: [&str; 8] =
+    ["plan", "curate", "tokenizer", "instruct", "tokens", "pretrain", "sft", "evaluate"];
 
 /// What a stage was, for the summary.
 #[derive(Clone, Debug, Serialize)]
@@ -67,6 +71,13 @@ pub(crate) struct Summary {
 /// Runs a recipe to its end.
 pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
     let started = Instant::now();
+    if !path.is_file() {
+        bail!(
+            "no recipe at `{}`: {}\nhint: a recipe is a TOML file such as `recipes/quickstart.toml`",
+            path.display(),
+            if path.exists() { "it is not a file" } else { "there is no such file" }
+        );
+    }
     let recipe: Recipe = files::load(path, sets)?;
     recipe.validate().with_context(|| format!("`{}`", path.display()))?;
     let threads = recipe.run.threads;
@@ -75,13 +86,14 @@ pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
         // The pool of the text stages; fails only when it was built before, which nothing does.
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().ok();
     }
-    let dir = RunDir::create(&recipe.run.dir)?;
+    let dir = RunDir::create(&recipe.run.dir).context("`run.dir` cannot be used")?;
     let mut run = Run { dir, recipe, backend, done: Vec::new(), remarks: Vec::new() };
     let plan = run.settle()?;
     let curated = run.curate()?;
     let tokenizer = run.tokenizer(&curated)?;
     let instruct = run.instruct(&curated)?;
     let tokens = run.tokens(&curated, &tokenizer)?;
+    run.questions(&tokenizer, &instruct)?;
     let pretrained = run.pretrain(&tokenizer, &tokens)?;
     let tuned = run.sft(&tokenizer, &instruct, &pretrained)?;
     let evaluation = run.evaluate(&tokens, &instruct, [&pretrained, &tuned])?;

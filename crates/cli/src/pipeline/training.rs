@@ -100,7 +100,10 @@ impl Run {
         let steps = config.num_steps();
         self.backend.reset_peak();
         let mut trainer = Trainer::new(model, &*self.backend, config);
-        let checkpoints = Checkpoints::new(draft.path().join(WORK_STATE));
+        let mut checkpoints = Checkpoints::new(draft.path().join(WORK_STATE));
+        if let Some(interval) = self.recipe.run.checkpoint_interval()? {
+            checkpoints = checkpoints.every(interval);
+        }
         let bar = Progress::new(name, steps, "steps");
         let report = train(&mut trainer, source, &checkpoints, &mut |record: &StepRecord, rate| {
             bar.at(record.step + 1, &format!("loss {:.3} {rate:.0} tokens/s", record.loss));

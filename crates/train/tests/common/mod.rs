@@ -63,7 +63,7 @@ impl SequenceSource for Made {
             let mut token = splitmix(&mut state) % vocab;
             let mut ids = vec![token as u32];
             for _ in 1..run {
-                token = if splitmix(&mut state) % 10 == 0 {
+                token = if splitmix(&mut state).is_multiple_of(10) {
                     splitmix(&mut state) % vocab
                 } else {
                     (token * 5 + 3) % 31

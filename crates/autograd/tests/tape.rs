@@ -1,0 +1,254 @@
+//! The tape's promises: gradients are final when the sink is told so, once for each parameter; recomputation changes no
+//! bit; the gradient of a wanted leaf comes back; failures of collectives are not lost.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::collections::BTreeMap;
+
+use llamero_autograd::{GradSink, Gradients, Param, Tape, Var};
+use llamero_comm::{Comm, CommError, Solo, Threads};
+use llamero_tensor::testing::{Oracle, random};
+use llamero_tensor::{Backend, DType, Shape, Tensor};
+
+const WIDTH: usize = 5;
+const ROWS: usize = 7;
+
+fn param(backend: &dyn Backend, id: usize) -> Param {
+    let shape = Shape::new(WIDTH, WIDTH);
+    let values = random(id as u64 + 1, shape.elements(), 0.7);
+    Param { id, name: format!("p{id}"), value: backend.upload(&values, shape, DType::F32) }
+}
+
+fn input(backend: &dyn Backend, seed: u64) -> Tensor {
+    let shape = Shape::new(ROWS, WIDTH);
+    backend.upload(&random(seed, shape.elements(), 1.0), shape, DType::F32)
+}
+
+/// Counts what a sweep does to each parameter.
+struct Spy<'b> {
+    gradients: Gradients<'b>,
+    backend: &'b dyn Backend,
+    /// Times a buffer was asked for.
+    added: BTreeMap<usize, usize>,
+    /// Gradient at the moment it was called final.
+    ready: BTreeMap<usize, Vec<f32>>,
+}
+
+impl<'b> Spy<'b> {
+    fn new(backend: &'b dyn Backend) -> Self {
+        Self { gradients: Gradients::new(backend), backend, added: BTreeMap::new(), ready: BTreeMap::new() }
+    }
+}
+
+impl GradSink for Spy<'_> {
+    fn buffer(&mut self, param: &Param) -> &mut Tensor {
+        assert!(!self.ready.contains_key(&param.id), "`{}` gets more after it was final", param.name);
+        *self.added.entry(param.id).or_default() += 1;
+        self.gradients.buffer(param)
+    }
+
+    fn ready(&mut self, param: &Param) {
+        let gradient = self.backend.download(self.gradients.get(param.id).unwrap());
+        assert!(self.ready.insert(param.id, gradient).is_none(), "`{}` was final before", param.name);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Keep {
+    All,
+    Inputs,
+    /// A segment inside a segment.
+    Nested,
+}
+
+/// A chain in which `p[0]` is used outside and inside the segments, `p[1]` twice inside one, `p[2]` once in each of two,
+/// and `p[3]` never.
+fn chain<'m>(tape: &mut Tape<'m>, p: &'m [Param], x: &Var, keep: Keep) -> Var {
+    let body = |tape: &mut Tape<'m>, x: &Var| {
+        let h = tape.linear(x, &p[1]);
+        let h = tape.add(&h, x);
+        let h = tape.linear(&h, &p[1]);
+        let h = tape.linear(&h, &p[0]);
+        tape.linear(&h, &p[2])
+    };
+    let mut h = tape.linear(x, &p[0]);
+    for _ in 0..2 {
+        h = match keep {
+            Keep::All => body(tape, &h),
+            Keep::Inputs => tape.recompute(&h, body),
+            Keep::Nested => tape.recompute(&h, move |tape, x| {
+                let x = tape.recompute(x, body);
+                tape.add(&x, &x)
+            }),
+        };
+        if keep != Keep::Nested {
+            h = tape.add(&h, &h);
+        }
+    }
+    tape.linear(&h, &p[0])
+}
+
+/// The spy after a sweep, and the gradient of the input.
+fn sweep<'b>(backend: &'b Oracle, p: &[Param], keep: Keep) -> (Spy<'b>, Vec<f32>) {
+    let mut tape = Tape::record(backend);
+    let x = tape.leaf(input(backend, 11));
+    let y = chain(&mut tape, p, &x, keep);
+    let mut spy = Spy::new(backend);
+    let dx = tape.backward(&y, input(backend, 12), Some(&x), &mut spy).unwrap().unwrap();
+    (spy, backend.download(&dx))
+}
+
+#[test]
+fn a_gradient_is_final_once_and_after_its_last_use() {
+    let oracle = Oracle::rounding();
+    let p: Vec<Param> = (0..4).map(|id| param(&oracle, id)).collect();
+    let (canonical, dx) = sweep(&oracle, &p, Keep::All);
+    for keep in [Keep::All, Keep::Inputs, Keep::Nested] {
+        let (spy, found) = sweep(&oracle, &p, keep);
+        assert_eq!(spy.added, BTreeMap::from([(0, 4), (1, 4), (2, 2)]));
+        assert_eq!(
+            spy.ready.keys().copied().collect::<Vec<_>>(),
+            [0, 1, 2],
+            "used parameters, and only those"
+        );
+        for (id, at_ready) in &spy.ready {
+            assert_eq!(*at_ready, oracle.download(spy.gradients.get(*id).unwrap()), "p{id} changed later");
+        }
+        assert!(spy.ready == canonical.ready, "recomputation changed a bit of a gradient");
+        assert_eq!(found, dx, "recomputation changed a bit of the input's gradient");
+    }
+}
+
+#[test]
+fn recomputation_keeps_fewer_ops() {
+    let oracle = Oracle::rounding();
+    let p: Vec<Param> = (0..4).map(|id| param(&oracle, id)).collect();
+    let ops = |keep| {
+        let mut tape = Tape::record(&oracle);
+        let x = tape.leaf(input(&oracle, 11));
+        chain(&mut tape, &p, &x, keep);
+        tape.ops()
+    };
+    assert_eq!((ops(Keep::All), ops(Keep::Inputs), ops(Keep::Nested)), (15, 7, 5));
+}
+
+#[test]
+fn a_tape_that_infers_keeps_nothing_and_computes_the_same() {
+    let oracle = Oracle::rounding();
+    let p: Vec<Param> = (0..4).map(|id| param(&oracle, id)).collect();
+    let mut values = Vec::new();
+    for mut tape in [Tape::record(&oracle), Tape::infer(&oracle)] {
+        let recording = values.is_empty();
+        let x = tape.leaf(input(&oracle, 11));
+        let y = chain(&mut tape, &p, &x, Keep::Inputs);
+        assert_eq!(tape.ops() > 0, recording);
+        values.push(oracle.download(y.value()));
+    }
+    assert_eq!(values[0], values[1]);
+}
+
+#[test]
+fn gradients_add_up_over_sweeps_until_cleared() {
+    let oracle = Oracle::exact();
+    let p = param(&oracle, 2);
+    let mut gradients = Gradients::new(&oracle);
+    let once = |gradients: &mut Gradients<'_>| {
+        let mut tape = Tape::record(&oracle);
+        let x = tape.leaf(input(&oracle, 1));
+        let y = tape.linear(&x, &p);
+        tape.backward(&y, input(&oracle, 2), None, gradients).unwrap();
+    };
+    once(&mut gradients);
+    let first = oracle.download_f64(gradients.get(2).unwrap());
+    once(&mut gradients);
+    let both = oracle.download_f64(gradients.get(2).unwrap());
+    assert_eq!(gradients.iter().map(|(id, _)| id).collect::<Vec<_>>(), [2]);
+    assert!(gradients.get(0).is_none() && gradients.get(9).is_none());
+    for (first, both) in first.iter().zip(both) {
+        assert!((2.0 * first - both).abs() < 1e-12);
+    }
+    gradients.clear();
+    once(&mut gradients);
+    assert_eq!(oracle.download_f64(gradients.get(2).unwrap()), first);
+}
+
+#[test]
+fn collectives_of_one_rank_are_no_ops() {
+    let oracle = Oracle::rounding();
+    let mut tape = Tape::record(&oracle);
+    let x = tape.leaf(input(&oracle, 1));
+    let before = tape.ops();
+    let y = tape.copy_to_ranks(&x, &Solo);
+    let y = tape.sum_over_ranks(&y, &Solo);
+    assert_eq!(tape.ops(), before);
+    assert_eq!(oracle.download(y.value()), oracle.download(x.value()));
+}
+
+/// Runs the same on both ranks of a group.
+fn both<R: Send>(f: impl Fn(usize, &dyn Comm) -> R + Sync) -> Vec<R> {
+    std::thread::scope(|scope| {
+        let ranks = Threads::group(2).into_iter();
+        let handles: Vec<_> = ranks.map(|comm| scope.spawn(|| f(comm.rank(), &{ comm }))).collect();
+        handles.into_iter().map(|h| h.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn each_collective_is_the_other_in_reverse() {
+    let oracle = Oracle::rounding();
+    let host = |seed: u64| oracle.download(&input(&oracle, seed));
+    let sum = |a: u64| -> Vec<f32> { host(a).iter().zip(host(a + 1)).map(|(x, y)| x + y).collect() };
+    let results = both(|rank, comm| {
+        let backend = Oracle::rounding();
+        let mut out = Vec::new();
+        for reduce_first in [true, false] {
+            let mut tape = Tape::record(&backend);
+            let x = tape.leaf(input(&backend, 20 + rank as u64));
+            let y = if reduce_first { tape.sum_over_ranks(&x, comm) } else { tape.copy_to_ranks(&x, comm) };
+            let seed = input(&backend, 30 + rank as u64);
+            let value = backend.download(y.value());
+            let dx = tape.backward(&y, seed, Some(&x), &mut Gradients::new(&backend)).unwrap().unwrap();
+            out.push((value, backend.download(&dx)));
+        }
+        out
+    });
+    for (rank, found) in results.into_iter().enumerate() {
+        let own = |a: u64| host(a + rank as u64);
+        assert_eq!(found, [(sum(20), own(30)), (own(20), sum(30))], "rank {rank}");
+    }
+}
+
+#[test]
+fn a_lost_rank_is_an_error_forwards_and_backwards() {
+    let oracle = Oracle::rounding();
+    let mut group = Threads::group(2);
+    drop(group.pop());
+    let alone = group.pop().unwrap();
+    let p = param(&oracle, 0);
+    for recompute in [false, true] {
+        // Forwards the failure is kept, also that of a segment, and the sweep refuses to start.
+        let mut tape = Tape::record(&oracle);
+        let x = tape.leaf(input(&oracle, 1));
+        let y = if recompute {
+            tape.recompute(&x, |tape, x| tape.sum_over_ranks(x, &alone))
+        } else {
+            tape.sum_over_ranks(&x, &alone)
+        };
+        assert!(matches!(tape.check(), Err(CommError::PeerLost { .. })));
+        let mut spy = Spy::new(&oracle);
+        let error = tape.backward(&y, input(&oracle, 2), None, &mut spy).unwrap_err();
+        assert!(matches!(error, CommError::PeerLost { .. }));
+        // Backwards the sweep stops with it.
+        let mut tape = Tape::record(&oracle);
+        let x = tape.leaf(input(&oracle, 1));
+        let y = if recompute {
+            tape.recompute(&x, |tape, x| tape.copy_to_ranks(x, &alone))
+        } else {
+            tape.copy_to_ranks(&x, &alone)
+        };
+        let y = tape.linear(&y, &p);
+        tape.check().unwrap();
+        let error = tape.backward(&y, input(&oracle, 2), None, &mut spy).unwrap_err();
+        assert!(matches!(error, CommError::PeerLost { .. }));
+    }
+}

@@ -1,0 +1,63 @@
+//! An error as the user reads it.
+
+use std::io::ErrorKind;
+
+/// The chain of causes on one line, outermost first, and the hint on a line of its own.
+///
+/// Some libraries repeat a cause in their own message; it is said once. A full disk gets its hint here, because every
+/// crate can meet it.
+pub(crate) fn text(error: &anyhow::Error) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if !parts.iter().any(|part| part.contains(&cause)) {
+            parts.push(cause);
+        }
+    }
+    let text = parts.join(": ").replace(". hint: ", "\nhint: ");
+    if is_disk_full(error) && !text.contains("hint: ") {
+        return format!(
+            "disk full: {text}\nhint: free some space and run the same command again, it resumes"
+        );
+    }
+    text
+}
+
+/// Whether the system's error is among the causes. Parquet keeps only its words.
+fn is_disk_full(error: &anyhow::Error) -> bool {
+    let full = |kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    error.chain().any(|cause| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|e| full(e.kind())) || cause.to_string().contains("(os error 28)")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::{Context, anyhow};
+
+    #[test]
+    fn a_repeated_cause_is_said_once() {
+        let error = Err::<(), _>(std::io::Error::from(ErrorKind::NotFound))
+            .context("cannot read `a`: entity not found")
+            .context("stage `b`")
+            .unwrap_err();
+        assert_eq!(text(&error), "stage `b`: cannot read `a`: entity not found");
+    }
+
+    #[test]
+    fn hints_have_their_own_line() {
+        assert_eq!(text(&anyhow!("`a` is damaged. hint: run again")), "`a` is damaged\nhint: run again");
+    }
+
+    #[test]
+    fn a_full_disk_says_what_to_do() {
+        let full = || std::io::Error::from(ErrorKind::StorageFull);
+        let error = Err::<(), _>(full()).context("`a/b`").unwrap_err();
+        let said = text(&error);
+        assert!(said.starts_with("disk full: `a/b`: ") && said.contains("\nhint: free some space"), "{said}");
+        let other = Err::<(), _>(std::io::Error::from(ErrorKind::NotFound)).context("`a/b`").unwrap_err();
+        assert!(!text(&other).contains("disk full"));
+    }
+}
