@@ -20,7 +20,7 @@ pub(crate) struct WhyArgs {
 }
 
 pub(crate) fn why(args: &WhyArgs) -> Result<()> {
-    let lineage = llamero_artifact::why(artifact_of(&args.artifact))?;
+    let lineage = llamero_artifact::why(&artifact_of(&args.artifact))?;
     if args.json { print_json(&lineage) } else { print(lineage) }
 }
 

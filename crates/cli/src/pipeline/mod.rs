@@ -126,10 +126,8 @@ impl Run {
     ) -> Result<Artifact> {
         let recipe = serde_json::to_value(recipe).context("a recipe section as JSON")?;
         let key = StageKey { kind: name.into(), schema: 1, recipe, inputs };
-        match self.dir.begin(name, &key)? {
+        match self.begin_whole(name, &key)? {
             Begin::Done(artifact) => {
-                // A file that changed since must not flow into later stages.
-                artifact.verify()?;
                 let seconds = artifact.manifest().provenance.wall_seconds;
                 eprintln!("{name:>10} already there ({})", artifact.id());
                 self.done.push(StageDone {
@@ -161,6 +159,20 @@ impl Run {
                 Ok(artifact)
             }
         }
+    }
+
+    /// Begins a stage. An artifact with a file that changed since it was finished must not flow into later stages: it
+    /// makes way and is made again.
+    fn begin_whole(&mut self, name: &str, key: &StageKey) -> Result<Begin> {
+        let begun = self.dir.begin(name, key)?;
+        let Begin::Done(artifact) = &begun else { return Ok(begun) };
+        let Err(error) = artifact.verify() else { return Ok(begun) };
+        let damage = error.to_string();
+        let found = damage.split(". hint: ").next().unwrap_or_default();
+        eprintln!("{name:>10} is made again: {found}");
+        self.remarks.push(format!("{name}: made again, because {found}"));
+        fsutil::remove_dir(artifact.path())?;
+        Ok(self.dir.begin(name, key)?)
     }
 }
 

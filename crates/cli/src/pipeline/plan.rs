@@ -34,7 +34,7 @@ const TEXT_SECONDS: f64 = 8.0;
 const RESERVE: f64 = 0.04;
 
 /// Share of the training time that goes to fine-tuning.
-const SFT_SHARE: f64 = 0.18;
+const SFT_SHARE: f64 = 0.10;
 
 /// Tokens of a multiple-choice question's choice, about.
 const CHOICE_TOKENS: usize = 60;

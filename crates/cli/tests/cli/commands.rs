@@ -1,0 +1,203 @@
+//! The commands as the documentation writes them: results on standard output, JSON that parses, the same answers from a
+//! run, its artifacts and an exported folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::world::{Dice, arg, llamero, llamero_reading, manifest, names, prose, shared, write};
+
+/// The fine-tuned model by each of its names.
+fn models() -> [PathBuf; 3] {
+    let shared = shared();
+    [shared.run.clone(), shared.run.join("sft"), shared.exported.clone()]
+}
+
+/// The answer that every name of the model gives.
+fn same_for_all(ask: impl Fn(&Path) -> String) -> String {
+    let [run, artifact, exported] = models().map(|model| ask(&model));
+    assert_eq!(run, artifact);
+    assert_eq!(run, exported);
+    run
+}
+
+fn keys(value: &Value) -> Vec<&str> {
+    value.as_object().unwrap().keys().map(String::as_str).collect()
+}
+
+#[test]
+fn presets_have_their_published_sizes() {
+    for (preset, parameters) in
+        [("8b", 8_030_261_248_u64), ("70b", 70_553_706_496), ("405b", 405_853_388_800)]
+    {
+        assert_eq!(llamero(["inspect", preset, "--json"]).json()["parameters"], parameters);
+        assert!(llamero(["inspect", preset]).ok().contains(&parameters.to_string()));
+    }
+}
+
+#[test]
+fn inspect_counts_the_models_of_a_run() {
+    let counts = models().map(|m| llamero(["inspect", arg(&m), "--json"]).json()["parameters"].as_u64());
+    let trained = manifest(&shared().run.join("sft"))["metrics"]["parameters"].as_u64();
+    assert!(trained > Some(300_000));
+    assert_eq!(counts, [trained; 3]);
+}
+
+#[test]
+fn generate_is_the_same_every_time_and_from_every_folder() {
+    let (prompt, call) = ("# demo", ["--max-tokens", "12", "--temperature", "0"]);
+    let ask = |model: &Path, more: &[&str]| {
+        let mut args = vec!["generate", arg(model), "--prompt", prompt];
+        args.extend(call.iter().chain(more));
+        llamero(args)
+    };
+    let text = same_for_all(|model| ask(model, &[]).ok());
+    assert!(text.starts_with(prompt) && text.ends_with('\n'), "{text:?}");
+    assert_eq!(ask(&models()[0], &["--threads", "1"]).ok(), text);
+    let answer = ask(&models()[0], &["--json"]).json();
+    assert_eq!(keys(&answer), ["finish", "ids", "logprobs", "prompt_ids", "text"]);
+    assert_eq!(format!("{prompt}{}\n", answer["text"].as_str().unwrap()), text);
+    let ids = answer["ids"].as_array().unwrap().len();
+    assert!((1..=12).contains(&ids), "{answer}");
+    // Draws depend on the seed alone.
+    let model = models()[1].clone();
+    let draw = |seed: &str| {
+        let args =
+            ["generate", arg(&model), "--prompt", prompt, "--max-tokens", "30", "--temperature", "1.5"];
+        llamero(args.into_iter().chain(["--seed", seed])).ok()
+    };
+    assert_eq!(draw("1"), draw("1"));
+    assert_ne!(draw("1"), draw("2"));
+    // The base model, too.
+    let base = shared().run.join("pretrain");
+    assert!(ask(&base, &[]).ok().starts_with(prompt));
+}
+
+#[test]
+fn score_says_tokens_nll_and_bits_per_byte() {
+    let tmp = tempfile::tempdir().unwrap();
+    let file = tmp.path().join("text.txt");
+    let text = prose(&mut Dice(11), 4);
+    write(&file, &text);
+    let line = same_for_all(|model| llamero(["score", arg(model), "--text", arg(&file), "--json"]).ok());
+    let score: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(keys(&score), ["bits_per_byte", "bytes", "nll", "tokens"]);
+    assert_eq!(score["bytes"], text.len());
+    let bits = score["nll"].as_f64().unwrap() / std::f64::consts::LN_2 / text.len() as f64;
+    assert!((score["bits_per_byte"].as_f64().unwrap() / bits - 1.0).abs() < 1e-12, "{score}");
+    // Words of the training text, so far better than nothing learned, which is 8 bits.
+    assert!(bits < 4.0, "{score}");
+    let piped = llamero_reading(["score", arg(&models()[0]), "--text", "-", "--json"], &text);
+    assert_eq!(piped.ok(), line);
+    let words = llamero(["score", arg(&models()[0]), "--text", arg(&file)]).ok();
+    assert!(words.contains("bits per byte"), "{words}");
+}
+
+#[test]
+fn tokenizer_encodes_decodes_and_trains() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let folder = shared.run.join("tokenizer");
+    let texts = ["pub fn demo() {}\n", "Ünïcode — 🦙\n\n  two  spaces", "", "<|eot_id|> is text"];
+    let lines: String = texts.iter().map(|t| json!({ "text": t }).to_string() + "\n").collect();
+    let files = [folder.clone(), folder.join("tokenizer.model"), folder.join("tokenizer.json")];
+    let encoded = files.map(|path| {
+        llamero_reading(["tokenizer", "encode", "--tokenizer", arg(&path), "--jsonl"], &lines).ok()
+    });
+    assert_eq!(encoded[0], encoded[1]);
+    assert_eq!(encoded[0], encoded[2]);
+    for (line, text) in encoded[0].lines().zip(texts) {
+        let line: Value = serde_json::from_str(line).unwrap();
+        assert_eq!(keys(&line), ["ids"]);
+        assert_eq!(line["ids"].as_array().unwrap().is_empty(), text.is_empty());
+    }
+    let tokenizer = arg(&folder);
+    let back =
+        llamero_reading(["tokenizer", "decode", "--tokenizer", tokenizer, "--jsonl"], &encoded[0]).ok();
+    assert_eq!(back, lines);
+    // Ids as plain numbers, from a file.
+    let file = tmp.path().join("text.txt");
+    write(&file, texts[1]);
+    let ids = llamero(["tokenizer", "encode", "--tokenizer", tokenizer, arg(&file)]).ok();
+    assert!(ids.split_whitespace().all(|id| id.parse::<u32>().is_ok()), "{ids}");
+    assert_eq!(llamero_reading(["tokenizer", "decode", "--tokenizer", tokenizer], &ids).ok(), texts[1]);
+    // One of one's own.
+    let (input, out) = (tmp.path().join("input.txt"), tmp.path().join("own"));
+    write(&input, prose(&mut Dice(5), 20));
+    let train = ["tokenizer", "train", "--input", arg(&input), "--vocab-size", "600", "--out", arg(&out)];
+    let report = llamero(train.into_iter().chain(["--json"])).json();
+    assert_eq!(report["vocab_size"], 600);
+    assert_eq!(names(&out), ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"]);
+    let ids = llamero_reading(["tokenizer", "encode", "--tokenizer", arg(&out)], "the model").ok();
+    assert_eq!(llamero_reading(["tokenizer", "decode", "--tokenizer", arg(&out)], &ids).ok(), "the model");
+}
+
+#[test]
+fn why_tells_where_a_model_came_from() {
+    let shared = shared();
+    let id = |stage: &str| manifest(&shared.run.join(stage))["id"].as_str().unwrap().to_owned();
+    let text = llamero(["why", arg(&shared.run.join("sft"))]).ok();
+    for stage in ["curate", "tokenizer", "instruct", "tokens", "pretrain", "sft"] {
+        assert!(text.contains(&id(stage)), "no {stage}: {text}");
+    }
+    let lineage = llamero(["why", arg(&shared.run.join("pretrain")), "--json"]).json();
+    assert_eq!(lineage["id"], id("pretrain"));
+    // A run folder means its last stage.
+    let last = llamero(["why", arg(&shared.run), "--json"]).json();
+    assert_eq!(last["id"], id("evaluate"));
+}
+
+#[test]
+fn export_writes_a_model_folder() {
+    let shared = shared();
+    let expected = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(names(&shared.exported), expected);
+    let weights = |dir: &Path| fs::read(dir.join("model.safetensors")).unwrap();
+    assert!(weights(&shared.exported) == weights(&shared.run.join("sft")));
+    let config: Value =
+        serde_json::from_slice(&fs::read(shared.exported.join("config.json")).unwrap()).unwrap();
+    assert_eq!(config["architectures"], json!(["LlamaForCausalLM"]));
+    // An exported folder is a model like any other.
+    let (tmp, again) = (tempfile::tempdir().unwrap(), "again");
+    let out = tmp.path().join(again);
+    llamero(["export", arg(&shared.exported), "--out", arg(&out)]).ok();
+    assert_eq!(names(&out), expected);
+    assert_eq!(names(tmp.path()), [again]);
+}
+
+#[test]
+fn chat_answers_what_is_piped_in() {
+    let model = &models()[0];
+    let chat = |input: &str| {
+        let args = ["chat", arg(model), "--temperature", "0", "--max-tokens", "16"];
+        let said = llamero_reading(args, input);
+        assert!(!said.err.contains("error"), "{}", said.err);
+        said.ok()
+    };
+    let one = chat("What is the crate demo3 for?\n");
+    assert!(one.ends_with('\n') && !one.contains('>') && !one.contains("<|"), "{one:?}");
+    assert_eq!(chat("What is the crate demo3 for?\n\n/quit\nmore\n"), one);
+    // Starting over gives the first answer again; going on need not.
+    let twice = chat("What is the crate demo3 for?\n/clear\nWhat is the crate demo3 for?\n");
+    assert_eq!(twice, format!("{one}{one}"));
+    let more = chat("What is the crate demo3 for?\nAnd demo4?\n");
+    assert!(more.starts_with(&one) && more.len() > one.len(), "{more:?}");
+    assert_eq!(chat(""), "");
+}
+
+#[test]
+fn help_and_version_are_results() {
+    assert!(llamero(["--version"]).ok().starts_with("llamero "));
+    for command in ["run", "chat", "generate", "score", "inspect", "tokenizer", "why", "export"] {
+        let help = llamero([command, "--help"]).ok();
+        assert!(help.contains("Usage: llamero"), "{help}");
+        assert!(llamero(["--help"]).ok().contains(command));
+    }
+}

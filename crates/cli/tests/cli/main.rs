@@ -1,0 +1,9 @@
+//! The `llamero` binary as its users run it: from a recipe to a report, through kills, and at its edges.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod commands;
+mod errors;
+mod kills;
+mod runs;
+mod world;
