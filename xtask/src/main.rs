@@ -1,5 +1,6 @@
-//! Repository checks: `cargo xtask layers` and `cargo xtask sizes`.
+//! Repository checks: `cargo xtask layers`, `cargo xtask sizes` and `cargo xtask kills`.
 
+mod kills;
 mod layers;
 mod sizes;
 
@@ -9,7 +10,9 @@ use std::process::ExitCode;
 const USAGE: &str = "usage: cargo xtask COMMAND
 
   layers   fail on a dependency between workspace crates that the table of layers does not allow
-  sizes    list source files that have grown too long";
+  sizes    list source files that have grown too long
+  kills    run a recipe through `kill -9` at random moments and compare it with a run that was left alone:
+           --recipe FILE --run DIR [--kills N] [--seed S] [--reference DIR] [--seconds T] [--set K=V]…";
 
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
@@ -17,6 +20,7 @@ fn main() -> ExitCode {
     let result = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["layers"] => layers::run(root),
         ["sizes"] => sizes::run(root),
+        ["kills", ref options @ ..] => kills::run(root, options),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

@@ -1,8 +1,10 @@
 //! From a global sequence number to a packed training sequence.
 //!
-//! An epoch is all documents in an order shuffled by (seed, epoch), laid end to end and cut every `length` tokens. A
-//! sequence therefore holds whole documents and at most two cut ones; a document that continues from the sequence before
-//! starts again at position 0, because its earlier part is not visible. The last token of a document has no target.
+//! An epoch is all documents in an order shuffled by (seed, epoch), laid end to end and cut every `length` tokens; the
+//! sequences are then visited in another shuffled order, so that the parts of one long document do not fill the steps
+//! of a stretch of training. A sequence holds whole documents and at most two cut ones; a document that continues from
+//! another sequence starts again at position 0, because its earlier part is not visible. The last token of a document
+//! has no target.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -62,6 +64,8 @@ struct Epoch {
     order: Vec<u32>,
     /// End of each document of `order` in the epoch's stream.
     ends: Vec<u64>,
+    /// Order in which the cut sequences are visited.
+    visits: Vec<u32>,
 }
 
 impl Loader {
@@ -99,7 +103,7 @@ impl Loader {
             *cached = Some(self.epoch(number));
         }
         let Some(epoch) = cached.as_ref() else { unreachable!("the epoch was just set") };
-        let start = within * self.length as u64;
+        let start = u64::from(epoch.visits[within as usize]) * self.length as u64;
         self.cut(epoch, start..start + self.length as u64)
     }
 
@@ -111,7 +115,9 @@ impl Loader {
             end += tokens.end - tokens.start;
             end
         });
-        Epoch { number, ends: ends.collect(), order }
+        let ends = ends.collect();
+        let visits = shuffled(self.sequences_per_epoch() as usize, !self.seed, number);
+        Epoch { number, order, ends, visits }
     }
 
     fn cut(&self, epoch: &Epoch, range: Range<u64>) -> Result<Sequence, DataError> {
@@ -192,6 +198,25 @@ mod tests {
         }
         let epoch = loader.sequences_per_epoch() as usize;
         assert_ne!(forward[..epoch], forward[epoch..2 * epoch]);
+    }
+
+    #[test]
+    fn parts_of_a_long_document_are_spread() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut lengths = vec![20; 64];
+        lengths.push(640);
+        let mut writer = TokenWriter::create(dir.path(), "train", 100, "test").unwrap();
+        for (d, &n) in lengths.iter().enumerate() {
+            writer.push(&vec![d as u32; n], n, Domain::Prose).unwrap();
+        }
+        writer.finish().unwrap();
+        let loader = Loader::new(TokenStore::open(dir.path(), "train").unwrap(), 10, 3).unwrap();
+        let long = |i| loader.sequence(i).unwrap().tokens.iter().filter(|&&t| t == 64).count() > 5;
+        let of_long: Vec<bool> = (0..loader.sequences_per_epoch()).map(long).collect();
+        assert!(
+            of_long.chunks(24).all(|c| (2..23).contains(&c.iter().filter(|&&l| l).count())),
+            "{of_long:?}"
+        );
     }
 
     #[test]

@@ -77,7 +77,7 @@ impl Default for TrainConfig {
             batch: 16,
             micro_batch: 4,
             optimizer: OptimizerConfig::default(),
-            spike_factor: 3.0,
+            spike_factor: 4.0,
             max_skipped_steps: 5,
             recompute: false,
         }

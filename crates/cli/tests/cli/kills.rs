@@ -1,11 +1,13 @@
 //! `kill -9` in every stage, and a checkpoint damaged on top: the run ends as if nothing had happened.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crate::world::{
     Dice, assert_equal_runs, assert_tidy, command, flip_byte, llamero, manifest, names, run_args, shared,
+    write,
 };
 
 /// When to kill: some microseconds after the stage has begun or, in a training stage, has written a checkpoint.
@@ -114,4 +116,23 @@ fn a_damaged_checkpoint_is_passed_over() {
     assert_eq!(manifest(&run.join("pretrain"))["id"], manifest(&shared.run.join("pretrain"))["id"]);
     assert_equal_runs(&shared.run, &run);
     assert_tidy(&run, false);
+}
+
+#[test]
+fn a_plan_once_made_is_kept() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let (run, file) = (tmp.path().join("run"), tmp.path().join("recipe.toml"));
+    let settled = fs::read_to_string(&shared.recipe).unwrap();
+    let open: Vec<&str> = settled.lines().filter(|line| !line.starts_with("steps")).collect();
+    write(&file, format!("budget = \"10m\"\n{}", open.join("\n")));
+    let mut seen = Vec::new();
+    for _ in 0..2 {
+        let mut command = command(run_args(&file, &run, &[]));
+        let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        assert!(kill_at(child, &run, &Moment { stage: "pretrain", checkpoint: true, microseconds: 0 }));
+        seen.push(["plan/plan.json", "recipe.toml"].map(|name| fs::read_to_string(run.join(name)).unwrap()));
+    }
+    assert_eq!(seen[0], seen[1]);
+    let settled = &seen[0][1];
+    assert!(settled.matches("\nsteps = ").count() == 2 && !settled.contains("budget"), "{settled}");
 }

@@ -146,3 +146,27 @@ fn any_folder_of_text_will_do() {
         assert!(said, "no {file} dropped as {reason}: {dropped}");
     }
 }
+
+#[test]
+fn questions_that_do_not_fit_are_left_out_and_counted() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let (sources, run) = (tmp.path().join("sources"), tmp.path().join("run"));
+    copy_dir(&shared.sources, &sources);
+    let manifest = sources.join("demo1-1.0.1/Cargo.toml");
+    let text = fs::read_to_string(&manifest).unwrap();
+    let long = prose(&mut Dice(4), 1)[..190].replace('.', "").to_uppercase();
+    let line = text.lines().find(|line| line.starts_with("description")).unwrap();
+    write(&manifest, text.replace(line, &format!("description = \"{long}\"")));
+    let file = tmp.path().join("recipe.toml");
+    write(&file, recipe(&sources));
+    let prompt = format!("evaluate.prompts=[\"a\", {long:?}]");
+    let sets = [prompt.as_str(), "instruct.max_questions=24", "pretrain.steps=1", "sft.steps=1"];
+    let out = llamero(run_args(&file, &run, &sets)).ok();
+    assert!(out.contains("of 24 questions do not fit in a context of 160"), "{out}");
+    assert!(out.contains("prompt of") && out.contains(&long), "{out}");
+    let results: Value =
+        serde_json::from_slice(&fs::read(run.join("evaluate/results.json")).unwrap()).unwrap();
+    let asked = results["multiple_choice"]["sft"]["score"]["questions"].as_u64().unwrap();
+    assert!((1..24).contains(&asked), "{asked}");
+    assert_eq!(results["samples"].as_array().unwrap().len(), 2);
+}
