@@ -69,7 +69,7 @@ impl SftSource {
         if dialogs.is_empty() {
             return Err(AlignError::TooLittle {
                 found: format!("no dialog of at most {length} tokens with an assistant's turn"),
-                hint: "give more dialogs, or a larger `pretrain.sequence`".into(),
+                hint: "give more dialogs, or a larger `sft.sequence`".into(),
             });
         }
         let left_out = given - dialogs.len();
@@ -80,24 +80,9 @@ impl SftSource {
         Ok(source)
     }
 
-    /// Sequences in one pass over the dialogs.
-    pub fn sequences_per_epoch(&self) -> u64 {
-        self.per_epoch
-    }
-
-    /// Dialogs in use.
-    pub fn num_dialogs(&self) -> usize {
-        self.dialogs.len()
-    }
-
     /// Dialogs left out, because they are too long or have no assistant's turn.
     pub fn num_left_out(&self) -> usize {
         self.left_out
-    }
-
-    /// Targets in one pass.
-    pub fn num_targets(&self) -> usize {
-        self.dialogs.iter().flat_map(|d| &d.targets).filter(|&&t| t != u32::MAX).count()
     }
 
     fn pack(&self, epoch: u64) -> Vec<Vec<u32>> {

@@ -2,18 +2,21 @@
 //!
 //! Where the corpus holds crate manifests, every crate with a description becomes a fact that is asked for in several
 //! phrasings; some phrasings are kept for the questions, so a model must carry the fact over to words it was not trained
-//! on. The wrong choices of a question are other crates' descriptions. A corpus without (enough) manifests gives
-//! continuations instead: "How does this text go on?", the wrong choices being continuations of other documents, and the
-//! questions come from documents that are not used for training.
+//! on. Held out are these phrasings, not the facts. The wrong choices of a question are other crates' descriptions.
+//!
+//! A corpus without (enough) manifests gives continuations instead: "How does this text go on?". Whole documents are held
+//! out: no question is about a document that a dialog is made of, and the wrong choices are continuations from held-out
+//! documents too. Pre-training may have read those documents all the same.
 
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use llamero_data::{Document, Domain, documents, hash_fraction, shuffled};
+use llamero_data::{Document, documents, hash_fraction, shuffled};
 use llamero_tokenizer::{Message, Role};
 use serde::{Deserialize, Serialize};
 
+use crate::continuations::{self, Passage, Passages};
 use crate::{AlignError, Dialog, Question};
 
 /// Section `[instruct]` of a recipe.
@@ -40,7 +43,13 @@ impl InstructConfig {
     /// Checks the ranges.
     pub fn validate(&self) -> Result<(), AlignError> {
         let checks = [
-            ("instruct.max_facts", self.max_facts, self.max_facts >= 8, "at least 8"),
+            // Half of the fewest passages are for training, half for one question.
+            (
+                "instruct.max_facts",
+                self.max_facts,
+                self.max_facts >= 8.max(2 * self.choices),
+                "at least 8, and at least twice `instruct.choices`",
+            ),
             ("instruct.max_questions", self.max_questions, self.max_questions >= 1, "at least 1"),
             ("instruct.choices", self.choices, (2..=8).contains(&self.choices), "2 to 8"),
         ];
@@ -94,33 +103,16 @@ const MIN_CRATES: usize = 20;
 pub fn instruct(curated: &Path, config: &InstructConfig, out: &Path) -> Result<InstructReport, AlignError> {
     config.validate()?;
     let mut facts = crate_facts(curated)?;
-    let kind = if facts.len() >= MIN_CRATES { "crates" } else { "continuations" };
-    if kind == "continuations" {
-        facts = continuation_facts(curated)?;
-    }
-    let order = shuffled(facts.len(), config.seed, 0);
-    let facts: Vec<Fact> = order.iter().take(config.max_facts).map(|&i| facts[i as usize].clone()).collect();
-    if facts.len() < 2 * config.choices {
-        return Err(AlignError::TooLittle {
-            found: format!("only {} documents are fit for questions and answers", facts.len()),
-            hint: format!(
-                "give at least {} documents of some paragraphs each in `curate.sources`",
-                4 * config.choices
-            ),
-        });
-    }
-    let (dialogs, questions) = match kind {
-        "crates" => from_crates(&facts, config),
-        _ => from_continuations(&facts, config),
+    let (kind, (dialogs, questions)) = if facts.len() >= MIN_CRATES {
+        take_shuffled(&mut facts, config.max_facts, config.seed);
+        ("crates", from_crates(&facts, config))
+    } else {
+        ("continuations", from_continuations(continuations::read(curated, config.choices)?, config))
     };
+    let facts = if kind == "crates" { facts.len() } else { dialogs.len() + questions.len() };
     write_lines(&out.join(DIALOGS_FILE), &dialogs)?;
     write_lines(&out.join(QUESTIONS_FILE), &questions)?;
-    Ok(InstructReport {
-        kind: kind.into(),
-        facts: facts.len(),
-        dialogs: dialogs.len(),
-        questions: questions.len(),
-    })
+    Ok(InstructReport { kind: kind.into(), facts, dialogs: dialogs.len(), questions: questions.len() })
 }
 
 /// Something to be known: a subject and what is true of it.
@@ -183,78 +175,54 @@ fn from_crates(facts: &[Fact], config: &InstructConfig) -> (Vec<Dialog>, Vec<Que
         }
         dialogs.push(turn(&format!("Which crate is this? {}", fact.answer), &fact.subject));
     }
+    let answers: Vec<&str> = facts.iter().map(|fact| fact.answer.as_str()).collect();
     let asked = facts.iter().enumerate().take(config.max_questions);
-    let questions = asked.map(|(i, fact)| {
+    let questions = asked.filter_map(|(i, fact)| {
         let phrasing = HELD_OUT[i % HELD_OUT.len()];
-        question(phrasing.replace("{}", &fact.subject), i, facts, config)
+        question(phrasing.replace("{}", &fact.subject), i, &answers, config)
     });
     (dialogs, questions.collect())
 }
 
-/// Characters of a passage shown, and of its continuation.
-const SHOWN: usize = 160;
-const CONTINUATION: usize = 120;
-
-fn continuation_facts(curated: &Path) -> Result<Vec<Fact>, AlignError> {
-    let mut facts = Vec::new();
-    for document in documents::read(curated)? {
-        let document = document?;
-        if document.domain == Domain::Prose {
-            facts.extend(passages(&document.text));
-        }
-    }
-    Ok(facts)
+fn from_continuations(mut passages: Passages, config: &InstructConfig) -> (Vec<Dialog>, Vec<Question>) {
+    let ask = |p: &Passage| format!("How does this text go on?\n\n{}", p.shown);
+    // As many as there may be, in a random order; the questions have at most a quarter, and enough for one of them.
+    let total = (passages.asked.len() + passages.trained.len()).min(config.max_facts);
+    let most = config.max_questions.max(config.choices);
+    take_shuffled(&mut passages.asked, (total / 4).clamp(config.choices, most), config.seed);
+    take_shuffled(&mut passages.trained, total - passages.asked.len().min(total), config.seed);
+    let dialogs = passages.trained.iter().map(|p| turn(&ask(p), &p.next)).collect();
+    let answers: Vec<&str> = passages.asked.iter().map(|p| p.next.as_str()).collect();
+    let asked = passages.asked.iter().take(config.max_questions).enumerate();
+    (dialogs, asked.filter_map(|(i, p)| question(ask(p), i, &answers, config)).collect())
 }
 
-/// Up to 16 passages of a document, each with what follows it.
-fn passages(text: &str) -> Vec<Fact> {
-    let words: Vec<&str> = text.split_whitespace().collect();
-    let mut found = Vec::new();
-    let mut words = words.into_iter().peekable();
-    while words.peek().is_some() && found.len() < 16 {
-        let mut take = |limit: usize| {
-            let mut out = String::new();
-            while out.len() < limit {
-                let Some(word) = words.next() else { break };
-                if !out.is_empty() {
-                    out.push(' ');
-                }
-                out.push_str(word);
-            }
-            out
-        };
-        let (subject, answer) = (take(SHOWN), take(CONTINUATION));
-        // A "word" of kilobytes (base64, say) is no passage.
-        if answer.len() >= CONTINUATION && answer.len() < 2 * CONTINUATION && subject.len() < 2 * SHOWN {
-            found.push(Fact { subject, answer });
-        }
-    }
-    found
-}
-
-fn from_continuations(facts: &[Fact], config: &InstructConfig) -> (Vec<Dialog>, Vec<Question>) {
-    let ask = |fact: &Fact| format!("How does this text go on?\n\n{}", fact.subject);
-    let held_out = (facts.len() / 4).clamp(config.choices, config.max_questions.max(config.choices));
-    let (asked, trained) = facts.split_at(held_out);
-    let dialogs = trained.iter().map(|fact| turn(&ask(fact), &fact.answer)).collect();
-    let questions = asked.iter().take(config.max_questions).enumerate();
-    let questions = questions.map(|(i, fact)| question(ask(fact), i, asked, config)).collect();
-    (dialogs, questions)
+/// Brings the rows into the order of the seed and keeps the first.
+fn take_shuffled<T: Clone>(rows: &mut Vec<T>, count: usize, seed: u64) {
+    let order = shuffled(rows.len(), seed, 0);
+    *rows = order.iter().take(count).map(|&i| rows[i as usize].clone()).collect();
 }
 
 fn turn(user: &str, assistant: &str) -> Dialog {
     Dialog { messages: vec![Message::new(Role::User, user), Message::new(Role::Assistant, assistant)] }
 }
 
-/// A question about fact `i` with other facts' answers as wrong choices, all in a hashed order.
-fn question(text: String, i: usize, facts: &[Fact], config: &InstructConfig) -> Question {
-    let others = shuffled(facts.len(), config.seed, 1 + i as u64);
-    let right = &facts[i].answer;
-    let wrong = others.iter().map(|&o| &facts[o as usize].answer).filter(|a| *a != right);
-    let mut choices: Vec<String> = wrong.take(config.choices - 1).cloned().collect();
-    let answer = (hash_fraction(&format!("{} {text}", config.seed)) * (choices.len() + 1) as f64) as usize;
-    choices.insert(answer, right.clone());
-    Question { question: text, choices, answer }
+/// A question whose right answer is number `i`, with other answers as wrong choices, all in a hashed order. `None` where
+/// there are not enough that differ from it and from each other.
+fn question(text: String, i: usize, answers: &[&str], config: &InstructConfig) -> Option<Question> {
+    let mut choices: Vec<String> = Vec::new();
+    for other in shuffled(answers.len(), config.seed, 1 + i as u64) {
+        let wrong = answers[other as usize];
+        if choices.len() + 1 < config.choices && wrong != answers[i] && choices.iter().all(|c| c != wrong) {
+            choices.push(wrong.into());
+        }
+    }
+    if choices.len() + 1 < config.choices {
+        return None;
+    }
+    let answer = (hash_fraction(&format!("{} {text}", config.seed)) * config.choices as f64) as usize;
+    choices.insert(answer, answers[i].into());
+    Some(Question { question: text, choices, answer })
 }
 
 fn write_lines(path: &Path, rows: &[impl Serialize]) -> Result<(), AlignError> {
@@ -269,6 +237,8 @@ fn write_lines(path: &Path, rows: &[impl Serialize]) -> Result<(), AlignError> {
 
 #[cfg(test)]
 mod tests {
+    use llamero_data::Domain;
+
     use super::*;
 
     fn manifest(name: &str, description: &str) -> Document {
@@ -312,15 +282,35 @@ mod tests {
     }
 
     #[test]
+    fn a_question_without_enough_wrong_choices_is_left_out() {
+        let config = InstructConfig::default();
+        let ask = |answers: &[&str]| question("Which?".into(), 0, answers, &config);
+        assert_eq!(ask(&["a", "b", "c", "a", "c", "b"]), None);
+        let mut choices = ask(&["a", "b", "c", "a", "c", "d"]).unwrap().choices;
+        choices.sort();
+        assert_eq!(choices, ["a", "b", "c", "d"]);
+    }
+
+    #[test]
     fn held_out_continuations_are_not_trained_on() {
-        let text: String = (0..2000).map(|i| format!("word{i} ")).collect();
-        let facts = passages(&text);
-        assert_eq!(facts.len(), 16);
-        let (dialogs, questions) = from_continuations(&facts, &InstructConfig::default());
-        assert!(!questions.is_empty() && !dialogs.is_empty());
-        for q in &questions {
-            assert!(dialogs.iter().all(|d| d.messages[0].content != q.question));
-            assert!(dialogs.iter().all(|d| d.messages[1].content != q.choices[q.answer]));
+        let side = |name: &str, count: usize| -> Vec<Passage> {
+            let text = |i: usize, part: &str| format!("{name} {part} {i}");
+            (0..count).map(|i| Passage { shown: text(i, "shown"), next: text(i, "next") }).collect()
+        };
+        for (trained, asked, max_facts) in [(30, 10, 400), (300, 200, 100), (4, 4, 8), (4, 16, 8)] {
+            let config = InstructConfig { max_facts, ..InstructConfig::default() };
+            let passages = Passages { trained: side("trained", trained), asked: side("asked", asked) };
+            let (dialogs, questions) = from_continuations(passages, &config);
+            assert!(questions.len() >= config.choices && dialogs.len() >= config.choices);
+            assert!(questions.len() + dialogs.len() <= max_facts);
+            assert!(dialogs.iter().flat_map(|d| &d.messages).all(|m| !m.content.contains("asked")));
+            for q in &questions {
+                let distinct: std::collections::BTreeSet<_> = q.choices.iter().collect();
+                assert_eq!(distinct.len(), config.choices);
+                assert!(q.question.contains("asked") && q.choices.iter().all(|c| c.contains("asked")));
+                let number = q.question.rsplit(' ').next();
+                assert_eq!(q.choices[q.answer].rsplit(' ').next(), number);
+            }
         }
     }
 }

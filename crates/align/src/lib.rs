@@ -4,6 +4,7 @@
 //! into training sequences whose loss counts the assistant's tokens only; [`ask`](questions::ask) scores the questions on any
 //! [`llamero_infer::Lm`]. The training loop is [`llamero_train::train`], the same as for pre-training.
 
+mod continuations;
 mod dialogs;
 mod error;
 mod instruct;

@@ -161,6 +161,18 @@ impl ArtifactError {
             _ => Self::Io { doing, path, source },
         }
     }
+
+    /// Whether a finished artifact's bytes are not what was written: its stage can make it anew. False for what no
+    /// rebuilding heals, such as a file that the system will not read.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::HashMismatch { .. }
+                | Self::MissingFile { .. }
+                | Self::WrongSize { .. }
+                | Self::BadManifest { .. }
+        )
+    }
 }
 
 /// Every way in which a recipe, or a `--set`, is wrong.

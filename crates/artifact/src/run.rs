@@ -142,6 +142,20 @@ impl RunDir {
     /// # Errors
     /// I/O, a run folder opened for reading, a bad stage name, or something that is no artifact in the way.
     pub fn begin(&self, name: &str, key: &StageKey) -> Result<Begin> {
+        self.begin_trusting(name, key, true)
+    }
+
+    /// Begins a stage whose artifact [`Artifact::verify`] found damaged: like [`Self::begin`], but an artifact of the
+    /// same id counts as damaged too. It stays in place until its replacement is complete. A draft of the same id is
+    /// resumed, or published when only that is missing and its files verify.
+    ///
+    /// # Errors
+    /// Those of [`Self::begin`].
+    pub fn begin_again(&self, name: &str, key: &StageKey) -> Result<Begin> {
+        self.begin_trusting(name, key, false)
+    }
+
+    fn begin_trusting(&self, name: &str, key: &StageKey, trust: bool) -> Result<Begin> {
         check_name(name)?;
         let Some(lock) = &self.lock else {
             return Err(ArtifactError::ReadOnly { path: self.path.clone(), stage: name.to_owned() });
@@ -152,17 +166,18 @@ impl RunDir {
 
         fsutil::recover_dir(&done)?;
         let reason = match inspect(&done)? {
-            State::Whole(artifact) if artifact.id() == id => {
-                if draft_id(&partial).as_ref() == Some(&id) {
-                    fsutil::remove_dir(&partial)?;
-                }
-                return Ok(Begin::Done(*artifact));
-            }
+            State::Whole(artifact) if artifact.id() == id => match found_damaged(&artifact, &partial, trust)?
+            {
+                Some(found) => Reason::Damaged(found),
+                None => return Ok(Begin::Done(*artifact)),
+            },
             State::Whole(artifact) => Reason::Changed(artifact.id().to_owned()),
             State::Damaged(error) => Reason::Damaged(error.to_string()),
             State::Absent | State::NoManifest => Reason::New,
         };
-        if let State::Whole(draft) = state(&partial)? {
+        if let State::Whole(draft) = state(&partial)?
+            && damage(&draft)?.is_none()
+        {
             // Finished, and killed before the rename.
             let artifact = publish(&partial, &done)?;
             if draft.id() == id {
@@ -317,6 +332,37 @@ fn publish(partial: &Path, done: &Path) -> Result<Artifact> {
     fsutil::sync_dir(partial)?;
     fsutil::publish_dir(partial, done)?;
     Artifact::read(done)
+}
+
+/// How an artifact of the wanted id is damaged, `None` where it is whole.
+///
+/// A draft of the same id beside it says that it was found damaged once, and then it is hashed: it was rebuilt when the
+/// work was interrupted, or it is whole again and the draft goes.
+fn found_damaged(artifact: &Artifact, partial: &Path, trust: bool) -> Result<Option<String>> {
+    if !trust {
+        return Ok(Some(format!("`{}` has a file that is not what was written", artifact.path().display())));
+    }
+    let same = match state(partial)? {
+        State::Whole(draft) => draft.id() == artifact.id(),
+        _ => draft_id(partial).as_deref() == Some(artifact.id()),
+    };
+    if !same {
+        return Ok(None);
+    }
+    let found = damage(artifact)?;
+    if found.is_none() {
+        fsutil::remove_dir(partial)?;
+    }
+    Ok(found)
+}
+
+/// What [`Artifact::verify`] finds damaged; other failures are errors.
+fn damage(artifact: &Artifact) -> Result<Option<String>> {
+    match artifact.verify() {
+        Ok(()) => Ok(None),
+        Err(error) if error.is_damage() => Ok(Some(error.to_string())),
+        Err(error) => Err(error),
+    }
 }
 
 /// The state of a stage's own folder; what is not ours there is an error and is never replaced.

@@ -3,6 +3,14 @@
 //! `main` parses the command line and hands over to one module per command; errors end with exit code 1 and the whole
 //! chain of causes on stderr, wrong usage with 2.
 
+/// A line on stderr. Unlike `eprintln!` it does not panic when nobody listens any more.
+macro_rules! say {
+    ($($arg:tt)*) => {{
+        use std::io::Write as _;
+        drop(writeln!(std::io::stderr(), $($arg)*));
+    }};
+}
+
 mod commands;
 mod failure;
 mod machine;
@@ -25,7 +33,7 @@ use llamero_cpu::Cpu;
     arg_required_else_help = true,
     after_help = "Examples:\n  \
     llamero run recipes/quickstart.toml\n  \
-    llamero run recipes/quickstart.toml --set run.dir=runs/mine --set 'curate.sources=[\"~/notes\"]'\n  \
+    llamero run recipes/quickstart.toml --set run.dir=runs/mine --set 'curate.sources=[\"/home/me/notes\"]'\n  \
     llamero chat runs/quickstart"
 )]
 struct Cli {
@@ -65,13 +73,11 @@ struct ModelArgs {
 }
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).without_time().init();
     match dispatch(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", failure::text(&error));
+            say!("error: {}", failure::text(&error));
             ExitCode::FAILURE
         }
     }

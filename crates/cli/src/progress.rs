@@ -53,7 +53,7 @@ impl Progress {
         let elapsed = self.started.elapsed().as_secs_f64();
         let percent = 100 * done / self.total.max(1);
         let left = elapsed / (done.max(1)) as f64 * self.total.saturating_sub(done) as f64;
-        eprintln!("{:>10} {percent:3} % {message} eta {left:.0} s", self.name);
+        say!("{:>10} {percent:3} % {message} eta {left:.0} s", self.name);
     }
 
     /// Ends it; the bar goes away.
@@ -104,7 +104,7 @@ impl llamero_curate::Progress for CurateProgress {
         if self.bar.is_hidden() && last.elapsed() >= LINE_EVERY {
             *last = Instant::now();
             let percent = 100 * self.bar.position() / self.total.load(Ordering::Relaxed);
-            eprintln!("{phase:>10} {percent:3} %");
+            say!("{phase:>10} {percent:3} %");
         }
     }
 }

@@ -39,8 +39,9 @@ impl SourceFile {
 /// All candidate files of a recipe's sources.
 #[derive(Debug, Clone)]
 pub struct Inventory {
-    /// 32 hex digits: blake3 over url, size and content hash of all files. A changed file changes it; moving a source,
-    /// touching a file or listing the sources in another order does not.
+    /// 32 hex digits: blake3 over url, source, registry version, size and content hash of all files: everything that
+    /// [`crate::curate`] takes from the inventory. A changed file changes it; moving a source, touching a file or listing
+    /// the sources in another order does not.
     pub id: String,
     /// The files, sorted by url.
     pub files: Vec<SourceFile>,
@@ -121,10 +122,14 @@ fn make_urls_unique(files: &mut [SourceFile]) {
 }
 
 fn inventory_id(files: &[SourceFile]) -> String {
-    let mut hasher = blake3::Hasher::new_derive_key("llamero curate inventory 1");
+    let mut hasher = blake3::Hasher::new_derive_key("llamero curate inventory 2");
     for file in files {
-        hasher.update(&(file.url.len() as u64).to_le_bytes());
-        hasher.update(file.url.as_bytes());
+        // A version is never empty, so no version is told from every version.
+        let version = file.registry_version.as_ref().map(ToString::to_string).unwrap_or_default();
+        for text in [&file.url, &file.source, &version] {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
         hasher.update(&file.bytes.to_le_bytes());
         hasher.update(&file.hash);
         hasher.update(&[u8::from(file.problem.is_some())]);

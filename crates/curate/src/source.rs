@@ -42,14 +42,19 @@ struct Walk {
 }
 
 impl Walk {
+    /// What there was instead of candidate files.
     fn describe(&self) -> String {
-        format!(
-            "{} regular files that do not match, {} symbolic links or special files and {} hidden or `target` entries, \
-             which are skipped",
-            self.unmatched,
-            self.links,
-            self.hidden.len()
-        )
+        let counts = [
+            (self.unmatched, "files of other names"),
+            (self.links, "symbolic links or special files, which are never read"),
+            (self.hidden.len() as u64, "hidden entries or build folders, which are skipped"),
+        ];
+        let seen: Vec<_> = counts
+            .iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, what)| format!("{what} ({count})"))
+            .collect();
+        if seen.is_empty() { "it is empty".to_owned() } else { format!("it has only {}", seen.join("; ")) }
     }
 }
 
@@ -76,7 +81,7 @@ pub(crate) fn expand(config: &CurateConfig, cargo_home: Option<&Path>) -> Result
         if walk.files.is_empty() {
             return Err(CurateError::NoMatch {
                 entry: entry.clone(),
-                found: format!("found {}", walk.describe()),
+                found: walk.describe(),
                 hint: "point `curate.sources` at a folder, file or glob with text or source code".to_owned(),
             });
         }
@@ -129,9 +134,7 @@ fn glob(entry: &str) -> Result<Walk, CurateError> {
 /// # Errors
 /// There is no registry on this machine.
 pub fn registry_crates() -> Result<Vec<String>, CurateError> {
-    let folders = registry_folders(cargo_home().as_deref())?;
-    let names: BTreeSet<String> = folders.into_iter().map(|(name, _)| name).collect();
-    Ok(names.into_iter().collect())
+    Ok(registry_folders(cargo_home().as_deref())?.into_iter().map(|(name, _)| name).collect())
 }
 
 /// `$CARGO_HOME`, or `$HOME/.cargo`.
@@ -150,7 +153,8 @@ fn registry_failure(problem: String) -> CurateError {
     }
 }
 
-/// Name and path of every crate folder below every index folder, sorted.
+/// Name and path of every crate folder below every index folder, sorted. Of the folders of one name, which hold the same
+/// crate, there is only the first, so that the number of indexes does not show.
 fn registry_folders(cargo_home: Option<&Path>) -> Result<Vec<(String, PathBuf)>, CurateError> {
     let home =
         cargo_home.ok_or_else(|| registry_failure("needs `CARGO_HOME` or `HOME` to be set".to_owned()))?;
@@ -171,6 +175,7 @@ fn registry_folders(cargo_home: Option<&Path>) -> Result<Vec<(String, PathBuf)>,
         }
     }
     folders.sort();
+    folders.dedup_by(|later, first| later.0 == first.0);
     Ok(folders)
 }
 

@@ -63,7 +63,7 @@ impl NgramBaseline {
     /// Negative log-likelihood in nats of all but the first token of a document: (unigram, bigram).
     pub fn nll(&self, ids: &[u32]) -> (f64, f64) {
         ids.windows(2).fold((0.0, 0.0), |(one, two), pair| {
-            (one - self.unigram(pair[1]).ln(), two - self.bigram(pair[0], pair[1]).ln())
+            (one - libm::log(self.unigram(pair[1])), two - libm::log(self.bigram(pair[0], pair[1])))
         })
     }
 }

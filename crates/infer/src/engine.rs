@@ -28,7 +28,8 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Opens the model that [`resolve_model`] finds at `path`, with weights and activations in `dtype`.
+    /// Opens the model that [`resolve_model`] finds at `path`, with weights and activations in `dtype`, or in the one
+    /// that the weights are stored in where that is `None`.
     ///
     /// The files of an artifact are hashed and compared with its manifest first. With `bf16`, logits are rounded to bf16
     /// before a token is drawn; scores and log-probabilities are not.
@@ -36,7 +37,7 @@ impl Engine {
     /// # Errors
     /// Those of [`resolve_model`]; a damaged file; a model or a tokenizer that cannot be read; a tokenizer of another
     /// vocabulary size than the model's.
-    pub fn open(path: &Path, backend: Arc<dyn Backend>, dtype: DType) -> Result<Self> {
+    pub fn open(path: &Path, backend: Arc<dyn Backend>, dtype: impl Into<Option<DType>>) -> Result<Self> {
         let dir = resolve_model(path)?;
         if dir.join(MANIFEST).exists() {
             Artifact::open(&dir, None)?.verify()?;
@@ -45,6 +46,7 @@ impl Engine {
         let folder = ModelFolder::open(&dir)?;
         // Before gigabytes of weights are read.
         check_vocabulary(&folder.config, &tokenizer)?;
+        let dtype = dtype.into().unwrap_or(folder.dtype());
         let ranks: Arc<dyn Comm> = Arc::new(Solo);
         let place = Placement::whole(&folder.config);
         let model =

@@ -181,13 +181,6 @@ impl Config {
         self.num_params() - embedding
     }
 
-    /// Floating-point operations of one training step (forward and backward, without recomputation) per token, when
-    /// each token attends to `mean_context` positions on average: `6 N + 12 L H D · mean_context`.
-    pub fn training_flops_per_token(&self, mean_context: f64) -> f64 {
-        let attention = 12.0 * (self.layers * self.heads * self.head_dim) as f64 * mean_context;
-        6.0 * self.num_active_params() as f64 + attention
-    }
-
     /// Bytes of keys and values per token of context, with elements of `element_bytes`.
     pub fn kv_bytes_per_token(&self, element_bytes: usize) -> u64 {
         (2 * self.layers * self.kv_heads * self.head_dim * element_bytes) as u64

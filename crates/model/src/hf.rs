@@ -4,7 +4,7 @@
 //! rows of queries and keys are in half-split order on both sides. Reading goes through a memory map, a tensor at a
 //! time, and checks every name, shape and dtype before a value is used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use half::bf16;
@@ -21,6 +21,13 @@ pub const CONFIG_FILE: &str = "config.json";
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// Defaults for sampling.
 pub const GENERATION_FILE: &str = "generation_config.json";
+
+/// Name of the embedding in a weight file.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the output projection, which an untied model has.
+const OUTPUT: &str = "lm_head.weight";
+/// How the names of buffers end that older files hold and nothing needs.
+const ROTARY: &str = ".rotary_emb.inv_freq";
 
 /// What can be wrong with a model folder.
 #[derive(Debug, thiserror::Error)]
@@ -158,22 +165,60 @@ pub struct ModelFolder {
     pub config: Config,
     path: PathBuf,
     map: MappedFile,
+    dtype: DType,
 }
 
 impl ModelFolder {
-    /// Opens `dir` and checks that every tensor the configuration needs is there in its shape.
+    /// Opens `dir` and checks that every tensor the configuration needs is there in its shape, and no other that would
+    /// change the result.
+    ///
+    /// # Errors
+    /// A file that cannot be read; a configuration or a tensor that is not Llama's, by name.
     pub fn open(dir: &Path) -> Result<Self, HfError> {
         let config = read_config(&dir.join(CONFIG_FILE))?;
         let path = dir.join(WEIGHTS_FILE);
         let map = MappedFile::open(&path).map_err(|source| HfError::Io { path: path.clone(), source })?;
-        let folder = Self { config, path, map };
+        let mut folder = Self { config, path, map, dtype: DType::F32 };
         let tensors = folder.tensors()?;
-        for spec in folder.config.params() {
+        let table = folder.config.params();
+        for spec in &table {
             for part in &spec.parts {
                 folder.checked(&tensors, &part.hf_name, part.rows, spec.shape.cols)?;
             }
         }
+        folder.no_others(&tensors, &table)?;
+        let stored = tensors.tensor(EMBEDDING).map(|view| view.dtype());
+        folder.dtype = if stored.is_ok_and(|dtype| dtype == Dtype::BF16) { DType::Bf16 } else { DType::F32 };
         Ok(folder)
+    }
+
+    /// The dtype that the weights are stored in, and with which they were trained: that of the embedding. Half precision,
+    /// which nothing computes in, counts as f32.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Refuses tensors that the model has no place for, such as biases: without them it would be another model. Rotary
+    /// frequencies follow from the configuration, and a tied model may hold its embedding a second time.
+    fn no_others(&self, tensors: &SafeTensors<'_>, table: &[ParamSpec]) -> Result<(), HfError> {
+        let known: BTreeSet<&str> = table.iter().flat_map(|s| &s.parts).map(|p| p.hf_name.as_str()).collect();
+        let mut names = tensors.names();
+        names.sort_unstable();
+        for name in names {
+            if known.contains(name) || name.ends_with(ROTARY) {
+                continue;
+            }
+            let bytes = |name| tensors.tensor(name).ok().map(|v| (v.dtype(), v.shape().to_vec(), v.data()));
+            let reason = match name {
+                OUTPUT if bytes(OUTPUT) == bytes(EMBEDDING) => continue,
+                OUTPUT => {
+                    format!("differs from `{EMBEDDING}`, but `{CONFIG_FILE}` says `tie_word_embeddings`")
+                }
+                _ => "is not part of a Llama; this model differs".into(),
+            };
+            return Err(HfError::Tensor { path: self.path.clone(), tensor: name.into(), reason });
+        }
+        Ok(())
     }
 
     /// Sum of the sizes of the weights in bytes, as stored.

@@ -73,6 +73,7 @@ fn what_is_saved_is_opened_bit_for_bit() {
             let (dir, model, backend) = saved(&config, dtype);
             let folder = ModelFolder::open(dir.path()).unwrap();
             assert_eq!(folder.config, config);
+            assert_eq!(folder.dtype(), dtype);
             assert!(folder.weight_bytes() >= config.num_params() * dtype.bytes() as u64);
             let again = build(&config, (&backend, dtype), |spec| folder.values(spec));
             assert!(bits(&again, &backend) == bits(&model, &backend), "{dtype}");
@@ -251,7 +252,7 @@ fn wrong_tensors_are_errors_that_name_file_and_tensor() {
 }
 
 #[test]
-fn tensors_that_are_not_asked_for_are_no_hindrance() {
+fn tensors_that_change_nothing_are_no_hindrance() {
     let (dir, _, _) = saved(&config(), DType::F32);
     let before = read_all(dir.path()).unwrap();
     with_tensors(dir.path(), |tensors| {
@@ -259,6 +260,33 @@ fn tensors_that_are_not_asked_for_are_no_hindrance() {
         tensors.push(Stored { name, dtype: Dtype::I64, shape: vec![1], data: vec![0; 8] });
     });
     assert_eq!(read_all(dir.path()).unwrap(), before);
+}
+
+#[test]
+fn tensors_that_have_no_place_are_refused_by_name() {
+    let refused = |dir: &Path, name: &str, says: &str| {
+        let error = ModelFolder::open(dir).err().unwrap().to_string();
+        assert!([WEIGHTS_FILE, name, says].iter().all(|part| error.contains(part)), "{error}");
+    };
+    for name in ["model.layers.1.self_attn.q_proj.bias", "model.layers.2.mlp.up_proj.weight", "extra"] {
+        let (dir, _, _) = saved(&config(), DType::F32);
+        with_tensors(dir.path(), |tensors| {
+            tensors.push(Stored { name: name.into(), dtype: Dtype::F32, shape: vec![1], data: vec![0; 4] });
+        });
+        refused(dir.path(), name, "is not part of a Llama");
+    }
+    // A tied model may hold its table twice, if it is the same.
+    let (dir, _, _) = saved(&Config { tied: true, ..config() }, DType::F32);
+    with_tensors(dir.path(), |tensors| {
+        let table = tensors.iter().find(|t| t.name == "model.embed_tokens.weight").unwrap();
+        let (dtype, shape, data) = (table.dtype, table.shape.clone(), table.data.clone());
+        tensors.push(Stored { name: "lm_head.weight".into(), dtype, shape, data });
+    });
+    read_all(dir.path()).unwrap();
+    with_tensors(dir.path(), |tensors| {
+        tensors.iter_mut().find(|t| t.name == "lm_head.weight").unwrap().data[0] ^= 1;
+    });
+    refused(dir.path(), "lm_head.weight", "`tie_word_embeddings`");
 }
 
 #[test]

@@ -39,6 +39,9 @@ struct State {
 /// At least this long between checkpoints; a kill loses at most about that much work.
 const INTERVAL: Duration = Duration::from_secs(10);
 
+/// Training between two checkpoints lasts at least this many times as long as the last one took to save.
+const SAVE_SHARE: u32 = 25;
+
 /// Finished checkpoints that are kept; the older one is for the case that the newer is damaged.
 const KEPT: usize = 2;
 
@@ -53,9 +56,10 @@ impl Checkpoints {
         Self { interval, ..self }
     }
 
-    /// Time that must lie between two checkpoints.
-    pub(crate) fn interval(&self) -> Duration {
-        self.interval
+    /// How long to train before the next save when the last one took `saving`: the interval, but saving a large model
+    /// may cost a few per cent of the time and not more.
+    pub(crate) fn pause_after(&self, saving: Duration) -> Duration {
+        if self.interval.is_zero() { Duration::ZERO } else { self.interval.max(SAVE_SHARE * saving) }
     }
 
     /// Saves the state after `progress.step` steps.
@@ -201,14 +205,19 @@ fn read(dir: &Path, trainer: &mut Trainer<'_>) -> Result<Progress, String> {
             bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
         Ok::<_, String>(backend.upload(&host, like.shape(), DType::F32))
     };
-    for (param, slot) in trainer.model.params_mut().zip(&mut trainer.optimizer.states) {
-        let weight = tensor(&mut weights, &param.value)?;
+    // Everything is read before anything is changed: a failure half way must not leave a mixture.
+    let read = trainer.model.params().map(|p| {
+        let like = &p.value;
+        Ok([tensor(&mut weights, like)?, tensor(&mut m, like)?, tensor(&mut v, like)?])
+    });
+    let read: Vec<[Tensor; 3]> = read.collect::<Result<_, String>>()?;
+    let slots = trainer.model.params_mut().zip(&mut trainer.optimizer.states);
+    for ((param, slot), [weight, m, v]) in slots.zip(read) {
         param.value = backend.cast(&weight, param.value.dtype());
         if slot.master.is_some() {
             slot.master = Some(weight);
         }
-        slot.m = tensor(&mut m, &slot.m)?;
-        slot.v = tensor(&mut v, &slot.v)?;
+        (slot.m, slot.v) = (m, v);
     }
     trainer.optimizer.updates = state.updates;
     trainer.mean_loss = state.mean_loss;

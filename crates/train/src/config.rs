@@ -100,10 +100,20 @@ impl TrainConfig {
         let o = &self.optimizer;
         let unit = |x: f64| (0.0..1.0).contains(&x);
         let checks: [(&'static str, String, bool, &str); 13] = [
-            ("steps", format!("{:?}", self.steps), self.steps != Some(0), "at least 1"),
-            ("sequence", self.sequence.to_string(), self.sequence >= 2, "at least 2"),
-            ("batch", self.batch.to_string(), self.batch > 0, "at least 1"),
-            ("micro_batch", self.micro_batch.to_string(), self.micro_batch > 0, "at least 1"),
+            (
+                "steps",
+                self.num_steps().to_string(),
+                self.steps.is_none_or(|n| (1..=1 << 40).contains(&n)),
+                "1 to 2^40",
+            ),
+            ("sequence", self.sequence.to_string(), (2..=1 << 20).contains(&self.sequence), "2 to 1048576"),
+            ("batch", self.batch.to_string(), (1..=1 << 16).contains(&self.batch), "1 to 65536"),
+            (
+                "micro_batch",
+                self.micro_batch.to_string(),
+                (1..=1 << 16).contains(&self.micro_batch),
+                "1 to 65536",
+            ),
             (
                 "optimizer.peak_lr",
                 o.peak_lr.to_string(),
@@ -131,7 +141,12 @@ impl TrainConfig {
                 o.clip_norm > 0.0 && o.clip_norm.is_finite(),
                 "above 0",
             ),
-            ("spike_factor", self.spike_factor.to_string(), self.spike_factor > 1.0, "above 1"),
+            (
+                "spike_factor",
+                self.spike_factor.to_string(),
+                self.spike_factor > 1.0 && self.spike_factor.is_finite(),
+                "above 1",
+            ),
             (
                 "max_skipped_steps",
                 self.max_skipped_steps.to_string(),

@@ -1,6 +1,6 @@
 //! The training loop: resume, step, watch, checkpoint, report.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use llamero_data::{DataError, Loader, Sequence};
 use serde::{Deserialize, Serialize};
@@ -49,8 +49,6 @@ pub(crate) struct Progress {
     pub(crate) tokens: u64,
     /// Steps skipped in a row up to now.
     pub(crate) skipped: u32,
-    /// Seconds spent in steps, over all processes that worked on the run.
-    pub(crate) seconds: f64,
     /// Every step so far, and the seconds each took.
     pub(crate) history: Vec<(StepRecord, f64)>,
 }
@@ -94,7 +92,7 @@ pub fn train(
     let resumed_at = resumed.as_ref().map(|p| p.step);
     let mut progress = resumed.unwrap_or_default();
     let (started, tokens_before) = (Instant::now(), progress.tokens);
-    let mut last_checkpoint = Instant::now();
+    let (mut last_checkpoint, mut pause) = (Instant::now(), checkpoints.pause_after(Duration::ZERO));
     while progress.step < config.num_steps() {
         let begun = Instant::now();
         let first = progress.cursor;
@@ -125,8 +123,10 @@ pub fn train(
         progress.history.push((record, begun.elapsed().as_secs_f64()));
         progress.step += 1;
         progress.cursor += config.batch as u64;
-        if last_checkpoint.elapsed() >= checkpoints.interval() && progress.step < config.num_steps() {
+        if last_checkpoint.elapsed() >= pause && progress.step < config.num_steps() {
+            let saving = Instant::now();
             checkpoints.save(trainer, &progress)?;
+            pause = checkpoints.pause_after(saving.elapsed());
             last_checkpoint = Instant::now();
         }
     }

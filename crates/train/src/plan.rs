@@ -44,26 +44,18 @@ pub struct Plan {
     pub seconds: f64,
 }
 
-/// Trains each preset for a few micro-batches on made-up tokens and times it.
+/// Trains a preset for a few micro-batches on made-up tokens and times it.
 pub fn measure(
     backend: &dyn Backend,
-    sizes: &[(&str, Config)],
+    (preset, model): (&str, &Config),
     config: &TrainConfig,
-) -> Result<Vec<Measurement>, TrainError> {
-    sizes.iter().map(|(preset, model)| measure_one(backend, preset, model, config)).collect()
-}
-
-fn measure_one(
-    backend: &dyn Backend,
-    preset: &str,
-    model: &Config,
-    config: &TrainConfig,
+    dtype: DType,
 ) -> Result<Measurement, TrainError> {
     let length = config.sequence;
     let ranks: Arc<dyn Comm> = Arc::new(Solo);
     let place = Placement::whole(model);
     let values = |spec: &_| Ok::<_, TrainError>(initial_values(spec, 0));
-    let llama = Llama::build(model, &place, (backend, DType::F32), &ranks, values)?;
+    let llama = Llama::build(model, &place, (backend, dtype), &ranks, values)?;
     let mut trainer =
         Trainer::new(llama, backend, TrainConfig { batch: config.micro_batch, ..config.clone() });
     let sequences =
@@ -95,15 +87,16 @@ fn made_up(length: usize, vocab: usize, i: usize) -> Sequence {
     Sequence { tokens, targets, documents: vec![length / 3, length - length / 3] }
 }
 
-/// Takes the largest size that still sees at least `tokens_per_param` tokens per active parameter in `seconds`; when
-/// none does, the smallest.
+/// Takes the largest size that still sees at least `tokens_per_param` tokens per active parameter in the `seconds` that
+/// are left for it; when none does, the smallest.
 pub fn plan(
     measurements: &[Measurement],
-    seconds: f64,
+    seconds: impl Fn(&Measurement) -> f64,
     step_tokens: usize,
     tokens_per_param: f64,
 ) -> Result<Plan, TrainError> {
     let fit = |m: &Measurement| {
+        let seconds = seconds(m).max(0.0);
         let steps = (seconds / m.step_seconds(step_tokens)).floor() as u64;
         Plan {
             chosen: m.clone(),
@@ -120,7 +113,7 @@ pub fn plan(
         Some(plan) if plan.steps >= MIN_STEPS => Ok(plan.clone()),
         _ => Err(TrainError::Budget {
             found: format!(
-                "{seconds:.0} s of pre-training are too short for {MIN_STEPS} steps of the smallest model"
+                "the time left for pre-training is too short for {MIN_STEPS} steps of the smallest model"
             ),
             hint: "raise `budget`, or name a model and a number of steps in the recipe instead".into(),
         }),
@@ -130,18 +123,20 @@ pub fn plan(
 const MIN_STEPS: u64 = 20;
 
 /// Bytes of tensors that training holds at its peak: weights, gradients and moments, the activations kept for the
-/// backward pass of one micro-batch of `tokens` tokens, and working space.
-pub fn estimate_memory(model: &Config, config: &TrainConfig, tokens: usize, dtype: DType) -> u64 {
+/// backward pass of one micro-batch, and working space.
+pub fn estimate_memory(model: &Config, config: &TrainConfig, dtype: DType) -> u64 {
     let c = model;
     let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
     let master = if dtype == DType::F32 { 0 } else { 4 };
-    let per_param = (dtype.bytes() + 12 + master) as u64;
+    let per_param = (dtype.bytes() + 12 + master) as f64;
     // Block inputs and residuals, both norms' outputs, rotated qkv, attention output, gate and up, their product.
-    let per_layer = 4 * c.dim + (q + 2 * kv) + q + 3 * c.ffn;
-    let kept = if config.recompute { c.layers * c.dim + per_layer } else { c.layers * per_layer };
+    let per_layer = (4 * c.dim + (q + 2 * kv) + q + 3 * c.ffn) as f64;
+    let layers = c.layers as f64;
+    let kept = if config.recompute { layers * c.dim as f64 + per_layer } else { layers * per_layer };
     // The widest moment of the backward pass holds a few block-wide gradients beside what is kept.
-    let working = 3 * c.dim + 4 * c.ffn;
-    c.num_params() * per_param + (tokens * (kept + working + 3 * c.dim) * dtype.bytes()) as u64
+    let working = (6 * c.dim + 4 * c.ffn) as f64;
+    let tokens = config.micro_batch.min(config.batch) as f64 * config.sequence as f64;
+    (c.num_params() as f64 * per_param + tokens * (kept + working) * dtype.bytes() as f64) as u64
 }
 
 #[cfg(test)]
@@ -160,12 +155,12 @@ mod tests {
             measured("8m", 8_000_000, 8e-5),
         ];
         // 300 s: 30M, 10M and 3.75M tokens, that is 30, 3.3 and 0.47 per parameter.
-        assert_eq!(plan(&sizes, 300.0, 1000, 2.0).unwrap().chosen.preset, "3m");
-        assert_eq!(plan(&sizes, 300.0, 1000, 5.0).unwrap().chosen.preset, "1m");
-        assert_eq!(plan(&sizes, 300.0, 1000, 100.0).unwrap().chosen.preset, "1m");
-        let p = plan(&sizes, 300.0, 1000, 2.0).unwrap();
+        assert_eq!(plan(&sizes, |_| 300.0, 1000, 2.0).unwrap().chosen.preset, "3m");
+        assert_eq!(plan(&sizes, |_| 300.0, 1000, 5.0).unwrap().chosen.preset, "1m");
+        assert_eq!(plan(&sizes, |_| 300.0, 1000, 100.0).unwrap().chosen.preset, "1m");
+        let p = plan(&sizes, |_| 300.0, 1000, 2.0).unwrap();
         assert_eq!((p.steps, p.tokens), (10_000, 10_000_000));
         assert!((p.seconds - 300.0).abs() < 1.0);
-        assert!(plan(&sizes, 0.1, 1000, 2.0).unwrap_err().to_string().contains("hint"));
+        assert!(plan(&sizes, |_| 0.1, 1000, 2.0).unwrap_err().to_string().contains("hint"));
     }
 }

@@ -1,6 +1,6 @@
 //! Stops before every single change to the disk, and a full disk there.
 
-use super::{key, names, stage};
+use super::{key, names, stage, verified_stage};
 use crate::failpoint::Stop;
 use crate::{Artifact, ArtifactError, Begin, RunDir, fsutil};
 use std::collections::BTreeMap;
@@ -101,6 +101,54 @@ fn the_older_artifact_stays_until_the_newer_is_there() {
         }
         ended
     });
+}
+
+/// Changes a byte of the stage's file and leaves its size.
+fn flip(dir: &Path) {
+    let path = dir.join("words/sub/words.txt");
+    let mut bytes = fs::read(&path).unwrap();
+    bytes[0] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn two_kills_of_a_rebuilding_of_what_is_damaged() {
+    let reference = tempfile::tempdir().unwrap();
+    let reference = contents(&stage(&RunDir::create(reference.path()).unwrap(), &key(2)).unwrap());
+    every_step(20, |first| {
+        for second in (first % 5..40).step_by(5) {
+            let tmp = tempfile::tempdir().unwrap();
+            let dir = tmp.path().join("run");
+            let attempt = |allowed| {
+                let run = RunDir::create(&dir).unwrap();
+                let _stop = Stop::after(allowed, KILL);
+                verified_stage(&run, &key(2))
+            };
+            stage(&RunDir::create(&dir).unwrap(), &key(2)).unwrap();
+            flip(&dir);
+            for allowed in [first, second] {
+                drop(attempt(allowed));
+                // The damaged folder, or the new one, is there whatever happened.
+                let there =
+                    ["words", "words.old"].iter().any(|name| dir.join(name).join("manifest.json").is_file());
+                assert!(there, "nothing is left after kills at {first}, then at {second}");
+            }
+            let done = attempt(usize::MAX).unwrap();
+            assert_eq!(contents(&done), reference, "killed at {first}, then at {second}");
+            assert_eq!(names(&dir), [".lock", "words"], "leftovers after kills at {first}, then at {second}");
+        }
+        completes_rebuilding(first)
+    });
+}
+
+/// Whether this many steps are enough to rebuild a damaged stage.
+fn completes_rebuilding(allowed: usize) -> bool {
+    let tmp = tempfile::tempdir().unwrap();
+    let run = RunDir::create(tmp.path()).unwrap();
+    stage(&run, &key(2)).unwrap();
+    flip(tmp.path());
+    let _stop = Stop::after(allowed, KILL);
+    verified_stage(&run, &key(2)).is_ok()
 }
 
 #[test]

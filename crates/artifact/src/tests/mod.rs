@@ -6,7 +6,7 @@ mod kill;
 mod recipe;
 mod run;
 
-use crate::{Artifact, Begin, Outcome, Result, RunDir, StageKey, fsutil};
+use crate::{Artifact, Begin, Draft, Outcome, Result, RunDir, StageKey, fsutil};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -21,10 +21,28 @@ fn key(n: u64) -> StageKey {
 
 /// A stage as real ones are: a checkpoint, two files, one of them in a folder.
 fn stage(run: &RunDir, key: &StageKey) -> Result<Artifact> {
-    let draft = match run.begin("words", key)? {
-        Begin::Done(artifact) => return Ok(artifact),
-        Begin::Work(draft) => draft,
+    match run.begin("words", key)? {
+        Begin::Done(artifact) => Ok(artifact),
+        Begin::Work(draft) => fill(draft, key),
+    }
+}
+
+/// The same for whoever verifies what is done, and makes it again where it is damaged.
+fn verified_stage(run: &RunDir, key: &StageKey) -> Result<Artifact> {
+    let begun = match run.begin("words", key)? {
+        Begin::Done(artifact) => match artifact.verify() {
+            Err(error) if error.is_damage() => run.begin_again("words", key)?,
+            verified => return verified.map(|()| artifact),
+        },
+        work => work,
     };
+    match begun {
+        Begin::Done(artifact) => Ok(artifact),
+        Begin::Work(draft) => fill(draft, key),
+    }
+}
+
+fn fill(draft: Draft, key: &StageKey) -> Result<Artifact> {
     let resume = draft.path().join("resume");
     fsutil::create_dir_all(&resume)?;
     fsutil::write_atomic(&resume.join("step"), b"7")?;

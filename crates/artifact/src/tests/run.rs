@@ -81,6 +81,60 @@ fn a_draft_survives_a_look_at_what_is_done() {
 }
 
 #[test]
+fn what_is_damaged_stays_until_it_is_made_again() {
+    let (_tmp, run) = folder();
+    let made = stage(&run, &key(1)).unwrap();
+    let file = made.file("sub/words.txt").unwrap();
+    let good = fs::read(&file).unwrap();
+    let bad: Vec<u8> = good.iter().map(|b| b ^ 1).collect();
+    fs::write(&file, &bad).unwrap();
+    assert!(made.verify().unwrap_err().is_damage());
+    // Sizes are right, so a look that does not hash takes it as done.
+    assert!(matches!(run.begin("words", &key(1)).unwrap(), Begin::Done(_)));
+    let draft = work(run.begin_again("words", &key(1)).unwrap());
+    assert!(matches!(draft.reason(), Reason::Damaged(what) if what.contains("words")));
+    fs::create_dir(draft.path().join("resume")).unwrap();
+    fs::write(draft.path().join("resume/step"), "7").unwrap();
+    drop(draft);
+    assert_eq!(fs::read(&file).unwrap(), bad, "it stays where it is");
+
+    // Interrupted, the work goes on, whichever way it is begun.
+    for again in [false, true] {
+        let begun = if again { run.begin_again("words", &key(1)) } else { run.begin("words", &key(1)) };
+        let draft = work(begun.unwrap());
+        assert!(draft.resumed() && draft.path().join("resume/step").is_file());
+    }
+    // Finished and not yet renamed, it is published.
+    let twin = RunDir::create(run.path().join("twin")).unwrap();
+    let finished = stage(&twin, &key(1)).unwrap();
+    let partial = run.path().join("words.partial");
+    fs::remove_dir_all(&partial).unwrap();
+    fs::rename(finished.path(), &partial).unwrap();
+    let Begin::Done(artifact) = run.begin_again("words", &key(1)).unwrap() else { panic!("not published") };
+    artifact.verify().unwrap();
+    assert_eq!(fs::read(&file).unwrap(), good);
+
+    // Whole again, it makes the draft superfluous.
+    drop(work(run.begin_again("words", &key(1)).unwrap()));
+    assert!(matches!(run.begin("words", &key(1)).unwrap(), Begin::Done(_)));
+    assert!(!partial.exists());
+}
+
+#[test]
+fn only_changed_bytes_are_damage() {
+    let (_tmp, run) = folder();
+    let made = stage(&run, &key(1)).unwrap();
+    assert!(!run.artifact("words", "tokenizer").unwrap_err().is_damage());
+    assert!(!run.artifact("nowhere", "words").unwrap_err().is_damage());
+    fs::write(made.path().join("sub/words.txt"), "short").unwrap();
+    assert!(made.verify().unwrap_err().is_damage());
+    fs::remove_file(made.path().join("sub/words.txt")).unwrap();
+    assert!(made.verify().unwrap_err().is_damage());
+    fs::write(made.path().join(MANIFEST), "{}").unwrap();
+    assert!(run.artifact("words", "words").unwrap_err().is_damage());
+}
+
+#[test]
 fn drafts_that_cannot_be_finished() {
     let (_tmp, run) = folder();
     let fails = |fill: &dyn Fn(&std::path::Path), rows: &[&str], says: &str| {

@@ -34,7 +34,7 @@ pub(crate) fn chat(args: &ChatArgs) -> Result<()> {
     let stdin = std::io::stdin();
     let asks = stdin.is_terminal();
     if asks {
-        eprintln!(
+        say!(
             "{} (context {} tokens). /clear starts over, /quit leaves.",
             args.model.model.display(),
             engine.context()
@@ -69,13 +69,13 @@ fn say(session: &mut ChatSession<'_>, text: &str) -> Result<()> {
         Ok(reply) => {
             print("")?;
             if let Some(notice) = reply.notice {
-                eprintln!("note: {notice}");
+                say!("note: {notice}");
             }
             if matches!(reply.finish, Finish::Length | Finish::Context) {
-                eprintln!("note: the answer was cut after {} tokens", reply.tokens);
+                say!("note: the answer was cut after {} tokens", reply.tokens);
             }
         }
-        Err(error) => eprintln!("error: {error}"),
+        Err(error) => say!("error: {error}"),
     }
     Ok(())
 }

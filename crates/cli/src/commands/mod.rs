@@ -19,10 +19,10 @@ use serde::Serialize;
 
 use crate::ModelArgs;
 
-/// Opens a model on the CPU.
+/// Opens a model on the CPU, in the dtype that it was trained in.
 fn open(args: &ModelArgs) -> Result<Engine> {
     let backend: Arc<dyn Backend> = Arc::new(crate::device(args.threads)?);
-    Ok(Engine::open(&args.model, backend, DType::F32)?)
+    Ok(Engine::open(&args.model, backend, None::<DType>)?)
 }
 
 /// A line of result on stdout.

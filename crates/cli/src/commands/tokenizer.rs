@@ -109,9 +109,10 @@ fn train(args: &TrainArgs) -> Result<()> {
     tokenizer.save_model(args.out.join("tokenizer.model"))?;
     fsutil::sync_tree(&args.out)?;
     if !report.reached_size() {
-        eprintln!(
+        say!(
             "note: the text has only enough frequent pairs for {} of {} entries; give more text for more",
-            report.vocab_size, report.wanted_vocab_size
+            report.vocab_size,
+            report.wanted_vocab_size
         );
     }
     if args.json {

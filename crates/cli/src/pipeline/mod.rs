@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use llamero_artifact::{
-    Artifact, Begin, Draft, InputRef, Outcome, RunDir, StageKey, fsutil, recipe as files,
+    Artifact, Begin, Draft, InputRef, Outcome, RunDir, StageKey, WORK_STATE, fsutil, recipe as files,
 };
 use llamero_tensor::Backend;
 use serde::Serialize;
@@ -28,6 +28,9 @@ use crate::recipe::Recipe;
 
 /// File with the settled recipe in a run folder.
 pub(crate) const RECIPE_FILE: &str = "recipe.toml";
+/// Part of every stage's id. Raise it when a change to the code makes other bytes from the same recipe and inputs, so
+/// that artifacts and drafts of older versions are not taken for new ones.
+const SCHEMA: u32 = 1;
 /// The report in a run folder.
 pub(crate) const REPORT_FILE: &str = "report.html";
 
@@ -89,7 +92,14 @@ pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
     let dir = RunDir::create(&recipe.run.dir).context("`run.dir` cannot be used")?;
     let mut run = Run { dir, recipe, backend, done: Vec::new(), remarks: Vec::new() };
     let plan = run.settle()?;
-    let curated = run.curate()?;
+    let curated = match run.curate() {
+        Ok(curated) => curated,
+        Err(error) => {
+            run.forget_plan()?;
+            return Err(error);
+        }
+    };
+    run.write_recipe()?;
     let tokenizer = run.tokenizer(&curated)?;
     let instruct = run.instruct(&curated)?;
     let tokens = run.tokens(&curated, &tokenizer)?;
@@ -97,6 +107,7 @@ pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
     let pretrained = run.pretrain(&tokenizer, &tokens)?;
     let tuned = run.sft(&tokenizer, &instruct, &pretrained)?;
     let evaluation = run.evaluate(&tokens, &instruct, [&pretrained, &tuned])?;
+    run.remarks.extend(training::remarks([&pretrained, &tuned])?);
     let seconds = started.elapsed().as_secs_f64();
     let mut summary = Summary {
         run: run.dir.path().into(),
@@ -108,8 +119,11 @@ pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
         evaluation: evaluate::Evaluation::read(&evaluation)?,
         remarks: run.remarks.clone(),
     };
-    let data = report_data::collect(&run, &summary, &curated, [&pretrained, &tuned])?;
-    fsutil::write_atomic(&summary.report, crate::report::render(&data)?.as_bytes())?;
+    // A run that found everything there keeps the report of the run that did the work, with its times.
+    if !summary.report.exists() || summary.stages.iter().any(|s| !s.reused) {
+        let data = report_data::collect(&run, &summary, &curated, [&pretrained, &tuned])?;
+        fsutil::write_atomic(&summary.report, crate::report::render(&data)?.as_bytes())?;
+    }
     summary.seconds = started.elapsed().as_secs_f64();
     Ok(summary)
 }
@@ -125,11 +139,11 @@ impl Run {
         work: impl FnOnce(&mut Self, &Draft) -> Result<Outcome>,
     ) -> Result<Artifact> {
         let recipe = serde_json::to_value(recipe).context("a recipe section as JSON")?;
-        let key = StageKey { kind: name.into(), schema: 1, recipe, inputs };
+        let key = StageKey { kind: name.into(), schema: SCHEMA, recipe, inputs };
         match self.begin_whole(name, &key)? {
             Begin::Done(artifact) => {
                 let seconds = artifact.manifest().provenance.wall_seconds;
-                eprintln!("{name:>10} already there ({})", artifact.id());
+                say!("{name:>10} already there ({})", artifact.id());
                 self.done.push(StageDone {
                     name: name.into(),
                     id: artifact.id().into(),
@@ -140,16 +154,28 @@ impl Run {
             }
             Begin::Work(draft) => {
                 let started = Instant::now();
+                // The old report tells of another result than the one that is being made.
+                remove_file(&self.dir.path().join(REPORT_FILE))?;
                 if draft.resumed() {
-                    eprintln!("{name:>10} resuming");
+                    say!("{name:>10} resuming");
                 }
-                let mut outcome = work(self, &draft).with_context(|| format!("stage `{name}`"))?;
+                let worked = work(self, &draft).with_context(|| format!("stage `{name}`"));
+                let mut outcome = match worked {
+                    Ok(outcome) => outcome,
+                    Err(error) => {
+                        // Only what can be resumed is kept.
+                        if !draft.path().join(WORK_STATE).exists() {
+                            draft.discard();
+                        }
+                        return Err(error);
+                    }
+                };
                 if outcome.wall_seconds == 0.0 {
                     outcome.wall_seconds = started.elapsed().as_secs_f64();
                 }
                 let artifact = draft.finish(outcome)?;
                 let seconds = artifact.manifest().provenance.wall_seconds;
-                eprintln!("{name:>10} done in {seconds:.1} s");
+                say!("{name:>10} done in {seconds:.1} s");
                 self.done.push(StageDone {
                     name: name.into(),
                     id: artifact.id().into(),
@@ -162,17 +188,44 @@ impl Run {
     }
 
     /// Begins a stage. An artifact with a file that changed since it was finished must not flow into later stages: it
-    /// makes way and is made again.
+    /// is made again, and stays where it is until that is done.
     fn begin_whole(&mut self, name: &str, key: &StageKey) -> Result<Begin> {
         let begun = self.dir.begin(name, key)?;
         let Begin::Done(artifact) = &begun else { return Ok(begun) };
         let Err(error) = artifact.verify() else { return Ok(begun) };
+        if !error.is_damage() {
+            return Err(error.into());
+        }
         let damage = error.to_string();
         let found = damage.split(". hint: ").next().unwrap_or_default();
-        eprintln!("{name:>10} is made again: {found}");
+        say!("{name:>10} is made again: {found}");
         self.remarks.push(format!("{name}: made again, because {found}"));
-        fsutil::remove_dir(artifact.path())?;
-        Ok(self.dir.begin(name, key)?)
+        Ok(self.dir.begin_again(name, key)?)
+    }
+
+    /// Takes back the plan that this process made: there is nothing that it could plan for.
+    fn forget_plan(&self) -> Result<()> {
+        if self.done.iter().any(|s| s.name == "plan" && !s.reused) {
+            fsutil::remove_dir(&self.dir.path().join("plan"))?;
+        }
+        Ok(())
+    }
+
+    /// Writes the settled recipe into the run folder.
+    fn write_recipe(&self) -> Result<()> {
+        let settled = files::to_toml(&self.recipe)?;
+        fsutil::write_atomic(&self.dir.path().join(RECIPE_FILE), settled.as_bytes())?;
+        Ok(())
+    }
+}
+
+/// Removes a file if it is there.
+fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("`{}`", path.display()))
+        }
+        _ => Ok(()),
     }
 }
 

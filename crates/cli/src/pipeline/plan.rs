@@ -8,12 +8,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use llamero_artifact::{Outcome, fsutil, recipe as files};
+use llamero_artifact::Outcome;
 use llamero_model::Config;
 use llamero_train::{Measurement, estimate_memory, measure, plan};
 use serde::{Deserialize, Serialize};
 
-use super::{RECIPE_FILE, Run, write_json};
+use super::{Run, write_json};
 use crate::recipe::{Recipe, RunSection};
 use crate::report::format::{bytes, count, duration};
 
@@ -28,16 +28,19 @@ const SIZES: [&str; 5] = ["300k", "1m", "3m", "8m", "25m"];
 const TOKENS_PER_PARAM: f64 = 2.0;
 
 /// Seconds of the stages that only handle text, on anything like a laptop.
-const TEXT_SECONDS: f64 = 8.0;
+const TEXT_SECONDS: f64 = 4.0;
+
+/// Seconds that the plan itself takes, about.
+const MEASURING_SECONDS: f64 = 4.0;
 
 /// Share of the budget left for what goes slower than measured.
 const RESERVE: f64 = 0.04;
 
 /// Share of the training time that goes to fine-tuning.
-const SFT_SHARE: f64 = 0.10;
+const SFT_SHARE: f64 = 0.05;
 
-/// Tokens of a multiple-choice question's choice, about.
-const CHOICE_TOKENS: usize = 60;
+/// Tokens read for one choice of a question, about; the prompt is read once for all of them.
+const CHOICE_TOKENS: f64 = 30.0;
 
 /// A settled recipe and what it is expected to cost.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -52,93 +55,107 @@ pub(crate) struct PlanFile {
 }
 
 impl Run {
-    /// Settles the recipe (from the plan where there is a budget), prints the plan, and writes the settled recipe into the
-    /// run folder.
+    /// Settles the recipe, from the plan where something is open, and prints what it will cost.
     pub(super) fn settle(&mut self) -> Result<PlanFile> {
-        let plan = match self.recipe.budget_seconds()? {
-            Some(budget) => self.planned(budget)?,
-            None => self.estimated()?,
-        };
-        let run_section = self.recipe.run.clone();
-        self.recipe = Recipe { run: run_section.clone(), ..plan.recipe.clone() };
+        for source in &mut self.recipe.curate.sources {
+            // The settled recipe must mean the same files from any working directory.
+            if source != llamero_curate::REGISTRY && Path::new(source).is_relative() {
+                let here = std::env::current_dir().context("the working directory")?;
+                *source = here.join(&source).to_string_lossy().into_owned();
+            }
+        }
+        let curate = &self.recipe.curate;
+        let open_crates =
+            curate.crates.is_none() && curate.sources.iter().any(|s| s == llamero_curate::REGISTRY);
+        let budget = self.recipe.budget_seconds()?;
+        let plan = if budget.is_some() || open_crates { self.planned(budget)? } else { self.estimated()? };
+        self.recipe = Recipe { run: self.recipe.run.clone(), ..plan.recipe.clone() };
         self.print(&plan);
-        let settled = files::to_toml(&self.recipe)?;
-        fsutil::write_atomic(&self.dir.path().join(RECIPE_FILE), settled.as_bytes())?;
-        self.check_memory(&plan)?;
+        if let Some(budget) = budget.filter(|b| plan.expected_seconds > 1.15 * b) {
+            let (time, budget) = (duration(plan.expected_seconds), duration(budget));
+            self.remarks.push(format!(
+                "plan: the recipe's own steps take about {time}, more than the budget of {budget}"
+            ));
+        }
         Ok(plan)
     }
 
-    fn planned(&mut self, budget: f64) -> Result<PlanFile> {
+    fn planned(&mut self, budget: Option<f64>) -> Result<PlanFile> {
         let open = Recipe { run: RunSection::default(), ..self.recipe.clone() };
         let artifact = self.stage("plan", open, vec![], |run, draft| {
-            let plan = run.make_plan(budget)?;
+            let mut recipe = Recipe { budget: None, run: RunSection::default(), ..run.recipe.clone() };
+            if recipe.curate.sources.iter().any(|s| s == llamero_curate::REGISTRY)
+                && recipe.curate.crates.is_none()
+            {
+                recipe.curate.crates = Some(llamero_curate::registry_crates()?);
+            }
+            let plan = match budget {
+                Some(budget) => run.make_plan(recipe, budget)?,
+                None => run.estimate(recipe)?,
+            };
             write_json(&draft.path().join(PLAN_FILE), &plan)?;
             Ok(Outcome::default())
         })?;
         read_plan(&artifact.file(PLAN_FILE)?)
     }
 
-    fn make_plan(&self, budget: f64) -> Result<PlanFile> {
-        let mut recipe = Recipe { budget: None, run: RunSection::default(), ..self.recipe.clone() };
-        if recipe.curate.sources.iter().any(|s| s == llamero_curate::REGISTRY)
-            && recipe.curate.crates.is_none()
-        {
-            recipe.curate.crates = Some(llamero_curate::registry_crates()?);
-        }
+    /// Chooses what the recipe leaves open so that the whole run takes `budget` seconds.
+    fn make_plan(&self, mut recipe: Recipe, budget: f64) -> Result<PlanFile> {
         let sizes: Vec<&str> = recipe.model.preset.as_deref().map_or(SIZES.to_vec(), |p| vec![p]);
-        let (mut measurements, mut last) = (Vec::new(), None);
+        let mut measurements = Vec::new();
         for size in sizes {
             // A size that cannot see enough tokens makes all larger ones pointless, and they take longest to measure.
-            let measured = self.measure(size)?;
+            let measured = match self.measure(&recipe, size) {
+                Ok(measured) => measured,
+                Err(_) if !measurements.is_empty() => break,
+                Err(error) => return Err(error),
+            };
             let tokens = budget / measured.seconds_per_token;
             let too_large = tokens < TOKENS_PER_PARAM * measured.active_params as f64;
-            last = Some(measured.clone());
             measurements.push(measured);
             if too_large {
                 break;
             }
         }
-        let Some(_) = last else { bail!("no model size to choose from") };
-        let evaluation = |m: &Measurement| evaluation_seconds(&recipe, m);
-        let overhead = TEXT_SECONDS + measurements.iter().map(evaluation).fold(0.0, f64::max);
-        let training = budget * (1.0 - RESERVE) - overhead;
-        if training <= 0.0 {
-            bail!(
-                "`budget` leaves no time for training: text stages and evaluation take about {}\n\
-                 hint: raise `budget`, or lower `instruct.max_questions` and `data.max_held_out_tokens`",
-                duration(overhead)
-            );
-        }
-        let pretrain = plan(
-            &measurements,
-            training * (1.0 - SFT_SHARE),
-            recipe.pretrain.step_tokens(),
-            TOKENS_PER_PARAM,
-        )?;
+        let training = |m: &Measurement| {
+            budget * (1.0 - RESERVE) - MEASURING_SECONDS - TEXT_SECONDS - evaluation_seconds(&recipe, m)
+        };
+        let pretrain_seconds = |m: &Measurement| training(m) * (1.0 - SFT_SHARE);
+        let pretrain =
+            plan(&measurements, pretrain_seconds, recipe.pretrain.step_tokens(), TOKENS_PER_PARAM)?;
         let chosen = pretrain.chosen.clone();
-        let tune_step = chosen.step_seconds(recipe.sft.step_tokens());
+        let tune_steps = training(&chosen) * SFT_SHARE / chosen.step_seconds(recipe.sft.step_tokens());
         recipe.model.preset = Some(chosen.preset.clone());
         recipe.pretrain.steps.get_or_insert(pretrain.steps);
-        recipe.sft.steps.get_or_insert(((training * SFT_SHARE / tune_step) as u64).max(1));
+        recipe.sft.steps.get_or_insert((tune_steps as u64).max(1));
         self.file(recipe, chosen, measurements)
     }
 
-    fn estimated(&self) -> Result<PlanFile> {
-        let recipe = self.recipe.clone();
+    /// The cost of a recipe whose sizes are all given.
+    fn estimate(&self, recipe: Recipe) -> Result<PlanFile> {
         let preset = recipe.model.preset.clone().context("`model.preset` is missing")?;
-        let chosen = self.measure(&preset)?;
+        let chosen = self.measure(&recipe, &preset)?;
         self.file(recipe, chosen.clone(), vec![chosen])
     }
 
-    fn measure(&self, size: &str) -> Result<Measurement> {
-        let config = self.planned_model(&self.recipe, size)?;
-        let mut measured = measure(&*self.backend, &[(size, config)], &self.recipe.pretrain)?;
-        measured.pop().context("nothing was measured")
+    fn estimated(&self) -> Result<PlanFile> {
+        self.estimate(self.recipe.clone())
     }
 
-    /// The model's sizes if the tokenizer reaches the vocabulary that is asked for.
-    fn planned_model(&self, recipe: &Recipe, preset: &str) -> Result<Config> {
-        recipe.model_config(preset, recipe.tokenizer.vocab_size)
+    /// Trains a size for a moment, unless it would not fit into memory.
+    fn measure(&self, recipe: &Recipe, size: &str) -> Result<Measurement> {
+        let config = planned_model(recipe, size)?;
+        let needed = tensor_bytes(recipe, &config)?;
+        if let Some(available) = crate::machine::available_memory().filter(|a| *a < needed) {
+            bail!(
+                "training `{size}` needs about {}, but only {} of memory are free\n\
+                 hint: lower `pretrain.micro_batch` or `pretrain.sequence`, set `pretrain.recompute = true`, or take a \
+                 smaller `model.preset`",
+                bytes(needed),
+                bytes(available)
+            );
+        }
+        Ok(measure(&*self.backend, (size, &config), &recipe.pretrain, recipe.dtype()?)?)
     }
 
     fn file(&self, recipe: Recipe, chosen: Measurement, measurements: Vec<Measurement>) -> Result<PlanFile> {
@@ -151,10 +168,9 @@ impl Run {
             ("evaluate".to_string(), evaluation_seconds(&recipe, &chosen)),
         ]
         .into();
-        let model = self.planned_model(&recipe, &chosen.preset)?;
-        let tokens = recipe.pretrain.micro_batch * recipe.pretrain.sequence;
+        let model = planned_model(&recipe, &chosen.preset)?;
         Ok(PlanFile {
-            expected_tensor_bytes: estimate_memory(&model, &recipe.pretrain, tokens, recipe.dtype()?),
+            expected_tensor_bytes: tensor_bytes(&recipe, &model)?,
             expected_seconds: expected.values().sum(),
             expected,
             measured_on: self.backend.name(),
@@ -166,11 +182,11 @@ impl Run {
     fn print(&self, plan: &PlanFile) {
         let r = &plan.recipe;
         let preset = r.model.preset.as_deref().unwrap_or_default();
-        eprintln!("      plan on {}", self.backend.name());
-        if let Ok(model) = self.planned_model(r, preset) {
+        say!("      plan on {}", self.backend.name());
+        if let Ok(model) = planned_model(r, preset) {
             let (d, l, h, g) = (model.dim, model.layers, model.heads, model.kv_heads);
             let parameters = count(model.num_params());
-            eprintln!(
+            say!(
                 "           model `{preset}`: {parameters} parameters (width {d}, {l} layers, {h} heads, {g} key/value heads, vocabulary {})",
                 model.vocab
             );
@@ -178,30 +194,29 @@ impl Run {
         for (name, t) in [("pretrain", &r.pretrain), ("sft", &r.sft)] {
             let (steps, tokens) = (t.num_steps(), t.num_steps() * t.step_tokens() as u64);
             let time = duration(plan.expected[name]);
-            eprintln!("           {name}: {steps} steps, {} tokens, about {time}", count(tokens));
+            say!("           {name}: {steps} steps, {} tokens, about {time}", count(tokens));
         }
         let (time, memory) = (duration(plan.expected_seconds), bytes(plan.expected_tensor_bytes));
-        eprintln!("           in all about {time}; tensors of about {memory} at the peak");
+        say!("           in all about {time}; tensors of about {memory} at the peak");
     }
+}
 
-    fn check_memory(&self, plan: &PlanFile) -> Result<()> {
-        match crate::machine::available_memory() {
-            Some(available) if available < plan.expected_tensor_bytes => bail!(
-                "training needs about {}, but only {} of memory are free\n\
-                 hint: lower `pretrain.micro_batch` or `pretrain.sequence`, set `pretrain.recompute = true`, or take a smaller `model.preset`",
-                bytes(plan.expected_tensor_bytes),
-                bytes(available)
-            ),
-            _ => Ok(()),
-        }
-    }
+/// The model's sizes if the tokenizer reaches the vocabulary that is asked for.
+fn planned_model(recipe: &Recipe, preset: &str) -> Result<Config> {
+    recipe.model_config(preset, recipe.tokenizer.vocab_size)
+}
+
+/// Expected bytes of tensors at the peak of either training stage.
+fn tensor_bytes(recipe: &Recipe, model: &Config) -> Result<u64> {
+    let dtype = recipe.dtype()?;
+    let needed = [&recipe.pretrain, &recipe.sft].map(|t| estimate_memory(model, t, dtype));
+    Ok(needed[0].max(needed[1]))
 }
 
 /// Scoring is about a third of training; both models read the held-out text and every choice.
 fn evaluation_seconds(recipe: &Recipe, chosen: &Measurement) -> f64 {
-    let choices = recipe.instruct.max_questions.min(200) * recipe.instruct.choices * CHOICE_TOKENS;
-    let tokens = 2 * (recipe.data.max_held_out_tokens as usize + choices);
-    tokens as f64 * chosen.seconds_per_token / 3.0
+    let choices = recipe.instruct.max_questions as f64 * recipe.instruct.choices as f64 * CHOICE_TOKENS;
+    2.0 * (recipe.data.max_held_out_tokens as f64 + choices) * chosen.seconds_per_token / 3.0
 }
 
 /// Reads the plan of a run.

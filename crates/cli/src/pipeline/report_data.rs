@@ -7,7 +7,7 @@ use llamero_train::StepRecord;
 
 use super::training::{TrainMetrics, history};
 use super::{Run, Summary};
-use crate::report::format::{bytes, count, duration};
+use crate::report::format::{bytes, count, duration, utc};
 use crate::report::{
     BpbRow, ChoiceRow, Curation, CurvePoint, DomainRow, DropRow, Reference, ReportData, Sample, StageRow,
     Tokenizer,
@@ -26,7 +26,7 @@ pub(super) fn collect(
     Ok(ReportData {
         title: format!("llamero run {}", run.dir.path().display()),
         run_dir: run.dir.path().display().to_string(),
-        created: models[1].manifest().provenance.version.clone(),
+        created: utc(models[1].manifest().provenance.finished_unix),
         summary: summary_rows(run, summary, &pretrain_metrics),
         remarks: summary.remarks.clone(),
         stages: stages

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use llamero_artifact::{Artifact, InputRef, Outcome};
 use llamero_curate::CurateConfig;
 use llamero_data::{documents, hash_fraction};
@@ -10,6 +10,9 @@ use llamero_tokenizer::{Tokenizer, Trainer};
 
 use super::{Run, write_json};
 use crate::progress::{CurateProgress, Progress};
+
+/// Fewer documents leave nothing to hold out or to ask about.
+const MIN_DOCUMENTS: u64 = 16;
 
 impl Run {
     /// Sources → documents. The id depends on the files' contents, not on where they lie.
@@ -21,6 +24,14 @@ impl Run {
         let rules = CurateConfig { sources: Vec::new(), crates: None, ..config.clone() };
         let artifact = self.stage("curate", rules, vec![input], |_, draft| {
             let report = llamero_curate::curate(&config, &inventory, draft.path(), &progress)?;
+            if report.documents_kept < MIN_DOCUMENTS {
+                bail!(
+                    "{} of {} documents were kept; a model cannot be trained and measured on fewer than {MIN_DOCUMENTS}\n\
+                     hint: give more text in `curate.sources`",
+                    report.documents_kept,
+                    report.documents_in
+                );
+            }
             let rows = [(llamero_curate::DOCUMENTS_FILE.to_string(), report.documents_kept)].into();
             Ok(Outcome { metrics: serde_json::to_value(&report)?, rows, ..Default::default() })
         });

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use llamero_align::SftSource;
 use llamero_artifact::{Artifact, Draft, Outcome, WORK_STATE};
 use llamero_comm::{Comm, Solo};
@@ -38,10 +38,16 @@ impl Run {
         let section = self.recipe.model.clone();
         let config = self.recipe.pretrain.clone();
         let inputs = vec![tokenizer.as_input("tokenizer"), tokens.as_input("tokens")];
-        self.stage("pretrain", (&section, &config), inputs, |run, draft| {
+        // The sizes are part of the id, so a preset that changes its meaning makes another artifact.
+        let preset = section.preset.clone().context("the plan settles `model.preset`")?;
+        let sizes = self.recipe.model_config(&preset, self.recipe.tokenizer.vocab_size)?;
+        self.stage("pretrain", (&section, &sizes, &config), inputs, |run, draft| {
             let store = TokenStore::open(tokens.path(), "train")?;
-            let preset = section.preset.as_deref().context("the plan settles `model.preset`")?;
-            let model_config = run.recipe.model_config(preset, store.vocab())?;
+            let coder = Tokenizer::load(tokenizer.path())?;
+            if store.tokenizer() != coder.fingerprint() {
+                bail!("the tokens in `{}` were made by another tokenizer", tokens.path().display());
+            }
+            let model_config = run.recipe.model_config(&preset, store.vocab())?;
             let loader = Loader::new(store, config.sequence, config.seed)?;
             let seed = section.seed;
             let values = |spec: &ParamSpec| Ok::<_, anyhow::Error>(initial_values(spec, seed));
@@ -72,7 +78,6 @@ impl Run {
                 );
                 run.remarks.push(text);
             }
-            base.verify()?;
             let folder = hf::ModelFolder::open(base.path())?;
             let model = run.build(&folder.config, |spec| Ok(folder.values(spec)?))?;
             run.train_stage("sft", draft, tokenizer, (model, config.clone(), &source))
@@ -106,20 +111,19 @@ impl Run {
         }
         let bar = Progress::new(name, steps, "steps");
         let report = train(&mut trainer, source, &checkpoints, &mut |record: &StepRecord, rate| {
+            if record.step % 100 == 99 {
+                // For whoever opens the unfinished folder; losing a note is no reason to stop.
+                drop(draft.progress(&format!("step {} of {steps}", record.step + 1)));
+            }
             bar.at(record.step + 1, &format!("loss {:.3} {rate:.0} tokens/s", record.loss));
             if let Some(reason) = &record.skipped {
-                eprintln!("{name:>10} step {} skipped: {reason}", record.step);
+                say!("{name:>10} step {} skipped: {reason}", record.step);
             }
         });
         bar.finish();
         let report = report?;
-        for remark in &report.remarks {
-            self.remarks.push(format!("{name}: {remark}"));
-        }
-        if let Some(step) = report.resumed_at {
-            self.remarks.push(format!("{name}: resumed at step {step}"));
-        }
-        let metrics = self.metrics(&trainer, &report);
+        let mut metrics = self.metrics(&trainer, &report);
+        metrics.remarks.extend(report.resumed_at.map(|step| format!("resumed at step {step}")));
         save_model(draft.path(), &trainer.model, tokenizer, &*self.backend)?;
         write_json(&draft.path().join(HISTORY_FILE), &report.history)?;
         let wall_seconds = report.seconds.iter().sum();
@@ -157,6 +161,16 @@ pub(crate) fn save_model(
     coder.save_model(dir.join("tokenizer.model"))?;
     coder.save_hf(dir)?;
     Ok(())
+}
+
+/// What is worth telling about finished training stages: skipped steps, resumes, damaged checkpoints.
+pub(super) fn remarks(artifacts: [&Artifact; 2]) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    for artifact in artifacts {
+        let (_, metrics) = history(artifact)?;
+        all.extend(metrics.remarks.iter().map(|r| format!("{}: {r}", artifact.manifest().stage)));
+    }
+    Ok(all)
 }
 
 /// The steps of a finished training stage.

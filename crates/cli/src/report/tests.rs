@@ -328,3 +328,15 @@ fn every_colour_of_a_plot_follows_the_theme() {
     }
     assert!(seen > 50, "{seen}");
 }
+
+#[test]
+fn dates_are_civil() {
+    for (unix, text) in [
+        (0, "1970-01-01 00:00 UTC"),
+        (951_782_340, "2000-02-28 23:59 UTC"),
+        (951_868_800, "2000-03-01 00:00 UTC"),
+        (1_795_415_400, "2026-11-23 06:30 UTC"),
+    ] {
+        assert_eq!(super::format::utc(unix), text);
+    }
+}

@@ -173,6 +173,33 @@ fn export_writes_a_model_folder() {
 }
 
 #[test]
+fn export_touches_no_folder_but_its_own() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let out = tmp.path().join("out");
+    let mine = ["out.partial", "out.old"].map(|name| tmp.path().join(name).join("thesis.txt"));
+    mine.iter().for_each(|path| write(path, "years of work"));
+    fs::create_dir(&out).unwrap();
+    llamero(["export", arg(&shared.exported), "--out", arg(&out)]).ok();
+    assert_eq!(names(&out), names(&shared.exported));
+    assert_eq!(names(tmp.path()), ["out", "out.old", "out.partial"]);
+    assert!(mine.iter().all(|path| fs::read(path).unwrap() == b"years of work"));
+    // A file is no folder, and nothing is left of an export that fails.
+    let file = tmp.path().join("file");
+    write(&file, "mine");
+    llamero(["export", arg(&shared.exported), "--out", arg(&file)])
+        .fails(1, &["is a file", "hint:", "--out"]);
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    let half = tmp.path().join("half");
+    fs::create_dir(&half).unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        fs::copy(shared.exported.join(name), half.join(name)).unwrap();
+    }
+    let nowhere = tmp.path().join("nowhere");
+    llamero(["export", arg(&half), "--out", arg(&nowhere)]).fails(1, &["generation_config.json"]);
+    assert_eq!(names(tmp.path()), ["file", "half", "out", "out.old", "out.partial"]);
+}
+
+#[test]
 fn chat_answers_what_is_piped_in() {
     let model = &models()[0];
     let chat = |input: &str| {

@@ -20,7 +20,12 @@ fn assert_says(message: &str, parts: &[&str]) {
 fn an_empty_folder_is_an_error() {
     let root = folder(&[(".git/HEAD", b"x")]);
     let message = failure(&config_for(&[root.path()]));
-    assert_says(&message, &[root.path().to_str().unwrap(), "matches no file", "1 hidden", "\nhint: "]);
+    assert_says(
+        &message,
+        &[root.path().to_str().unwrap(), "matches no file", "only hidden entries", "(1)", "\nhint: "],
+    );
+    let message = failure(&config_for(&[folder(&[]).path()]));
+    assert_says(&message, &["matches no file: it is empty\nhint: "]);
 }
 
 #[test]
@@ -43,7 +48,7 @@ fn sources_that_do_not_exist_are_errors() {
     for (source, parts) in [
         ("missing", ["cannot be opened", "\nhint: "]),
         ("missing/*.md", ["is not a folder", "\nhint: "]),
-        ("*.txt", ["matches no file: found 1 regular file", "\nhint: "]),
+        ("*.txt", ["matches no file: it has only files of other names (1)", "\nhint: "]),
         ("[", ["is not a valid glob", "\nhint: "]),
     ] {
         // One good source does not hide a bad one.

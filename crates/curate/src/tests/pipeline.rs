@@ -113,19 +113,51 @@ fn the_registry_keeps_the_newest_version_of_each_crate() {
             ("alpha-0.9.0/LICENSE-MIT", "older_version"),
             // The highest version holds the licence, though another id is lower or higher.
             ("alpha-0.10.0/LICENSE-MIT", "exact_duplicate"),
-            // Two indexes hold the same crate; which of the two equal files is kept shows in nothing but the number.
-            if kept.contains(&"alpha-0.10.0/src/lib.rs") {
-                ("alpha-0.10.0/src/lib.rs#2", "exact_duplicate")
-            } else {
-                ("alpha-0.10.0/src/lib.rs", "exact_duplicate")
-            },
         ])
     );
+    // Two indexes hold the same crate, which is taken once.
+    assert!(kept.contains(&"alpha-0.10.0/src/lib.rs"));
     assert!(kept.contains(&"beta-kit-2.0.0-rc.1/LICENSE"));
     assert_eq!(kept.len(), 5, "{kept:?}");
     let sources: BTreeMap<_, _> = outcome.rows.iter().map(|row| (row[1].as_str(), row[2].as_str())).collect();
     assert_eq!(sources["beta-kit-2.0.0-rc.1/README.md"], "beta-kit");
     assert_eq!(sources["alpha-0.10.0/src/target/mod.rs"], "alpha");
+}
+
+#[test]
+fn the_number_of_indexes_does_not_show() {
+    let home = cargo_home();
+    let files = |home: &TempDir| {
+        let inventory = inventory_at(&CurateConfig::default(), Some(home.path().to_path_buf()), &()).unwrap();
+        let urls: Vec<_> = inventory.files.into_iter().map(|file| file.url).collect();
+        (inventory.id, urls)
+    };
+    let before = files(&home);
+    assert!(before.1.iter().all(|url| !url.contains('#')), "{:?}", before.1);
+    let third = home.path().join("registry/src/two-again");
+    write_all(
+        &third,
+        &[
+            ("alpha-0.10.0/src/lib.rs", b"another text"),
+            ("gamma-1.0.0/Cargo.toml", prose(5).as_bytes()),
+            ("gamma-1.0.0/README.md", b"more"),
+        ],
+    );
+    assert_eq!(files(&home), before);
+}
+
+#[test]
+fn the_inventory_tells_registry_files_from_others() {
+    let home = cargo_home();
+    let registry = home.path().join("registry/src/one");
+    let pinned = CurateConfig { crates: Some(vec!["alpha-0.9.0".to_owned()]), ..CurateConfig::default() };
+    let inside = inventory_at(&pinned, Some(home.path().to_path_buf()), &()).unwrap();
+    let outside = inventory(&config_for(&[&registry.join("{alpha-0.9.0,none}/**")]), &()).unwrap();
+    let urls = |inventory: &Inventory| -> Vec<_> { inventory.files.iter().map(|f| f.url.clone()).collect() };
+    assert_eq!(urls(&inside), urls(&outside));
+    assert_ne!(inside.files[0].source, outside.files[0].source);
+    // Curation groups by source, so the same files of other sources are another input.
+    assert_ne!(inside.id, outside.id);
 }
 
 #[test]

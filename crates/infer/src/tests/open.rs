@@ -12,12 +12,16 @@ use crate::testing::byte_tokenizer;
 use crate::{Engine, InferError, resolve_model};
 
 fn save_model(dir: &Path, config: &Config, seed: u64) {
+    save_model_as(dir, config, seed, DType::F32);
+}
+
+fn save_model_as(dir: &Path, config: &Config, seed: u64, dtype: DType) {
     let backend = backend();
     let tokenizer = byte_tokenizer();
     let special = tokenizer.special();
     let tokens =
         StopTokens { begin_of_text: special.begin_of_text, stop: vec![special.end_of_text, special.eot] };
-    hf::save(dir, &model(config, &*backend, DType::F32, seed), &*backend, &tokens).unwrap();
+    hf::save(dir, &model(config, &*backend, dtype, seed), &*backend, &tokens).unwrap();
     tokenizer.save_model(dir.join("tokenizer.model")).unwrap();
 }
 
@@ -69,6 +73,21 @@ fn an_exported_folder_is_opened_and_gives_the_same_bits() {
     let bf16 = Engine::open(tmp.path(), backend(), DType::Bf16).unwrap();
     let (a, b) = (bf16.score_text("Hello").unwrap(), opened.score_text("Hello").unwrap());
     assert!(a.nll != b.nll && (a.nll - b.nll).abs() < 0.05 * b.nll, "{a:?} {b:?}");
+}
+
+#[test]
+fn a_model_computes_in_the_dtype_it_is_stored_in() {
+    for dtype in [DType::F32, DType::Bf16] {
+        let tmp = tempfile::tempdir().unwrap();
+        save_model_as(tmp.path(), &config(), 1, dtype);
+        let score = |asked: Option<DType>| {
+            let engine = Engine::open(tmp.path(), backend(), asked).unwrap();
+            bits(&engine.score_tokens(&ids(4, 50)).unwrap())
+        };
+        let other = if dtype == DType::F32 { DType::Bf16 } else { DType::F32 };
+        assert_eq!(score(None), score(Some(dtype)));
+        assert_ne!(score(None), score(Some(other)));
+    }
 }
 
 #[test]
