@@ -39,8 +39,15 @@ pub(crate) struct Passages {
 /// # Errors
 /// Documents that cannot be read; fewer than `choices` passages to train on or to ask about.
 pub(crate) fn read(curated: &Path, choices: usize) -> Result<Passages, AlignError> {
-    let prose = sources(documents::read(curated)?, |domain| domain == Domain::Prose)?;
-    split(prose, choices).or_else(|_| split(sources(documents::read(curated)?, |_| true)?, choices))
+    prose_or_all(|| documents::read(curated), choices)
+}
+
+fn prose_or_all<D>(read: impl Fn() -> Result<D, DataError>, choices: usize) -> Result<Passages, AlignError>
+where
+    D: Iterator<Item = Result<Document, DataError>>,
+{
+    let prose = sources(read()?, |domain| domain == Domain::Prose)?;
+    split(prose, choices).or_else(|_| split(sources(read()?, |_| true)?, choices))
 }
 
 /// The documents of the wanted domains that have passages. Of passages with the same continuation, the first is taken.
@@ -178,6 +185,27 @@ mod tests {
         let ids = |sources: Vec<Source>| sources.into_iter().map(|s| s.id).collect::<Vec<_>>();
         assert_eq!(ids(sources(documents(), |domain| domain == Domain::Prose).unwrap()), ["a"]);
         assert_eq!(ids(sources(documents(), |_| true).unwrap()), ["a", "c"]);
+    }
+
+    #[test]
+    fn code_is_asked_about_where_prose_is_too_little() {
+        let read = |prose: usize| {
+            move || {
+                let document = move |i: usize| {
+                    let domain = if i < prose { Domain::Prose } else { Domain::Code };
+                    let name = format!("id{i}");
+                    let text = words(1000 * i + 1000, 400);
+                    Ok(Document { id: name.clone(), url: name.clone(), source: name, domain, text })
+                };
+                Ok((0..4).map(document))
+            }
+        };
+        let count = |prose| {
+            let made = prose_or_all(read(prose), 4).unwrap();
+            made.trained.len() + made.asked.len()
+        };
+        let each = passages(&words(1000, 400)).len();
+        assert_eq!([0, 1, 2, 3, 4].map(count), [4, 4, 2, 3, 4].map(|documents| documents * each));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{Run, write_json};
 use crate::progress::{CurateProgress, Progress};
 
 /// Fewer documents leave nothing to hold out or to ask about.
-const MIN_DOCUMENTS: u64 = 16;
+const MIN_DOCUMENTS: u64 = 8;
 
 impl Run {
     /// Sources → documents. The id depends on the files' contents, not on where they lie.
