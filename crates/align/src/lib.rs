@@ -1,7 +1,7 @@
 //! Post-training: instruction data from the corpus itself, and supervised fine-tuning.
 //!
 //! [`instruct`] turns curated documents into dialogs and held-out multiple-choice questions; [`SftSource`] packs dialogs
-//! into training sequences whose loss counts the assistant's tokens only; [`ask`](questions::ask) scores the questions on any
+//! into training sequences whose loss counts the assistant's tokens only; [`ask()`] scores the questions on any
 //! [`llamero_infer::Lm`]. The training loop is [`llamero_train::train`], the same as for pre-training.
 
 mod continuations;

@@ -347,7 +347,10 @@ pub fn save(dir: &Path, model: &Llama, backend: &dyn Backend, tokens: &StopToken
     safetensors::serialize_to_file(views, Some(metadata), &path).map_err(|e| match e {
         safetensors::SafeTensorError::IoError(source) => HfError::Io { path: path.clone(), source },
         other => container(other),
-    })
+    })?;
+    // The library makes the file readable for its owner only; it gets the rights of its neighbours.
+    let rights = std::fs::metadata(dir.join(CONFIG_FILE)).map(|m| m.permissions());
+    rights.and_then(|r| std::fs::set_permissions(&path, r)).map_err(|source| HfError::Io { path, source })
 }
 
 fn le_bytes(values: &[f32], dtype: DType) -> Vec<u8> {

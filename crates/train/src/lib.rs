@@ -1,6 +1,6 @@
 //! Training: optimiser, schedule, step, checkpoints, and the plan that fits a run to a time budget.
 //!
-//! [`Trainer`] turns packed sequences into updates; [`train`](fit::train) is the loop around it that resumes, watches for spikes,
+//! [`Trainer`] turns packed sequences into updates; [`train()`] is the loop around it that resumes, watches for spikes,
 //! writes checkpoints and reports. Pre-training and fine-tuning differ only in their [`SequenceSource`] and settings.
 //!
 //! Every number that a step produces is a function of (initial weights, settings, sequences): not of threads, of
