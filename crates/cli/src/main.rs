@@ -65,7 +65,7 @@ enum Command {
 /// A model and the threads to run it with.
 #[derive(Args)]
 struct ModelArgs {
-    /// A run folder, an artifact folder or an exported folder.
+    /// A run folder (its fine-tuned model), an artifact folder such as RUN/pretrain, or an exported folder.
     model: PathBuf,
     /// Threads; all cores when absent.
     #[arg(long)]

@@ -16,6 +16,8 @@ pub(crate) struct Progress {
     bar: Option<ProgressBar>,
     name: String,
     total: u64,
+    /// Units that an earlier process did.
+    first: u64,
     started: Instant,
     last_line: RefCell<Instant>,
 }
@@ -35,7 +37,16 @@ impl Progress {
             ProgressBar::new(total).with_style(style).with_prefix(name.to_owned())
         });
         let now = Instant::now();
-        Self { bar, name: name.into(), total, started: now, last_line: RefCell::new(now) }
+        Self { bar, name: name.into(), total, first: 0, started: now, last_line: RefCell::new(now) }
+    }
+
+    /// The same work where an earlier process has done `first` units: rate and time left count from there.
+    pub(crate) fn from(self, first: u64) -> Self {
+        if let Some(bar) = &self.bar {
+            bar.set_position(first);
+            bar.reset_eta();
+        }
+        Self { first, ..self }
     }
 
     /// Says that `done` units are done, with a few words.
@@ -52,7 +63,8 @@ impl Progress {
         *last = Instant::now();
         let elapsed = self.started.elapsed().as_secs_f64();
         let percent = 100 * done / self.total.max(1);
-        let left = elapsed / (done.max(1)) as f64 * self.total.saturating_sub(done) as f64;
+        let here = done.saturating_sub(self.first).max(1);
+        let left = elapsed / here as f64 * self.total.saturating_sub(done) as f64;
         say!("{:>10} {percent:3} % {message} eta {left:.0} s", self.name);
     }
 

@@ -106,7 +106,7 @@ impl Default for ModelSection {
 pub(crate) struct EvaluateSection {
     /// Prompts that the pre-trained model continues for the report.
     pub(crate) prompts: Vec<String>,
-    /// Questions that the fine-tuned model answers for the report.
+    /// Questions that the fine-tuned model answers for the report; some of the held-out ones when empty.
     pub(crate) questions: Vec<String>,
     /// Longest sample, in tokens.
     pub(crate) max_tokens: usize,
@@ -116,10 +116,7 @@ impl Default for EvaluateSection {
     fn default() -> Self {
         Self {
             prompts: vec!["pub fn new(".into(), "# Installation\n".into(), "This crate".into()],
-            questions: vec![
-                "What is the crate serde for?".into(),
-                "What does the Rust crate rayon do?".into(),
-            ],
+            questions: Vec::new(),
             max_tokens: 64,
         }
     }
@@ -209,7 +206,7 @@ fn preset_named(name: &str) -> Result<Config> {
     }
 }
 
-/// `90`, `90s`, `8m`, `1h30m` → seconds.
+/// `90s`, `8m`, `1h30m` → seconds.
 fn parse_duration(text: &str) -> Result<f64> {
     let wrong = || format!("`budget` is `{text}`, but must be a time such as `90s`, `8m` or `1h30m`");
     let (mut total, mut number) = (0.0, String::new());
@@ -228,7 +225,8 @@ fn parse_duration(text: &str) -> Result<f64> {
         number.clear();
     }
     if !number.is_empty() {
-        total += number.parse::<f64>().with_context(wrong)?;
+        // Seconds and minutes are too easily mistaken for each other.
+        bail!("{}; `{text}` has no unit", wrong());
     }
     if !(1.0..=30.0 * 86_400.0).contains(&total) {
         bail!("`budget` is `{text}`, but must be 1 s to 30 days");
@@ -242,11 +240,10 @@ mod tests {
 
     #[test]
     fn durations_are_read() {
-        for (text, seconds) in [("90", 90.0), ("90s", 90.0), ("8m", 480.0), ("1h30m", 5400.0), ("1.5m", 90.0)]
-        {
+        for (text, seconds) in [("90s", 90.0), ("8m", 480.0), ("1h30m", 5400.0), ("1.5m", 90.0)] {
             assert_eq!(parse_duration(text).unwrap(), seconds, "{text}");
         }
-        for text in ["", "m", "8x", "0", "-3m", "1e9h"] {
+        for text in ["", "m", "8", "8x", "0", "-3m", "1e9h"] {
             let error = parse_duration(text).unwrap_err().to_string();
             assert!(error.contains("`budget`"), "{text}: {error}");
         }

@@ -109,6 +109,13 @@ impl Checkpoints {
         Ok(())
     }
 
+    /// Steps done at the newest checkpoint, by its name; 0 without one.
+    pub fn newest_step(&self) -> u64 {
+        let newest = self.list().pop();
+        let name = newest.as_ref().and_then(|p| p.file_name()).map(|n| n.to_string_lossy());
+        name.and_then(|n| n.strip_prefix("step-")?.parse().ok()).unwrap_or(0)
+    }
+
     /// Published checkpoints, oldest first.
     fn list(&self) -> Vec<PathBuf> {
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return Vec::new() };

@@ -67,11 +67,15 @@ pub fn measure(
         f()?;
         Ok(started.elapsed().as_secs_f64())
     };
-    let (mut sweep, mut whole) = (f64::INFINITY, f64::INFINITY);
-    for _ in 0..3 {
-        sweep = sweep.min(time(&mut || trainer.gradients(0, sequences()).map(drop))?);
-        whole = whole.min(time(&mut || trainer.step(0, sequences()).map(drop))?);
+    let (mut sweeps, mut wholes) = ([0.0; 3], [0.0; 3]);
+    for (sweep, whole) in sweeps.iter_mut().zip(&mut wholes) {
+        *sweep = time(&mut || trainer.gradients(0, sequences()).map(drop))?;
+        *whole = time(&mut || trainer.step(0, sequences()).map(drop))?;
     }
+    // The median: the best of a few is a speed that is not kept for minutes.
+    sweeps.sort_by(f64::total_cmp);
+    wholes.sort_by(f64::total_cmp);
+    let (sweep, whole) = (sweeps[1], wholes[1]);
     Ok(Measurement {
         preset: preset.into(),
         active_params: model.num_active_params(),

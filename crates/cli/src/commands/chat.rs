@@ -50,6 +50,9 @@ pub(crate) fn chat(args: &ChatArgs) -> Result<()> {
             "" => continue,
             "/quit" | "/exit" => break,
             "/clear" => session.clear(),
+            word if word.starts_with('/') && !word.contains(' ') => {
+                say!("unknown command `{word}`; there are /clear and /quit");
+            }
             text => say(&mut session, text)?,
         }
     }

@@ -51,7 +51,7 @@ impl SamplingArgs {
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
-    llamero generate runs/quickstart --prompt 'pub fn new(' --max-tokens 40 --temperature 0\n  \
+    llamero generate runs/quickstart/pretrain --prompt 'pub fn new(' --max-tokens 40 --temperature 0\n  \
     llamero generate runs/quickstart/pretrain --prompt 'This crate' --json")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]

@@ -12,11 +12,11 @@ use crate::report::format::{bytes, duration};
 #[derive(Args)]
 #[command(
     after_help = "Run the same command again after an interruption: finished stages are kept, the others resume.\n\
-    The settled recipe is written to RUN/recipe.toml; running that file gives the same weights.\n\n\
+    The settled recipe, with every key and its value, is written to RUN/recipe.toml; running that file gives the same weights.\n\n\
     Examples:\n  \
     llamero run recipes/quickstart.toml\n  \
     llamero run recipes/quickstart.toml --set budget=20m --set run.dir=runs/longer\n  \
-    llamero run recipes/quickstart.toml --set 'curate.sources=[\"/data/books\"]'"
+    llamero run recipes/quickstart.toml --set run.dir=runs/books --set 'curate.sources=[\"/data/books\"]'"
 )]
 pub(crate) struct RunArgs {
     /// The recipe, a TOML file.
@@ -41,6 +41,7 @@ fn print_summary(summary: &Summary) -> Result<()> {
         let (one, two, base, tuned) = (bits("unigram"), bits("bigram"), bits("pretrain"), bits("sft"));
         print(format!("  {domain:<20} {one:>9.3} {two:>8.3} {base:>12.3} {tuned:>11.3}"))?;
     }
+    print("  (fine-tuning teaches answers and forgets raw text: for continuations use RUN/pretrain)")?;
     print("multiple choice")?;
     for (model, c) in &summary.evaluation.multiple_choice {
         let (right, asked) = (c.score.correct, c.score.questions);

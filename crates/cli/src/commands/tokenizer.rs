@@ -49,7 +49,7 @@ pub(crate) struct TrainArgs {
     echo 'Hello world' | llamero tokenizer encode --tokenizer runs/quickstart/tokenizer\n  \
     llamero tokenizer encode --tokenizer tokenizer.model --jsonl < texts.jsonl > ids.jsonl")]
 pub(crate) struct EncodeArgs {
-    /// A `tokenizer.model`, a `tokenizer.json`, or a folder with one.
+    /// A `tokenizer.model`, a `tokenizer.json`, a folder with one, or a run folder.
     #[arg(long)]
     tokenizer: PathBuf,
     /// Read lines {"text": …} and write lines {"ids": […]}.
@@ -64,7 +64,7 @@ pub(crate) struct EncodeArgs {
     echo '9906 1917' | llamero tokenizer decode --tokenizer tokenizer.model\n  \
     llamero tokenizer decode --tokenizer tokenizer.model --jsonl < ids.jsonl")]
 pub(crate) struct DecodeArgs {
-    /// A `tokenizer.model`, a `tokenizer.json`, or a folder with one.
+    /// A `tokenizer.model`, a `tokenizer.json`, a folder with one, or a run folder.
     #[arg(long)]
     tokenizer: PathBuf,
     /// Read lines {"ids": […]} and write lines {"text": …}.
@@ -148,8 +148,14 @@ fn for_lines<T: for<'de> Deserialize<'de>>(
     Ok(())
 }
 
+/// A run folder stands for its tokenizer.
+fn folder(path: &Path) -> PathBuf {
+    let inside = path.join("tokenizer");
+    if inside.is_dir() { inside } else { path.to_owned() }
+}
+
 fn encode(args: &EncodeArgs) -> Result<()> {
-    let tokenizer = Tokenizer::load(&args.tokenizer)?;
+    let tokenizer = Tokenizer::load(folder(&args.tokenizer))?;
     let mut input = reader(args.file.as_deref())?;
     if args.jsonl {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
@@ -166,7 +172,7 @@ fn encode(args: &EncodeArgs) -> Result<()> {
 }
 
 fn decode(args: &DecodeArgs) -> Result<()> {
-    let tokenizer = Tokenizer::load(&args.tokenizer)?;
+    let tokenizer = Tokenizer::load(folder(&args.tokenizer))?;
     let mut input = reader(args.file.as_deref())?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if args.jsonl {

@@ -17,6 +17,8 @@ use crate::progress::Progress;
 
 /// File of the results.
 const RESULTS_FILE: &str = "results.json";
+/// Questions answered for the report where the recipe names none.
+const SAMPLE_QUESTIONS: usize = 4;
 /// Names of the two models, in order.
 const MODELS: [&str; 2] = ["pretrain", "sft"];
 
@@ -96,7 +98,10 @@ impl Run {
                     llamero_align::ask(&engine, &questions, &|done| bar.at(done as u64, "questions"))?;
                 bar.finish();
                 results.multiple_choice.insert(name.into(), choices(score));
-                run.samples(&engine, name, &mut results)?;
+                run.samples(&engine, name, &questions, &mut results)?;
+            }
+            if let Some(note) = short_of_bigram(&results) {
+                run.remarks.push(note);
             }
             write_json(&draft.path().join(RESULTS_FILE), &results)?;
             Ok(Outcome { metrics: serde_json::to_value(&results.bits_per_byte)?, ..Default::default() })
@@ -133,10 +138,18 @@ impl Run {
     }
 
     /// The base model continues the prompts, the tuned one answers the questions.
-    fn samples(&mut self, engine: &Engine, name: &str, results: &mut Evaluation) -> Result<()> {
+    fn samples(
+        &mut self,
+        engine: &Engine,
+        name: &str,
+        held_out: &[Question],
+        results: &mut Evaluation,
+    ) -> Result<()> {
         let section = self.recipe.evaluate.clone();
         let tuned = name == MODELS[1];
-        for prompt in if tuned { &section.questions } else { &section.prompts } {
+        let own: Vec<String> = held_out.iter().take(SAMPLE_QUESTIONS).map(|q| q.question.clone()).collect();
+        let questions = if section.questions.is_empty() { &own } else { &section.questions };
+        for prompt in if tuned { questions } else { &section.prompts } {
             let coder = engine.tokenizer();
             let ids = if tuned {
                 coder.encode_dialog_prompt(&[Message::new(Role::User, prompt)])
@@ -152,14 +165,26 @@ impl Run {
                 ));
                 continue;
             }
-            let params =
-                SamplingParams { stop: engine.stop_tokens(), ..SamplingParams::greedy(section.max_tokens) };
+            let (stop, max_tokens) = (engine.stop_tokens(), section.max_tokens);
+            // The likeliest continuation of a small base model soon goes in circles; the tuned one is asked for facts.
+            let drawn = SamplingParams { max_tokens, ..Default::default() };
+            let params = if tuned { SamplingParams::greedy(max_tokens) } else { drawn };
+            let params = SamplingParams { stop, ..params };
             let generation = engine.generate(&ids, &params, &mut |_| ControlFlow::Continue(()))?;
             let output = coder.decode(generation.content())?;
             results.samples.push(SampleText { model: name.into(), prompt: prompt.clone(), output });
         }
         Ok(())
     }
+}
+
+/// A word where the model has not learned more than counting pairs would.
+fn short_of_bigram(results: &Evaluation) -> Option<String> {
+    let all = results.bits_per_byte.get("all")?;
+    let (bigram, model) = (all.get("bigram")?, all.get(MODELS[0])?);
+    (model >= bigram).then(|| {
+        format!("the model ({model:.3} bits per byte) is no better than a bigram ({bigram:.3}): raise `budget` or give more text")
+    })
 }
 
 fn choices(score: ChoiceScore) -> Choices {

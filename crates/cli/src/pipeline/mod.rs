@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use llamero_artifact::{
-    Artifact, Begin, Draft, InputRef, Outcome, RunDir, StageKey, WORK_STATE, fsutil, recipe as files,
+    Artifact, Begin, Draft, InputRef, Outcome, Reason, RunDir, StageKey, WORK_STATE, fsutil, recipe as files,
 };
 use llamero_tensor::Backend;
 use serde::Serialize;
@@ -156,6 +156,9 @@ impl Run {
                 let started = Instant::now();
                 // The old report tells of another result than the one that is being made.
                 remove_file(&self.dir.path().join(REPORT_FILE))?;
+                if let Reason::Changed(_) = draft.reason() {
+                    say!("{name:>10} was made from another recipe or other inputs; it will be replaced");
+                }
                 if draft.resumed() {
                     say!("{name:>10} resuming");
                 }

@@ -4,7 +4,7 @@
 //! named. The plan is an artifact, so it is made once: the same recipe in the same folder keeps it, whatever the
 //! machine does later.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -34,7 +34,7 @@ const TEXT_SECONDS: f64 = 4.0;
 const MEASURING_SECONDS: f64 = 4.0;
 
 /// Share of the budget left for what goes slower than measured.
-const RESERVE: f64 = 0.04;
+const RESERVE: f64 = 0.08;
 
 /// Share of the training time that goes to fine-tuning.
 const SFT_SHARE: f64 = 0.05;
@@ -87,8 +87,10 @@ impl Run {
             if recipe.curate.sources.iter().any(|s| s == llamero_curate::REGISTRY)
                 && recipe.curate.crates.is_none()
             {
-                recipe.curate.crates = Some(llamero_curate::registry_crates()?);
+                recipe.curate.crates = Some(own_crates(llamero_curate::registry_crates()?));
             }
+            // A source that is not there should not wait for the measurement to be noticed.
+            llamero_curate::inventory(&recipe.curate, &())?;
             let plan = match budget {
                 Some(budget) => run.make_plan(recipe, budget)?,
                 None => run.estimate(recipe)?,
@@ -185,9 +187,9 @@ impl Run {
         say!("      plan on {}", self.backend.name());
         if let Ok(model) = planned_model(r, preset) {
             let (d, l, h, g) = (model.dim, model.layers, model.heads, model.kv_heads);
-            let parameters = count(model.num_params());
+            let (parameters, active) = (count(model.num_params()), count(model.num_active_params()));
             say!(
-                "           model `{preset}`: {parameters} parameters (width {d}, {l} layers, {h} heads, {g} key/value heads, vocabulary {})",
+                "           model `{preset}`: {parameters} parameters, {active} of them active for every token (width {d}, {l} layers, {h} heads, {g} key/value heads, vocabulary {})",
                 model.vocab
             );
         }
@@ -197,9 +199,33 @@ impl Run {
             say!("           {name}: {steps} steps, {} tokens, about {time}", count(tokens));
         }
         let (time, memory) = (duration(plan.expected_seconds), bytes(plan.expected_tensor_bytes));
-        say!("           in all about {time}; tensors of about {memory} at the peak");
+        say!(
+            "           in all about {time}; tensors of about {memory} at the peak (text and work buffers come on top)"
+        );
     }
 }
+
+/// Those of `crates` that llamero was built from; all of them where (almost) none of those are there.
+///
+/// The registry of somebody who works with Rust holds much else, and would make every machine's quickstart another one.
+fn own_crates(crates: Vec<String>) -> Vec<String> {
+    const LOCK: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock"));
+    let value = |line: &'static str, key: &str| line.strip_prefix(key)?.strip_suffix('"');
+    let mut own = BTreeSet::new();
+    let mut name = "";
+    for line in LOCK.lines() {
+        if let Some(found) = value(line, "name = \"") {
+            name = found;
+        } else if let Some(version) = value(line, "version = \"") {
+            own.insert(format!("{name}-{version}"));
+        }
+    }
+    let kept: Vec<String> = crates.iter().filter(|c| own.contains(*c)).cloned().collect();
+    if kept.len() < MIN_OWN_CRATES { crates } else { kept }
+}
+
+/// With fewer of llamero's own crates in the registry, everything there is used.
+const MIN_OWN_CRATES: usize = 40;
 
 /// The model's sizes if the tokenizer reaches the vocabulary that is asked for.
 fn planned_model(recipe: &Recipe, preset: &str) -> Result<Config> {

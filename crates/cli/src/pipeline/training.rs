@@ -109,7 +109,7 @@ impl Run {
         if let Some(interval) = self.recipe.run.checkpoint_interval()? {
             checkpoints = checkpoints.every(interval);
         }
-        let bar = Progress::new(name, steps, "steps");
+        let bar = Progress::new(name, steps, "steps").from(checkpoints.newest_step());
         let report = train(&mut trainer, source, &checkpoints, &mut |record: &StepRecord, rate| {
             if record.step % 100 == 99 {
                 // For whoever opens the unfinished folder; losing a note is no reason to stop.

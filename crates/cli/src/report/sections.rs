@@ -169,7 +169,7 @@ pub(super) fn multiple_choice(page: &mut Page, rows: &[ChoiceRow]) {
         return;
     }
     page.open("section").leaf("h2", "Multiple choice");
-    let scale = "Held-out questions, from 0 to 100 %: accuracy, its 95 % interval, and chance (dashed).";
+    let scale = "Questions about what fine-tuning taught, in words that it did not use, from 0 to 100 %: accuracy, its 95 % interval, and chance (dashed).";
     page.leaf("p class=\"soft\"", scale).open("div class=\"scroll\"").open("table").open("tr");
     page.leaf("th", "model").leaf("th class=\"wide\"", "").leaf("th class=\"num\"", "accuracy");
     page.leaf("th class=\"num\"", "chance").close();
