@@ -23,8 +23,8 @@ const PLAN_FILE: &str = "plan.json";
 /// Sizes that a budget may choose from.
 const SIZES: [&str; 5] = ["300k", "1m", "3m", "8m", "25m"];
 
-/// The largest size is taken that still sees this many tokens per active parameter. Small models on small budgets do
-/// best with far fewer than Chinchilla's 20; LOG.md has the measurements.
+/// The largest size is taken that still sees this many tokens per active parameter: far fewer than Chinchilla's 20.
+/// An estimate from short runs (LOG.md); where a larger size begins to win has not been measured.
 const TOKENS_PER_PARAM: f64 = 2.0;
 
 /// Seconds of the stages that only handle text, on anything like a laptop.
