@@ -101,10 +101,19 @@ fn main() -> Result<(), llamero_cpu::CpuError> {
     for threads in [1, 2] {
         let cpu = Cpu::new(threads)?;
         products(&cpu, 2048, 2048, 2048, DType::F32);
-        products(&cpu, 2048, 2048, 2048, DType::Bf16);
-        products(&cpu, 2048, 256, 768, DType::F32);
-        products(&cpu, 2048, 384, 1536, DType::F32);
-        products(&cpu, 2048, 512, 4096, DType::F32);
+        for (k, n) in [
+            (2048, 2048),
+            (768, 4096),
+            (2048, 768),
+            (768, 1280),
+            (768, 768),
+            (768, 32000),
+            (288, 1536),
+            (2048, 16384),
+            (8192, 2048),
+        ] {
+            products(&cpu, 2048, k, n, DType::Bf16);
+        }
         decode(&cpu, 1, 512, 4096);
         decode(&cpu, 4, 512, 4096);
         decode(&cpu, 1, 4096, 8192);

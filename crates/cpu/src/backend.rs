@@ -132,7 +132,8 @@ impl Backend for Cpu {
     }
 
     fn pack(&self, w: &Tensor) -> Tensor {
-        let panels = pack_panels(&self.exec, mat("pack", w).t(), w.cols(), w.rows());
+        let pairs = self.exec.pairs() && w.dtype() == DType::Bf16;
+        let panels = pack_panels(&self.exec, mat("pack", w).t(), (w.cols(), w.rows()), pairs);
         Tensor::from_storage(w.shape(), w.dtype(), Storage::Panels(panels))
     }
 

@@ -5,8 +5,11 @@ use std::marker::PhantomData;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
+use llamero_tensor::DType;
+
+use crate::math::Element;
 use crate::memory::Allocator;
-use crate::path::{Checked, Kernel};
+use crate::path::{Checked, Kernel, Path};
 
 /// Work below this many nanoseconds stays on the calling thread: waking another costs about as much.
 const WORTH_SHARING: f64 = 20_000.0;
@@ -30,6 +33,11 @@ impl Exec {
     /// Runs a kernel on the calling thread.
     pub(crate) fn run<K: Kernel>(&self, kernel: K) -> K::Output {
         self.path.run(kernel)
+    }
+
+    /// Whether bf16 products keep pairs of bf16 ([`crate::simd::Simd::PAIRS`]).
+    pub(crate) fn pairs(&self) -> bool {
+        self.path.path() == Path::Avx512Bf16
     }
 
     fn pool_for(&self, tasks: usize, nanoseconds: f64) -> Option<&ThreadPool> {
@@ -97,6 +105,15 @@ impl<'a, E: Copy> Tile<'a, E> {
         // SAFETY: inside the array, by the assertion.
         let ptr = unsafe { self.ptr.add(row * self.stride + col) };
         Tile { ptr, rows, cols, stride: self.stride, marker: PhantomData }
+    }
+
+    /// The same rectangle, when its elements are f32.
+    pub(crate) fn as_f32(&self) -> Option<Tile<'a, f32>>
+    where
+        E: Element,
+    {
+        let Self { ptr, rows, cols, stride, .. } = *self;
+        (E::DTYPE == DType::F32).then_some(Tile { ptr: ptr.cast(), rows, cols, stride, marker: PhantomData })
     }
 
     /// One row.

@@ -1,4 +1,4 @@
-//! The CPU backend: AVX-512, AVX2 and portable kernels that give the same bits.
+//! The CPU backend: kernels for AVX-512 with and without the bf16 dot product, for AVX2 and for any processor.
 //!
 //! # One definition of every result
 //!
@@ -19,8 +19,14 @@
 //!
 //! # bf16
 //!
-//! bf16 operands are widened while they are packed; the product of two of them is exact in `f32`, so the kernels are
-//! the same and a result is rounded once, when it is stored.
+//! On the path `avx512bf16` the operands of products stay bf16: two that follow each other in depth lie in one lane, and
+//! a step of the chain is `vdpbf16ps`, `c + a₀b₀ + a₁b₁` in f32 with two roundings, denormals taken for zero. The chain is
+//! still one per element and in the order of depth, so nothing but the path changes its bits; a chain that is cut after an
+//! odd number of rows (a weight gradient over two batches) is the only exception, because a pair does not span the cut.
+//! Weights that attention multiplies by, and gradients of logits, are rounded to bf16 first.
+//!
+//! The other paths widen bf16 operands while packing them; products of two are exact in `f32`, so the kernels and the
+//! bits are those of f32, on every one of them. Either way a result is rounded once, when it is stored.
 //!
 //! # Memory
 //!
@@ -61,7 +67,7 @@ use exec::Exec;
 pub enum CpuError {
     /// `LLAMERO_CPU` has a value that is not the name of a path.
     #[error(
-        "environment variable `LLAMERO_CPU` is `{0}`; hint: use `scalar`, `avx2` or `avx512`, or unset it"
+        "environment variable `LLAMERO_CPU` is `{0}`; hint: use `scalar`, `avx2`, `avx512` or `avx512bf16`, or unset it"
     )]
     UnknownPath(String),
     /// The processor lacks the instructions.
@@ -96,7 +102,8 @@ pub struct Cpu {
 
 impl Cpu {
     /// A backend with `threads` threads on the fastest path that the processor has, or on the one that the environment
-    /// variable `LLAMERO_CPU` names (`scalar`, `avx2`, `avx512`). Neither changes a bit of any result.
+    /// variable `LLAMERO_CPU` names (`scalar`, `avx2`, `avx512`, `avx512bf16`). The number of threads changes no bit of any result,
+    /// the path none of f32; see the crate's documentation for bf16.
     ///
     /// # Errors
     /// An unknown or unsupported path, no threads, or threads that cannot be started.
@@ -138,7 +145,7 @@ mod tests {
             assert_eq!(choose(Some(path.name().into())).unwrap(), path);
         }
         let error = choose(Some("sse9".into())).unwrap_err().to_string();
-        for part in ["`LLAMERO_CPU`", "`sse9`", "`scalar`", "`avx2`", "`avx512`"] {
+        for part in ["`LLAMERO_CPU`", "`sse9`", "`scalar`", "`avx2`", "`avx512`", "`avx512bf16`"] {
             assert!(error.contains(part), "{error}");
         }
     }

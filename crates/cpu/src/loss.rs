@@ -4,16 +4,17 @@
 //! combined in order. Backward, the logits of a block are computed again and the two products continue the chains of
 //! `dh` (over the vocabulary) and `dw` (over the rows), so the block sizes there do not show in the result.
 
+use half::bf16;
 use llamero_tensor::NO_TARGET;
 
 use crate::exec::{Exec, Tile};
-use crate::gemm::{Data, Mat, NR, Out, PACKED, Panels, Right, gemm, pack_panels, product_ns, tile};
+use crate::gemm::{Data, Mat, Out, PACKED, Panels, Right, gemm, pack_panels, product_ns, step, tile};
 use crate::math::{exp, ln, load, store};
 use crate::memory::Buffer;
 use crate::path::Kernel;
 use crate::rows::Convert;
 use crate::simd::{LANES, Simd};
-use crate::storage::{Stored, typed};
+use crate::storage::Stored;
 
 /// Vocabulary entries that are reduced together; part of the definition of the result.
 const BLOCK: usize = 512;
@@ -34,20 +35,25 @@ struct Active<'a> {
 
 enum Gathered<'a> {
     All(Data<'a>),
-    Some(Buffer<f32>),
+    F32(Buffer<f32>),
+    Bf16(Buffer<bf16>),
+}
+
+fn gather<E: Stored>(exec: &Exec, h: &[E], width: usize, rows: &[usize]) -> Buffer<E> {
+    let mut out = exec.memory.stale::<E>(rows.len() * width);
+    for (out, &row) in out.chunks_exact_mut(width.max(1)).zip(rows) {
+        out.copy_from_slice(&h[row * width..][..width]);
+    }
+    out
 }
 
 impl<'a> Active<'a> {
     fn new(exec: &Exec, h: Data<'a>, width: usize, targets: &[u32]) -> Self {
         let rows: Vec<usize> = (0..targets.len()).filter(|&i| targets[i] != NO_TARGET).collect();
-        let data = if rows.len() == targets.len() {
-            Gathered::All(h)
-        } else {
-            let mut some = exec.memory.stale::<f32>(rows.len() * width);
-            for (out, &row) in some.chunks_exact_mut(width.max(1)).zip(&rows) {
-                typed!(h, h => exec.run(Convert { x: &h[row * width..][..width], out }));
-            }
-            Gathered::Some(some)
+        let data = match h {
+            _ if rows.len() == targets.len() => Gathered::All(h),
+            Data::F32(h) => Gathered::F32(gather(exec, h, width, &rows)),
+            Data::Bf16(h) => Gathered::Bf16(gather(exec, h, width, &rows)),
         };
         let targets = rows.iter().map(|&i| targets[i]).collect();
         Self { rows, targets, data, width }
@@ -56,7 +62,8 @@ impl<'a> Active<'a> {
     fn mat(&self) -> Mat<'_> {
         match &self.data {
             Gathered::All(data) => Mat::new(*data, self.width),
-            Gathered::Some(data) => Mat::new(Data::F32(data), self.width),
+            Gathered::F32(data) => Mat::new(Data::F32(data), self.width),
+            Gathered::Bf16(data) => Mat::new(Data::Bf16(data), self.width),
         }
     }
 }
@@ -94,13 +101,14 @@ pub(crate) fn forward(
     let mut parts = vec![Part { max: 0.0, sum: 0.0, target: 0.0 }; blocks * count];
     let all = Tile::new(&mut parts, blocks, count, count);
     match w {
-        Head::Panels(panels) => some_blocks(exec, &active, (&panels.data, 0, vocab), &all),
+        Head::Panels(panels) => some_blocks(exec, &active, (panels, 0, vocab), &all),
         Head::Mat(w) => {
             let step = (PACKED / width.max(1) / BLOCK).max(1) * BLOCK;
             for first in (0..vocab).step_by(step) {
                 let n = step.min(vocab - first);
-                let panels = pack_panels(exec, w.from(first, 0).t(), width, n);
-                some_blocks(exec, &active, (&panels.data, first, n), &all);
+                let pairs = exec.pairs() && w.is_bf16() && active.mat().is_bf16();
+                let panels = pack_panels(exec, w.from(first, 0).t(), (width, n), pairs);
+                some_blocks(exec, &active, (&panels, first, n), &all);
             }
         }
     }
@@ -117,7 +125,7 @@ pub(crate) fn forward(
 fn some_blocks(
     exec: &Exec,
     active: &Active<'_>,
-    (panels, first, n): (&[f32], usize, usize),
+    (panels, first, n): (&Panels, usize, usize),
     parts: &Tile<'_, Part>,
 ) {
     let (count, width) = (active.rows.len(), active.width);
@@ -126,12 +134,12 @@ fn some_blocks(
         let (block, row) = (task / row_tasks, task % row_tasks * ROWS);
         let (rows, cols) = (ROWS.min(count - row), BLOCK.min(n - block * BLOCK));
         let mut logits = exec.memory.stale::<f32>(rows * cols);
-        let panels = &panels[block * BLOCK / NR * width * NR..];
+        let part = &panels.data[block * BLOCK * width.div_ceil(step(panels.pairs))..];
         let c = Tile::new(&mut logits, rows, cols, cols);
         if width == 0 {
             logits.fill(0.0);
         } else {
-            tile(exec, (rows, cols, width), active.mat().from(row, 0), panels, c, false);
+            tile(exec, (rows, cols, width), active.mat().from(row, 0), (part, panels.pairs), c, None);
         }
         // SAFETY: tasks have different blocks or rows.
         let mut out = unsafe { parts.sub(first / BLOCK + block, row, 1, rows) };
@@ -223,8 +231,9 @@ pub(crate) fn backward<E: Stored>(
         let cols = BACK_BLOCK.min(vocab - first);
         let w = w.from(first, 0);
         let dw = &mut dw[first * width..][..cols * width];
-        let panels = pack_panels(exec, w.t(), width, cols);
-        let panels_back = pack_panels(exec, w, cols, width);
+        let pairs = exec.pairs() && w.is_bf16() && active.mat().is_bf16();
+        let panels = pack_panels(exec, w.t(), (width, cols), pairs);
+        let panels_back = pack_panels(exec, w, (cols, width), false);
         for row in (0..count).step_by(BACK_ROWS) {
             let rows = BACK_ROWS.min(count - row);
             let logits = &mut logits[..rows * cols];

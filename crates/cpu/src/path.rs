@@ -3,7 +3,7 @@
 use crate::simd::Simd;
 use crate::simd::scalar::Scalar;
 
-/// A set of kernels for an instruction set. All give the same bits.
+/// A set of kernels for an instruction set. All give the same bits in f32, and all but the last in bf16.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Path {
     /// Portable Rust.
@@ -12,11 +12,13 @@ pub enum Path {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// AVX-512 with the bf16 dot product.
+    Avx512Bf16,
 }
 
 impl Path {
     /// Every path, slowest first.
-    pub const ALL: [Path; 3] = [Path::Scalar, Path::Avx2, Path::Avx512];
+    pub const ALL: [Path; 4] = [Path::Scalar, Path::Avx2, Path::Avx512, Path::Avx512Bf16];
 
     /// The name that `LLAMERO_CPU` takes.
     pub fn name(self) -> &'static str {
@@ -24,6 +26,7 @@ impl Path {
             Path::Scalar => "scalar",
             Path::Avx2 => "avx2",
             Path::Avx512 => "avx512",
+            Path::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -40,6 +43,7 @@ impl Path {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            Path::Avx512Bf16 => Path::Avx512.is_supported() && is_x86_feature_detected!("avx512bf16"),
         };
         #[cfg(not(target_arch = "x86_64"))]
         return self == Path::Scalar;
@@ -86,6 +90,9 @@ impl Checked {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `new` has checked that the processor has these features.
             Path::Avx512 => unsafe { avx512(kernel) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `new` has checked that the processor has these features.
+            Path::Avx512Bf16 => unsafe { avx512bf16(kernel) },
             _ => kernel.run(Scalar),
         }
     }
@@ -102,5 +109,12 @@ fn avx2<K: Kernel>(kernel: K) -> K::Output {
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
 fn avx512<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller of a function with these features has checked for them.
-    kernel.run(unsafe { crate::simd::avx512::Avx512::new() })
+    kernel.run(unsafe { crate::simd::avx512::Avx512::<false>::new() })
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn avx512bf16<K: Kernel>(kernel: K) -> K::Output {
+    // SAFETY: the caller of a function with these features has checked for them.
+    kernel.run(unsafe { crate::simd::avx512::Avx512::<true>::new() })
 }

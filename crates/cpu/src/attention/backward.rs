@@ -12,8 +12,8 @@ use llamero_tensor::{Heads, Segments};
 use super::kernels::{Delta, ScoreGrad, WriteRows};
 use super::{KEYS, Left, group_size, pack_keys, pack_right, query_step};
 use crate::exec::{Exec, Tile};
-use crate::gemm::kernel::Layout;
-use crate::gemm::{Mat, NR, Product, packed_a_len};
+use crate::gemm::kernel::{Layout, NARROW};
+use crate::gemm::{Mat, NR, Product, onto};
 use crate::math::Element;
 
 /// What the backward pass reads and writes.
@@ -116,8 +116,8 @@ fn run_task<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>, delta: 
         queries: Left::new(exec, most, dim),
         grads: Left::new(exec, most, dim),
         right: exec.memory.stale(most * width),
-        scores: exec.memory.stale(packed_a_len(most)),
-        score_grads: exec.memory.stale(packed_a_len(most)),
+        scores: exec.memory.stale(most * NARROW),
+        score_grads: exec.memory.stale(most * NARROW),
     };
     let mut dq =
         exec.memory.zeros::<f32>(if task.for_queries { task.queries.len() * group * width } else { 0 });
@@ -210,6 +210,7 @@ impl Work {
         {
             let width = out.len() / KEYS;
             left.turn(exec, &mut self.right);
+            let (c, start) = onto(Tile::new(out, count, width, width));
             exec.run(Product {
                 m: count,
                 n: width,
@@ -217,8 +218,9 @@ impl Work {
                 a: (weights, Layout::Cols),
                 b: &self.right,
                 panel: left.rows * NR,
-                c: Tile::new(out, count, width, width),
-                continues: true,
+                pairs: false,
+                c,
+                start,
             });
         }
     }
@@ -227,15 +229,17 @@ impl Work {
     fn add_to_queries(&mut self, exec: &Exec, count: usize, dq: &mut [f32]) {
         let rows = self.queries.rows;
         let width = dq.len() / rows;
+        let (c, start) = onto(Tile::new(dq, rows, width, width));
         exec.run(Product {
             m: rows,
             n: width,
             k: count,
-            a: (&self.score_grads, Layout::Rows),
+            a: (&self.score_grads, Layout::Narrow),
             b: &self.keys_right,
             panel: count * NR,
-            c: Tile::new(dq, rows, width, width),
-            continues: true,
+            pairs: false,
+            c,
+            start,
         });
     }
 }

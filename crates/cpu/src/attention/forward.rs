@@ -5,8 +5,8 @@ use llamero_tensor::Heads;
 use super::kernels::{Diagonal, Finish, OnlineSoftmax};
 use super::{KEYS, Left, group_size, pack_keys, pack_right, query_step};
 use crate::exec::{Exec, Tile};
-use crate::gemm::kernel::{Layout, STRIDE};
-use crate::gemm::{Mat, NR, Product, packed_a_len};
+use crate::gemm::kernel::{Layout, NARROW};
+use crate::gemm::{Mat, NR, Product, onto};
 use crate::math::Element;
 
 /// Rows of one document that are queries, and where all its keys and values are.
@@ -78,7 +78,7 @@ fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block) {
     queries.pack(exec, job.queries.from(packed_row, block.kv * group * dim), block.positions, group);
     let mut keys = exec.memory.stale::<f32>(KEYS * dim);
     let mut values = exec.memory.stale::<f32>(KEYS * width);
-    let mut scores = exec.memory.stale::<f32>(packed_a_len(rows));
+    let mut scores = exec.memory.stale::<f32>(rows * NARROW);
     let mut acc = exec.memory.zeros::<f32>(rows * width);
     let mut max = vec![f32::NEG_INFINITY; rows];
     let mut sum = vec![0.0f32; rows];
@@ -103,15 +103,17 @@ fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block) {
             width,
         });
         if key_block < last {
+            let (c, start) = onto(Tile::new(&mut acc, rows, width, width));
             exec.run(Product {
                 m: rows,
                 n: width,
                 k: count,
-                a: (&scores, Layout::Rows),
+                a: (&scores, Layout::Narrow),
                 b: &values,
                 panel: count * NR,
-                c: Tile::new(&mut acc, rows, width, width),
-                continues: true,
+                pairs: false,
+                c,
+                start,
             });
         } else {
             diagonal(exec, (rows, group, visible, count), &scores, &values, &mut acc);
@@ -141,16 +143,18 @@ fn diagonal(
     for row in (0..rows).step_by(together) {
         let m = together.min(rows - row);
         let shared = visible + row / group;
-        let (scores, acc) = (&scores[row * STRIDE..], &mut acc[row * width..][..m * width]);
+        let (scores, acc) = (&scores[row * NARROW..], &mut acc[row * width..][..m * width]);
+        let (c, start) = onto(Tile::new(acc, m, width, width));
         exec.run(Product {
             m,
             n: width,
             k: shared,
-            a: (scores, Layout::Rows),
+            a: (scores, Layout::Narrow),
             b: values,
             panel: count * NR,
-            c: Tile::new(acc, m, width, width),
-            continues: true,
+            pairs: false,
+            c,
+            start,
         });
         exec.run(Diagonal { scores, values, panel: count * NR, group, shared, acc, width });
     }

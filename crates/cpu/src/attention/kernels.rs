@@ -3,7 +3,7 @@
 use super::KEYS;
 use crate::exec::Tile;
 use crate::gemm::NR;
-use crate::gemm::kernel::STRIDE;
+use crate::gemm::kernel::NARROW;
 use crate::math::{Element, dot, exp, ln, load, store};
 use crate::path::Kernel;
 use crate::simd::{LANES, Simd};
@@ -12,7 +12,7 @@ use crate::simd::{LANES, Simd};
 ///
 /// A block whose keys a row does not see leaves that row as it is, bit for bit.
 pub(super) struct OnlineSoftmax<'a> {
-    /// In: products. Out: weights, 0 where masked. Rows `STRIDE` apart, `KEYS` columns.
+    /// In: products. Out: weights, 0 where masked. Rows `NARROW` apart, `KEYS` columns.
     pub(super) scores: &'a mut [f32],
     pub(super) group: usize,
     /// Keys that the rows of the first position see; each later position sees one more.
@@ -33,7 +33,7 @@ impl Kernel for OnlineSoftmax<'_> {
         let (scale, hidden) = (s.splat(self.scale), s.splat(f32::NEG_INFINITY));
         let state = self.max.iter_mut().zip(self.sum).zip(self.acc.chunks_exact_mut(self.width));
         for (row, ((max, sum), acc)) in state.enumerate() {
-            let scores = &mut self.scores[row * STRIDE..][..KEYS];
+            let scores = &mut self.scores[row * NARROW..][..KEYS];
             let visible = self.visible + row / self.group;
             let mut v = [hidden; PARTS];
             for (part, v) in v.iter_mut().enumerate() {
@@ -80,7 +80,7 @@ impl Kernel for Diagonal<'_> {
     fn run<S: Simd>(self, s: S) {
         for (row, acc) in self.acc.chunks_exact_mut(self.width).enumerate() {
             let more = row / self.group;
-            let weights = &self.scores[row * STRIDE + self.shared..][..more];
+            let weights = &self.scores[row * NARROW + self.shared..][..more];
             for (panel, acc) in acc.chunks_exact_mut(NR).enumerate() {
                 let values = &self.values[panel * self.panel + self.shared * NR..][..more * NR];
                 let (mut left, mut right) = (load(s, acc, 0), load(s, acc, LANES));
@@ -147,8 +147,8 @@ impl Kernel for ScoreGrad<'_> {
     fn run<S: Simd>(self, s: S) {
         let (zero, scale) = (s.splat(0.0), s.splat(self.scale));
         for (row, (lse, delta)) in self.lse.iter().zip(self.delta).enumerate() {
-            let scores = &mut self.scores[row * STRIDE..][..KEYS];
-            let grads = &mut self.grads[row * STRIDE..][..KEYS];
+            let scores = &mut self.scores[row * NARROW..][..KEYS];
+            let grads = &mut self.grads[row * NARROW..][..KEYS];
             let visible = self.visible + row / self.group;
             for at in (0..KEYS).step_by(LANES) {
                 let here = visible.saturating_sub(at);

@@ -14,8 +14,8 @@ pub(crate) use self::backward::{Gradient, attention_backward};
 pub(crate) use self::forward::{Document, Job, attend};
 use crate::exec::Exec;
 use crate::exec::Tile;
-use crate::gemm::kernel::{Layout, STRIDE};
-use crate::gemm::{Data, KC, Mat, NR, PackA, PackPanel, Product, packed_a_len};
+use crate::gemm::kernel::{Layout, NARROW, STRIDE};
+use crate::gemm::{Data, KC, Mat, NR, PackA, PackPanel, Product, Start, onto, packed_a_len};
 use crate::memory::Buffer;
 
 /// Keys of a block.
@@ -59,7 +59,7 @@ impl Left {
             for row in 0..self.rows {
                 let mat = mat.from(row / heads, row % heads * self.depth + first);
                 let out = &mut out[row * STRIDE..];
-                exec.run(PackA { mat, m: 1, k, out });
+                exec.run(PackA { mat, m: 1, k, pairs: false, out });
             }
         }
     }
@@ -70,7 +70,7 @@ impl Left {
             let col = panel * NR;
             let block = &self.data[col / KC * packed_a_len(self.rows)..];
             let mat = Mat::new(Data::F32(block), STRIDE).from(0, col % KC);
-            exec.run(PackPanel { mat, k: self.rows, cols: NR.min(self.depth - col), out });
+            exec.run(PackPanel { mat, k: self.rows, cols: NR.min(self.depth - col), pairs: false, out });
         }
     }
 
@@ -79,15 +79,17 @@ impl Left {
         for first in (0..self.depth).step_by(KC) {
             let k = KC.min(self.depth - first);
             let a = &self.data[first / KC * packed_a_len(self.rows)..];
+            let (c, sums) = onto(Tile::new(c, self.rows, n, NARROW));
             exec.run(Product {
                 m: self.rows,
                 n,
                 k,
+                pairs: false,
                 a: (a, Layout::Rows),
                 b: &b[first * NR..],
                 panel: self.depth * NR,
-                c: Tile::new(c, self.rows, n, STRIDE),
-                continues: first > 0,
+                c,
+                start: if first > 0 { sums } else { Start::Zero },
             });
         }
     }
@@ -97,7 +99,7 @@ impl Left {
 fn pack_right(exec: &Exec, mat: Mat<'_>, k: usize, cols: usize, out: &mut [f32]) {
     for (panel, out) in out.chunks_exact_mut(k * NR).take(cols.div_ceil(NR)).enumerate() {
         let first = panel * NR;
-        exec.run(PackPanel { mat: mat.from(0, first), k, cols: NR.min(cols - first), out });
+        exec.run(PackPanel { mat: mat.from(0, first), k, cols: NR.min(cols - first), pairs: false, out });
     }
 }
 
@@ -108,7 +110,7 @@ fn pack_keys(exec: &Exec, mat: Mat<'_>, keys: usize, depth: usize, out: &mut [f3
         if cols == 0 {
             out.fill(0.0);
         } else {
-            exec.run(PackPanel { mat: mat.from(panel * NR, 0).t(), k: depth, cols, out });
+            exec.run(PackPanel { mat: mat.from(panel * NR, 0).t(), k: depth, cols, pairs: false, out });
         }
     }
 }

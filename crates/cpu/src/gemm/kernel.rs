@@ -1,6 +1,7 @@
-//! The micro-kernel: a tile of C held in registers, one k after another.
+//! The micro-kernel: a tile of C held in registers, one step of depth after another.
 
 use crate::exec::Tile;
+use crate::math::Element;
 use crate::path::{Kernel, Path};
 use crate::simd::{LANES, Simd};
 
@@ -8,57 +9,80 @@ use crate::simd::{LANES, Simd};
 pub(crate) const NR: usize = 32;
 /// Rows of A that are packed together, on every path.
 pub(crate) const MR: usize = 12;
-/// Depth of a block: a panel of B of this depth stays in the first-level cache.
-pub(crate) const KC: usize = 256;
+/// Steps of a block of depth. A panel of B of this depth (128 KiB) and the rows of A stay in the second-level cache.
+pub(crate) const KC: usize = 1024;
 /// Distance between the rows of a packed block; not a power of two, so that rows fall in different cache sets.
 pub(crate) const STRIDE: usize = KC + 16;
+/// Distance between groups of rows of a packed block.
+pub(crate) const GROUP: usize = KC * MR + LANES;
+/// Distance between the rows of a narrow block: the weights of attention.
+pub(crate) const NARROW: usize = 64 + 16;
 
-/// How a block of A lies in memory.
+/// How a block of A lies in memory; `k` counts steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
-    /// Element `(m, k)` at `m · STRIDE + k`.
+    /// Step `k` of row `m` at `m · STRIDE + k`.
     Rows,
-    /// Element `(m, k)` at `k · STRIDE + m`: the transpose of `Rows`.
+    /// The same with rows [`NARROW`] apart.
+    Narrow,
+    /// At `k · NARROW + m`: the transpose of `Narrow`.
     Cols,
-    /// Groups of `MR` rows, `KC · MR` elements apart; inside a group element `(m, k)` at `k · MR + m`.
+    /// Groups of `MR` rows, `GROUP` apart; inside a group at `k · MR + m`.
     Groups,
 }
 
-/// `C = A B` or `C += A B` for one block: `A [m, k]`, `B [k, n]` in panels.
+/// Where the chains of a product start.
+pub(crate) enum Start<'a> {
+    /// At zero.
+    Zero,
+    /// At earlier sums, which may be C itself.
+    Sums(Tile<'a, f32>),
+}
+
+/// C and a start at the values in C: a product that is added.
+pub(crate) fn onto(c: Tile<'_, f32>) -> (Tile<'_, f32>, Start<'_>) {
+    // SAFETY: the same rectangle twice, for one product, which reads the sums of a tile before it writes that tile.
+    let sums = unsafe { c.sub(0, 0, c.rows, c.cols) };
+    (c, Start::Sums(sums))
+}
+
+/// `C = A B` or `C = sums + A B` for one block: `A [m, k]`, `B [k, n]` in panels, `k` in steps.
 ///
-/// Every element of C is one chain of fused multiply-adds in the order of k, starting from 0 or, with
-/// `continues`, from the value in C.
-pub(crate) struct Product<'a> {
+/// Every element of C is one chain over the depth: of fused multiply-adds, or of dot products of pairs.
+pub(crate) struct Product<'a, E> {
     /// Rows.
     pub(crate) m: usize,
     /// Columns.
     pub(crate) n: usize,
-    /// Depth.
+    /// Steps of depth.
     pub(crate) k: usize,
+    /// Whether a step is a pair of bf16.
+    pub(crate) pairs: bool,
     /// The block of A and how it lies.
     pub(crate) a: (&'a [f32], Layout),
-    /// Panels of B: element `(k, n)` of panel `j` at `j · panel + k · NR + n`.
+    /// Panels of B: step `k` of column `n` of panel `j` at `j · panel + k · NR + n`.
     pub(crate) b: &'a [f32],
     /// Distance between panels.
     pub(crate) panel: usize,
-    /// At least `m` by `n`.
-    pub(crate) c: Tile<'a, f32>,
-    /// Whether C is added to.
-    pub(crate) continues: bool,
+    /// At least `m` by `n`; each element is rounded once.
+    pub(crate) c: Tile<'a, E>,
+    /// Where the chains start.
+    pub(crate) start: Start<'a>,
 }
 
-impl Product<'_> {
+impl<E: Element> Product<'_, E> {
     /// One past the last element of A that is read.
     fn end_of_a(&self) -> usize {
         match self.a.1 {
             Layout::Rows => (self.m - 1) * STRIDE + self.k,
-            Layout::Cols => (self.k - 1) * STRIDE + self.m,
-            Layout::Groups => (self.m - 1) / MR * (KC * MR) + (self.k - 1) * MR + (self.m - 1) % MR + 1,
+            Layout::Narrow => (self.m - 1) * NARROW + self.k,
+            Layout::Cols => (self.k - 1) * NARROW + self.m,
+            Layout::Groups => (self.m - 1) / MR * GROUP + (self.k - 1) * MR + (self.m - 1) % MR + 1,
         }
     }
 }
 
-impl Kernel for Product<'_> {
+impl<E: Element> Kernel for Product<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -67,77 +91,150 @@ impl Kernel for Product<'_> {
             return;
         }
         assert!(self.c.rows >= self.m && self.c.cols >= self.n, "product: C is too small");
+        if let Start::Sums(sums) = &self.start {
+            assert!(sums.rows >= self.m && sums.cols >= self.n, "product: the sums are too small");
+        }
         assert!(self.end_of_a() <= self.a.0.len(), "product: A is too small");
         assert!(
             (self.n.div_ceil(NR) - 1) * self.panel + self.k * NR <= self.b.len(),
             "product: B is too small"
         );
-        // SAFETY: the three assertions are the contract of `sweep`.
+        // SAFETY: the assertions are the contract of `sweep`.
         unsafe {
-            match self.a.1 {
-                Layout::Rows => sweep::<S, { MR * STRIDE }, STRIDE, 1>(s, self),
-                Layout::Cols => sweep::<S, MR, 1, STRIDE>(s, self),
-                Layout::Groups => sweep::<S, { KC * MR }, 1, MR>(s, self),
+            if self.pairs {
+                assert!(S::PAIRS, "product: this path has no dot product of pairs");
+                if S::PAIRS {
+                    in_layout::<S, E, true>(s, self);
+                }
+            } else {
+                in_layout::<S, E, false>(s, self);
             }
         }
     }
 }
 
+/// # Safety
+/// That of [`sweep`].
+#[inline(always)]
+unsafe fn in_layout<S: Simd, E: Element, const PAIRS: bool>(s: S, p: Product<'_, E>) {
+    // SAFETY: passed on.
+    unsafe {
+        match p.a.1 {
+            Layout::Rows => sweep::<S, E, PAIRS, { MR * STRIDE }, STRIDE, 1>(s, p),
+            Layout::Narrow => sweep::<S, E, PAIRS, { MR * NARROW }, NARROW, 1>(s, p),
+            Layout::Cols => sweep::<S, E, PAIRS, MR, 1, NARROW>(s, p),
+            Layout::Groups => sweep::<S, E, PAIRS, GROUP, 1, MR>(s, p),
+        }
+    }
+}
+
 /// Where a strip of up to `MR` rows and `NR` columns is.
-#[derive(Clone, Copy)]
-struct Strip {
+struct Strip<E> {
     k: usize,
     a: *const f32,
     b: *const f32,
-    c: *mut f32,
+    /// Null where the chains start at zero.
+    from: *const f32,
+    from_stride: usize,
+    c: *mut E,
     stride: usize,
-    continues: bool,
 }
 
-/// All strips; element `(m, k)` of A is at `m / MR · GROUP + m % MR · ROW + k · DEPTH`.
+impl<E> Clone for Strip<E> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<E> Copy for Strip<E> {}
+
+impl<E> Strip<E> {
+    /// The strip without its first `rows` rows, whose elements of A are `row` apart.
+    ///
+    /// # Safety
+    /// The rows must be there.
+    #[inline(always)]
+    unsafe fn below(mut self, rows: usize, row: usize) -> Self {
+        // SAFETY: inside the strip.
+        unsafe {
+            self.a = self.a.add(rows * row);
+            self.c = self.c.add(rows * self.stride);
+        }
+        self.from = self.from.wrapping_add(if self.from.is_null() { 0 } else { rows * self.from_stride });
+        self
+    }
+}
+
+/// All strips; step `k` of row `m` of A is at `m / MR · BLOCK + m % MR · ROW + k · DEPTH`.
 ///
 /// # Safety
-/// A, B and C must hold the elements that `Product` says.
+/// A, B, C and the sums must hold the elements that `Product` says.
 #[inline(always)]
-unsafe fn sweep<S: Simd, const GROUP: usize, const ROW: usize, const DEPTH: usize>(s: S, mut p: Product<'_>) {
+unsafe fn sweep<
+    S: Simd,
+    E: Element,
+    const PAIRS: bool,
+    const BLOCK: usize,
+    const ROW: usize,
+    const DEPTH: usize,
+>(
+    s: S,
+    mut p: Product<'_, E>,
+) {
     let c = p.c.as_mut_ptr();
-    let mut edge = [0.0f32; MR * NR];
+    let (from, from_stride) = match &mut p.start {
+        Start::Zero => (std::ptr::null(), 0),
+        Start::Sums(sums) => (sums.as_mut_ptr().cast_const(), sums.stride),
+    };
+    let mut edge = [E::zeroed(); MR * NR];
+    let mut edge_from = [0.0f32; MR * NR];
     let groups = p.m.div_ceil(MR);
     for panel in 0..p.n.div_ceil(NR) {
         let cols = NR.min(p.n - panel * NR);
         for group in 0..groups {
             if groups >= FEW {
                 let next = p.b.as_ptr().wrapping_add((panel + 1) * p.panel);
-                fetch(s, next, (group * p.k / groups * NR, (group + 1) * p.k / groups * NR));
+                for at in (group * p.k / groups * NR..(group + 1) * p.k / groups * NR).step_by(LANES) {
+                    s.prefetch(next.wrapping_add(at));
+                }
                 for r in 0..MR {
                     let row = c.wrapping_add(((group + 1) * MR + r) * p.c.stride + panel * NR);
-                    fetch(s, row, (0, NR));
+                    for at in (0..NR).step_by(64 / size_of::<E>()) {
+                        s.prefetch(row.wrapping_add(at).cast());
+                    }
                 }
             }
             let rows = MR.min(p.m - group * MR);
-            // SAFETY: the offsets are those of elements inside A, B and C, by the contract of this function. At
-            // the right edge the strip works on a copy of whole width; rows and columns copied are inside C.
+            // SAFETY: the offsets are those of elements inside A, B, C and the sums, by the contract of this function.
+            // At the right edge the strip works on copies of whole width; rows and columns copied are inside.
             unsafe {
-                let at = c.add(group * MR * p.c.stride + panel * NR);
-                let whole = cols == NR;
-                let strip = Strip {
+                let mut strip = Strip {
                     k: p.k,
-                    a: p.a.0.as_ptr().add(group * GROUP),
+                    a: p.a.0.as_ptr().add(group * BLOCK),
                     b: p.b.as_ptr().add(panel * p.panel),
-                    c: if whole { at } else { edge.as_mut_ptr() },
-                    stride: if whole { p.c.stride } else { NR },
-                    continues: p.continues,
+                    from,
+                    from_stride,
+                    c: c.add(group * MR * p.c.stride + panel * NR),
+                    stride: p.c.stride,
                 };
-                if !whole && p.continues {
-                    for r in 0..rows {
-                        at.add(r * p.c.stride).copy_to(strip.c.add(r * NR), cols);
-                    }
+                if !from.is_null() {
+                    strip.from = from.add(group * MR * from_stride + panel * NR);
                 }
-                strip_rows::<S, ROW, DEPTH>(s, strip, rows);
-                if !whole {
+                if cols == NR {
+                    strip_rows::<S, E, PAIRS, ROW, DEPTH>(s, strip, rows);
+                    continue;
+                }
+                let (at, at_from) = (strip.c, strip.from);
+                (strip.c, strip.stride) = (edge.as_mut_ptr(), NR);
+                if !from.is_null() {
                     for r in 0..rows {
-                        strip.c.add(r * NR).copy_to(at.add(r * p.c.stride), cols);
+                        at_from.add(r * from_stride).copy_to(edge_from.as_mut_ptr().add(r * NR), cols);
                     }
+                    (strip.from, strip.from_stride) = (edge_from.as_ptr(), NR);
+                }
+                strip_rows::<S, E, PAIRS, ROW, DEPTH>(s, strip, rows);
+                for r in 0..rows {
+                    strip.c.add(r * NR).copy_to(at.add(r * p.c.stride), cols);
                 }
             }
         }
@@ -147,75 +244,70 @@ unsafe fn sweep<S: Simd, const GROUP: usize, const ROW: usize, const DEPTH: usiz
 /// With fewer groups of rows there is too little work per panel to fetch ahead.
 const FEW: usize = 4;
 
-/// Fetches a range of elements ahead of their use.
-#[inline(always)]
-fn fetch<S: Simd>(s: S, from: *const f32, (start, end): (usize, usize)) {
-    for at in (start..end).step_by(LANES) {
-        s.prefetch(from.wrapping_add(at));
-    }
-}
-
 /// A strip of `rows` rows, by tiles of the size that fits the registers.
 ///
 /// # Safety
-/// The strip must be inside A, B and C.
+/// The strip must be inside A, B, C and the sums.
 #[inline(always)]
-unsafe fn strip_rows<S: Simd, const ROW: usize, const DEPTH: usize>(s: S, strip: Strip, rows: usize) {
+unsafe fn strip_rows<S: Simd, E: Element, const PAIRS: bool, const ROW: usize, const DEPTH: usize>(
+    s: S,
+    strip: Strip<E>,
+    rows: usize,
+) {
     // SAFETY: the tiles cover exactly `rows` rows and `NR` columns of the strip.
     unsafe {
-        if matches!(S::PATH, Path::Avx512) {
+        if matches!(S::PATH, Path::Avx512 | Path::Avx512Bf16) {
             if rows == MR {
-                return tile::<S, MR, 2, ROW, DEPTH>(s, strip);
+                return tile::<S, E, PAIRS, MR, 2, ROW, DEPTH>(s, strip);
             }
             let mut rest = strip;
             let mut left = rows;
             while left > 0 {
                 let done = match left {
                     8.. => {
-                        tile::<S, 8, 2, ROW, DEPTH>(s, rest);
+                        tile::<S, E, PAIRS, 8, 2, ROW, DEPTH>(s, rest);
                         8
                     }
                     4.. => {
-                        tile::<S, 4, 2, ROW, DEPTH>(s, rest);
+                        tile::<S, E, PAIRS, 4, 2, ROW, DEPTH>(s, rest);
                         4
                     }
                     2.. => {
-                        tile::<S, 2, 2, ROW, DEPTH>(s, rest);
+                        tile::<S, E, PAIRS, 2, 2, ROW, DEPTH>(s, rest);
                         2
                     }
                     _ => {
-                        tile::<S, 1, 2, ROW, DEPTH>(s, rest);
+                        tile::<S, E, PAIRS, 1, 2, ROW, DEPTH>(s, rest);
                         1
                     }
                 };
                 left -= done;
-                rest.a = rest.a.add(done * ROW);
-                rest.c = rest.c.add(done * rest.stride);
+                rest = rest.below(done, ROW);
             }
         } else {
             for half in 0..2 {
                 let mut rest = strip;
                 rest.b = rest.b.add(half * LANES);
                 rest.c = rest.c.add(half * LANES);
+                rest.from = rest.from.wrapping_add(if rest.from.is_null() { 0 } else { half * LANES });
                 let mut left = rows;
                 while left > 0 {
                     let done = match left {
                         6.. => {
-                            tile::<S, 6, 1, ROW, DEPTH>(s, rest);
+                            tile::<S, E, PAIRS, 6, 1, ROW, DEPTH>(s, rest);
                             6
                         }
                         3.. => {
-                            tile::<S, 3, 1, ROW, DEPTH>(s, rest);
+                            tile::<S, E, PAIRS, 3, 1, ROW, DEPTH>(s, rest);
                             3
                         }
                         _ => {
-                            tile::<S, 1, 1, ROW, DEPTH>(s, rest);
+                            tile::<S, E, PAIRS, 1, 1, ROW, DEPTH>(s, rest);
                             1
                         }
                     };
                     left -= done;
-                    rest.a = rest.a.add(done * ROW);
-                    rest.c = rest.c.add(done * rest.stride);
+                    rest = rest.below(done, ROW);
                 }
             }
         }
@@ -225,20 +317,28 @@ unsafe fn strip_rows<S: Simd, const ROW: usize, const DEPTH: usize>(s: S, strip:
 /// `R` rows by `W` vectors.
 ///
 /// # Safety
-/// The tile must be inside A, B and C.
+/// The tile must be inside A, B, C and the sums.
 #[expect(clippy::needless_range_loop, reason = "the constant ranges are what is unrolled into registers")]
 #[inline(always)]
-unsafe fn tile<S: Simd, const R: usize, const W: usize, const ROW: usize, const DEPTH: usize>(
+unsafe fn tile<
+    S: Simd,
+    E: Element,
+    const PAIRS: bool,
+    const R: usize,
+    const W: usize,
+    const ROW: usize,
+    const DEPTH: usize,
+>(
     s: S,
-    t: Strip,
+    t: Strip<E>,
 ) {
     let mut acc = [[s.splat(0.0); W]; R];
-    // SAFETY: elements (r, k) of A, (k, 16 w ..) of B and (r, 16 w ..) of C of the tile.
+    // SAFETY: steps (r, k) of A, (k, 16 w ..) of B and elements (r, 16 w ..) of C and the sums of the tile.
     unsafe {
-        if t.continues {
+        if !t.from.is_null() {
             for r in 0..R {
                 for w in 0..W {
-                    acc[r][w] = s.load(&*t.c.add(r * t.stride + w * LANES).cast());
+                    acc[r][w] = s.load(&*t.from.add(r * t.from_stride + w * LANES).cast());
                 }
             }
         }
@@ -252,7 +352,8 @@ unsafe fn tile<S: Simd, const R: usize, const W: usize, const ROW: usize, const 
             for r in 0..R {
                 let x = s.splat(*a.add(r * ROW));
                 for w in 0..W {
-                    acc[r][w] = s.fma(x, row[w], acc[r][w]);
+                    acc[r][w] =
+                        if PAIRS { s.dot_pairs(x, row[w], acc[r][w]) } else { s.fma(x, row[w], acc[r][w]) };
                 }
             }
             a = a.add(DEPTH);
@@ -260,7 +361,7 @@ unsafe fn tile<S: Simd, const R: usize, const W: usize, const ROW: usize, const 
         }
         for r in 0..R {
             for w in 0..W {
-                s.store(acc[r][w], &mut *t.c.add(r * t.stride + w * LANES).cast());
+                E::store(s, acc[r][w], &mut *t.c.add(r * t.stride + w * LANES).cast());
             }
         }
     }

@@ -1,27 +1,26 @@
 //! Matrix products `C [M, N] = A [M, K] B [K, N]`.
 //!
 //! B is packed into panels of [`NR`] columns once per product (or once for good by `pack`); each task then takes
-//! a tile of C, packs the rows of A that it needs block by block in k, and runs the micro-kernel.
+//! a tile of C, packs the rows of A that it needs block by block in depth, and runs the micro-kernel.
 
 pub(crate) mod kernel;
 pub(crate) mod pack;
 
 use half::bf16;
 
-pub(crate) use self::kernel::{KC, MR, NR, Product};
-pub(crate) use self::pack::{Data, Mat, PackA, PackPanel, packed_a_len};
+pub(crate) use self::kernel::{KC, MR, NR, Product, Start, onto};
+pub(crate) use self::pack::{Data, Mat, PackA, PackPanel, packed_a_len, step};
 use crate::exec::{Exec, Tile};
 use crate::math::Element;
 use crate::memory::Buffer;
-use crate::path::Kernel;
-use crate::rows::Convert;
-use crate::simd::Simd;
 
 /// Most rows of C of one task: they share each panel of B that comes from memory.
 const MC: usize = 384;
+/// Most steps of A of one task: 384 KiB, to stay in the second-level cache.
+const A_STEPS: usize = 96 << 10;
 /// Most columns of C of one task.
 const NC: usize = 2048;
-/// Most elements of B packed at once (16 MiB).
+/// Most steps of B packed at once (16 MiB).
 pub(crate) const PACKED: usize = 1 << 22;
 
 /// Nanoseconds that a product takes on one thread, roughly; only decides whether to wake other threads.
@@ -31,11 +30,13 @@ pub(crate) fn product_ns(m: usize, n: usize, k: usize) -> f64 {
     flops / 100.0 + bytes / 20.0
 }
 
-/// A weight `[N, K]` transposed into panels `[N / NR][K][NR]`, padded with zeros.
+/// A weight `[N, K]` transposed into panels `[N / NR][steps][NR]`, padded with zeros.
 pub(crate) struct Panels {
     pub(crate) data: Buffer<f32>,
     /// Depth `K`.
     pub(crate) depth: usize,
+    /// Whether a step is a pair of bf16.
+    pub(crate) pairs: bool,
 }
 
 /// The right operand of a product, `[K, N]`.
@@ -56,17 +57,17 @@ pub(crate) enum Out<'a> {
 }
 
 /// Packs columns `0..n` of `mat [k, n]`.
-pub(crate) fn pack_panels(exec: &Exec, mat: Mat<'_>, k: usize, n: usize) -> Panels {
-    let panel = k * NR;
+pub(crate) fn pack_panels(exec: &Exec, mat: Mat<'_>, (k, n): (usize, usize), pairs: bool) -> Panels {
+    let panel = k.div_ceil(step(pairs)) * NR;
     let mut data = exec.memory.stale(n.div_ceil(NR) * panel);
     let group = exec.rows_per_task(n.div_ceil(NR));
     exec.chunks(&mut data, group * panel, (n * k) as f64 * 0.5, |task, chunk| {
         for (i, out) in chunk.chunks_exact_mut(panel.max(1)).enumerate() {
             let first = (task * group + i) * NR;
-            exec.run(PackPanel { mat: mat.from(0, first), k, cols: NR.min(n - first), out });
+            exec.run(PackPanel { mat: mat.from(0, first), k, cols: NR.min(n - first), pairs, out });
         }
     });
-    Panels { data, depth: k }
+    Panels { data, depth: k, pairs }
 }
 
 /// `C = A B`, `C += A B`.
@@ -83,53 +84,58 @@ pub(crate) fn gemm(exec: &Exec, (m, n, k): (usize, usize, usize), a: Mat<'_>, b:
         return;
     }
     match out {
-        Out::F32(c) => outer(exec, (m, n, k), a, b, (Tile::new(c, m, n, n), Finish::Write)),
-        Out::Add(c) => outer(exec, (m, n, k), a, b, (Tile::new(c, m, n, n), Finish::Add)),
-        Out::Bf16(c) => {
-            let whole = Tile::new(c, m, n, n);
-            let exact = Tile::new(&mut [], 0, 0, 0);
-            outer(exec, (m, n, k), a, b, (exact, Finish::Round(whole)));
+        Out::F32(c) => outer(exec, (m, n, k), a, b, (Tile::new(c, m, n, n), None)),
+        Out::Add(c) => {
+            let c = Tile::new(c, m, n, n);
+            // SAFETY: a product reads the sums of a tile before it writes the same tile.
+            let sums = unsafe { c.sub(0, 0, m, n) };
+            outer(exec, (m, n, k), a, b, (c, Some(sums)));
         }
+        Out::Bf16(c) => outer(exec, (m, n, k), a, b, (Tile::new(c, m, n, n), None)),
     }
 }
 
-/// What happens to a tile of C.
-enum Finish<'a> {
-    Write,
-    Add,
-    /// The tile is computed beside and rounded into this array.
-    Round(Tile<'a, bf16>),
-}
-
-type Target<'a> = (Tile<'a, f32>, Finish<'a>);
+/// C and, where there are earlier sums, those.
+type Target<'a, E> = (Tile<'a, E>, Option<Tile<'a, f32>>);
 
 /// Packs B, as much at a time as is reasonable.
-fn outer(exec: &Exec, (m, n, k): (usize, usize, usize), a: Mat<'_>, b: Right<'_>, c: Target<'_>) {
+fn outer<E: Element>(
+    exec: &Exec,
+    (m, n, k): (usize, usize, usize),
+    a: Mat<'_>,
+    b: Right<'_>,
+    c: Target<'_, E>,
+) {
     let b = match b {
         Right::Panels(panels) => {
-            assert!(panels.depth == k && panels.data.len() >= n.div_ceil(NR) * NR * k);
-            return tiles(exec, (m, n, k), a, &panels.data, (&c, 0));
+            assert!(!panels.pairs || a.is_bf16(), "product: f32 rows do not fit a weight packed as bf16");
+            let steps = k.div_ceil(step(panels.pairs));
+            assert!(panels.depth == k && panels.data.len() >= n.div_ceil(NR) * NR * steps);
+            return tiles(exec, (m, n, k), a, (&panels.data, panels.pairs), (&c, 0));
         }
         Right::Mat(b) => b,
     };
-    let step = (PACKED / k / NR).max(1) * NR;
-    for first in (0..n).step_by(step) {
-        let cols = step.min(n - first);
-        let panels = pack_panels(exec, b.from(0, first), k, cols);
-        tiles(exec, (m, cols, k), a, &panels.data, (&c, first));
+    let pairs = exec.pairs() && a.is_bf16() && b.is_bf16();
+    let at_once = (PACKED / k.div_ceil(step(pairs)) / NR).max(1) * NR;
+    for first in (0..n).step_by(at_once) {
+        let cols = at_once.min(n - first);
+        let panels = pack_panels(exec, b.from(0, first), (k, cols), pairs);
+        tiles(exec, (m, cols, k), a, (&panels.data, pairs), (&c, first));
     }
 }
 
 /// All tiles of columns `first .. first + n` of C.
-fn tiles(
+fn tiles<E: Element>(
     exec: &Exec,
     (m, n, k): (usize, usize, usize),
     a: Mat<'_>,
-    b: &[f32],
-    (c, first): (&Target<'_>, usize),
+    (b, pairs): (&[f32], bool),
+    (c, first): (&Target<'_, E>, usize),
 ) {
     let panels = n.div_ceil(NR);
-    let height = m.div_ceil(m.div_ceil(MC)).next_multiple_of(MR);
+    let steps = k.div_ceil(step(pairs));
+    let most = (A_STEPS / steps.min(KC)).clamp(4 * MR, MC);
+    let height = m.div_ceil(m.div_ceil(most)).next_multiple_of(MR);
     let row_tasks = m.div_ceil(height);
     let ns = product_ns(m, n, k);
     let wanted = if exec.threads == 1 { 1 } else { (4 * exec.threads).div_ceil(row_tasks) };
@@ -139,68 +145,50 @@ fn tiles(
         let (row, panel) = (task / col_tasks * height, task % col_tasks * group);
         let col = panel * NR;
         let (rows, cols) = (height.min(m - row), (group * NR).min(n - col));
-        let (exact, finish) = c;
-        let (a, b) = (a.from(row, 0), &b[panel * k * NR..]);
+        let (a, b) = (a.from(row, 0), &b[panel * steps * NR..]);
         // SAFETY: tasks have different rectangles.
-        unsafe {
-            match finish {
-                Finish::Write => {
-                    tile(exec, (rows, cols, k), a, b, exact.sub(row, first + col, rows, cols), false)
-                }
-                Finish::Add => {
-                    tile(exec, (rows, cols, k), a, b, exact.sub(row, first + col, rows, cols), true)
-                }
-                Finish::Round(whole) => {
-                    let mut beside = exec.memory.stale::<f32>(rows * cols);
-                    tile(exec, (rows, cols, k), a, b, Tile::new(&mut beside, rows, cols, cols), false);
-                    exec.run(RoundTile { x: &beside, out: whole.sub(row, first + col, rows, cols) });
-                }
-            }
-        }
+        let (c, sums) = unsafe {
+            let sums = c.1.as_ref().map(|sums| sums.sub(row, first + col, rows, cols));
+            (c.0.sub(row, first + col, rows, cols), sums)
+        };
+        tile(exec, (rows, cols, k), a, (b, pairs), c, sums);
     });
 }
 
 /// One tile on the calling thread: the whole depth, block by block.
-pub(crate) fn tile(
+pub(crate) fn tile<E: Element>(
     exec: &Exec,
     (m, n, k): (usize, usize, usize),
     a: Mat<'_>,
-    b: &[f32],
-    c: Tile<'_, f32>,
-    continues: bool,
+    (b, pairs): (&[f32], bool),
+    c: Tile<'_, E>,
+    sums: Option<Tile<'_, f32>>,
 ) {
+    let step = step(pairs);
+    let steps = k.div_ceil(step);
     let mut packed = exec.memory.stale::<f32>(packed_a_len(m));
-    for first in (0..k).step_by(KC) {
-        let depth = KC.min(k - first);
-        let layout = exec.run(PackA { mat: a.from(0, first), m, k: depth, out: &mut packed });
-        // SAFETY: the same rectangle, one product after another.
-        let c = unsafe { c.sub(0, 0, m, n) };
-        exec.run(Product {
-            m,
-            n,
-            k: depth,
-            a: (&packed, layout),
-            b: &b[first * NR..],
-            panel: k * NR,
-            c,
-            continues: continues || first > 0,
-        });
-    }
-}
-
-/// Rounds an array into a tile of the same size.
-struct RoundTile<'a, E> {
-    x: &'a [f32],
-    out: Tile<'a, E>,
-}
-
-impl<E: Element> Kernel for RoundTile<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        for (i, x) in self.x.chunks_exact(self.out.cols).enumerate() {
-            Convert { x, out: self.out.row(i) }.run(s);
+    // Sums between blocks are kept in C where it is f32.
+    let blocks = steps.div_ceil(KC);
+    let rows = if blocks > 1 && c.as_f32().is_none() { m } else { 0 };
+    let mut beside = exec.memory.stale::<f32>(rows * n);
+    let between = c.as_f32().unwrap_or_else(|| Tile::new(&mut beside, rows, n, n));
+    let mut start = sums.map_or(Start::Zero, Start::Sums);
+    for block in 0..blocks {
+        let first = block * KC;
+        let depth = KC.min(steps - first);
+        let (at, elements) = (first * step, (depth * step).min(k - first * step));
+        let layout = exec.run(PackA { mat: a.from(0, at), m, k: elements, pairs, out: &mut packed });
+        let (a, b, panel) = ((&packed[..], layout), &b[first * NR..], steps * NR);
+        // SAFETY (all three): the same rectangle, one product after another; each reads the sums of a strip before
+        // it writes the same strip.
+        if block + 1 < blocks {
+            let c = unsafe { between.sub(0, 0, m, n) };
+            exec.run(Product { m, n, k: depth, pairs, a, b, panel, c, start });
+            start = Start::Sums(unsafe { between.sub(0, 0, m, n) });
+        } else {
+            let c = unsafe { c.sub(0, 0, m, n) };
+            exec.run(Product { m, n, k: depth, pairs, a, b, panel, c, start });
+            start = Start::Zero;
         }
     }
 }

@@ -1,11 +1,14 @@
-//! Copies of operands in the order in which the micro-kernel reads them, widened to f32.
+//! Copies of operands in the order in which the micro-kernel reads them.
+//!
+//! The kernel goes through the depth in *steps* of four bytes: one f32, or two bf16 that follow each other in depth (a
+//! pair, where the path has a dot product for it; elsewhere bf16 is widened and a step is one element).
 
 use half::bf16;
 
-use super::kernel::{KC, Layout, MR, NR, STRIDE};
-use crate::math::{Element, load};
+use super::kernel::{GROUP, KC, Layout, MR, NR, STRIDE};
+use crate::math::{Element, load, store};
 use crate::path::Kernel;
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, pair};
 
 /// Elements of either type.
 #[derive(Clone, Copy)]
@@ -48,18 +51,30 @@ impl<'a> Mat<'a> {
         let at = if self.transposed { col * self.stride + row } else { row * self.stride + col };
         Self { data: self.data.from(at), ..self }
     }
+
+    /// Whether the elements are bf16.
+    pub(crate) fn is_bf16(&self) -> bool {
+        matches!(self.data, Data::Bf16(_))
+    }
 }
 
-/// Elements of `f32` that [`PackA`] writes for `m` rows.
+/// Elements of depth in a step.
+pub(crate) fn step(pairs: bool) -> usize {
+    if pairs { 2 } else { 1 }
+}
+
+/// Values of four bytes that [`PackA`] writes for `m` rows.
 pub(crate) fn packed_a_len(m: usize) -> usize {
-    m.next_multiple_of(MR) * STRIDE
+    (m.next_multiple_of(MR) * STRIDE).max(m.div_ceil(MR) * GROUP)
 }
 
-/// Copies a block `[m, k]`, `k ≤ KC`, for use as A.
+/// Copies a block `[m, k]` of at most [`KC`] steps, for use as A.
 pub(crate) struct PackA<'a> {
     pub(crate) mat: Mat<'a>,
     pub(crate) m: usize,
     pub(crate) k: usize,
+    /// Whether to keep pairs of bf16; only for bf16, and only where the path has the dot product.
+    pub(crate) pairs: bool,
     pub(crate) out: &'a mut [f32],
 }
 
@@ -68,53 +83,91 @@ impl Kernel for PackA<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> Layout {
-        match self.mat.data {
-            Data::F32(x) => pack_a(s, x, self.mat.stride, self.mat.transposed, (self.m, self.k), self.out),
-            Data::Bf16(x) => pack_a(s, x, self.mat.stride, self.mat.transposed, (self.m, self.k), self.out),
-        }
-    }
-}
-
-#[inline(always)]
-fn pack_a<S: Simd, E: Element>(
-    s: S,
-    x: &[E],
-    stride: usize,
-    transposed: bool,
-    (m, k): (usize, usize),
-    out: &mut [f32],
-) -> Layout {
-    assert!(k <= KC);
-    if !transposed {
-        for i in 0..m {
-            widen(s, &x[i * stride..][..k], &mut out[i * STRIDE..][..k]);
-        }
-        return Layout::Rows;
-    }
-    for p in 0..k {
-        let row = &x[p * stride..][..m];
-        for (group, part) in row.chunks(MR).enumerate() {
-            let to = &mut out[group * (KC * MR) + p * MR..][..part.len()];
-            for (to, from) in to.iter_mut().zip(part) {
-                *to = from.to_f32();
+        assert!(self.k.div_ceil(step(self.pairs)) <= KC, "pack: a block of depth {} is too deep", self.k);
+        let size = (self.m, self.k);
+        let (stride, out) = (self.mat.stride, self.out);
+        match (self.mat.data, self.mat.transposed) {
+            (Data::F32(x), false) => rows(s, x, stride, size, out),
+            (Data::Bf16(x), false) if self.pairs => pair_rows(s, x, stride, size, out),
+            (Data::Bf16(x), false) => rows(s, x, stride, size, out),
+            (Data::F32(x), true) => groups(s, size, out, |p, at| load(s, &x[p * stride..][..size.0], at)),
+            (Data::Bf16(x), true) if self.pairs => {
+                let depth = size.1;
+                let row = |p: usize| if p < depth { &x[p * stride..][..size.0] } else { &[] };
+                let size = (size.0, depth.div_ceil(2));
+                groups(s, size, out, |p, at| interleaved(s, row(2 * p), row(2 * p + 1), at));
             }
+            (Data::Bf16(x), true) => groups(s, size, out, |p, at| load(s, &x[p * stride..][..size.0], at)),
         }
+        if self.mat.transposed { Layout::Groups } else { Layout::Rows }
     }
-    Layout::Groups
 }
 
 #[inline(always)]
-fn widen<S: Simd, E: Element>(s: S, x: &[E], out: &mut [f32]) {
-    for at in (0..x.len()).step_by(LANES) {
-        crate::math::store(s, load(s, x, at), out, at);
+fn rows<S: Simd, E: Element>(s: S, x: &[E], stride: usize, (m, k): (usize, usize), out: &mut [f32]) {
+    for i in 0..m {
+        let (x, out) = (&x[i * stride..][..k], &mut out[i * STRIDE..][..k]);
+        for at in (0..k).step_by(LANES) {
+            store(s, load(s, x, at), out, at);
+        }
     }
 }
 
-/// Copies columns `0 .. cols ≤ NR` of a matrix `[k, cols]` into one panel of B, `[k, NR]`, zeros beyond `cols`.
+#[inline(always)]
+fn pair_rows<S: Simd>(s: S, x: &[bf16], stride: usize, (m, k): (usize, usize), out: &mut [f32]) {
+    for i in 0..m {
+        let (x, out) = (&x[i * stride..][..k], &mut out[i * STRIDE..][..k.div_ceil(2)]);
+        for at in (0..out.len()).step_by(LANES) {
+            store(s, load_pairs(s, x, 2 * at), out, at);
+        }
+    }
+}
+
+/// Groups of [`MR`] columns of `k` steps; `lanes(p, at)` gives columns `at ..` of step `p`.
+///
+/// Sixteen lanes are written where twelve are wanted: the rest is overwritten by the next step, and the
+/// last step's lies between groups.
+#[inline(always)]
+fn groups<S: Simd>(s: S, (m, k): (usize, usize), out: &mut [f32], lanes: impl Fn(usize, usize) -> S::V) {
+    for p in 0..k {
+        for (group, at) in (0..m).step_by(MR).enumerate() {
+            store(s, lanes(p, at), &mut out[group * GROUP + p * MR..][..LANES], 0);
+        }
+    }
+}
+
+/// Pairs `x[at], x[at + 1]` and so on; zeros beyond the end.
+#[inline(always)]
+fn load_pairs<S: Simd>(s: S, x: &[bf16], at: usize) -> S::V {
+    let rest: &[u16] = bytemuck::cast_slice(&x[at..]);
+    match rest.first_chunk() {
+        Some(full) => s.load_pairs(full),
+        None => {
+            let mut part = [0; 2 * LANES];
+            part[..rest.len()].copy_from_slice(rest);
+            s.load_pairs(&part)
+        }
+    }
+}
+
+/// Pairs of columns `at ..` of two rows; zeros beyond their ends.
+#[inline(always)]
+fn interleaved<S: Simd>(s: S, a: &[bf16], b: &[bf16], at: usize) -> S::V {
+    let (a, b): (&[u16], &[u16]) = (bytemuck::cast_slice(a), bytemuck::cast_slice(b));
+    if let (Some(a), Some(b)) = (a[at.min(a.len())..].first_chunk(), b[at.min(b.len())..].first_chunk()) {
+        return s.interleave(a, b);
+    }
+    let value = |x: &[u16], i: usize| x.get(at + i).copied().unwrap_or(0);
+    s.load(&std::array::from_fn(|i| pair(value(a, i), value(b, i))))
+}
+
+/// Copies columns `0 .. cols ≤ NR` of a matrix `[k, cols]` into one panel of B, `[steps, NR]`, zeros beyond `cols`.
 pub(crate) struct PackPanel<'a> {
     pub(crate) mat: Mat<'a>,
     pub(crate) k: usize,
     pub(crate) cols: usize,
+    /// As in [`PackA`].
+    pub(crate) pairs: bool,
     pub(crate) out: &'a mut [f32],
 }
 
@@ -124,11 +177,21 @@ impl Kernel for PackPanel<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let size = (self.k, self.cols);
+        let stride = self.mat.stride;
         match (self.mat.data, self.mat.transposed) {
-            (Data::F32(x), false) => copy_panel(s, x, self.mat.stride, size, self.out),
-            (Data::Bf16(x), false) => copy_panel(s, x, self.mat.stride, size, self.out),
-            (Data::F32(x), true) => turn_panel(s, x, self.mat.stride, size, self.out),
-            (Data::Bf16(x), true) => turn_panel(s, x, self.mat.stride, size, self.out),
+            (Data::F32(x), false) => copy_panel(s, x, stride, size, self.out),
+            (Data::F32(x), true) => {
+                turn_panel(s, size, self.out, |n, p| load(s, &x[n * stride..][..self.k], p));
+            }
+            (Data::Bf16(x), false) if self.pairs => interleave_panel(s, x, stride, size, self.out),
+            (Data::Bf16(x), true) if self.pairs => {
+                let size = (self.k.div_ceil(2), self.cols);
+                turn_panel(s, size, self.out, |n, p| load_pairs(s, &x[n * stride..][..self.k], 2 * p));
+            }
+            (Data::Bf16(x), false) => copy_panel(s, x, stride, size, self.out),
+            (Data::Bf16(x), true) => {
+                turn_panel(s, size, self.out, |n, p| load(s, &x[n * stride..][..self.k], p));
+            }
         }
     }
 }
@@ -139,31 +202,40 @@ fn copy_panel<S: Simd, E: Element>(s: S, x: &[E], stride: usize, (k, cols): (usi
         let row = &x[p * stride..][..cols];
         for at in (0..NR).step_by(LANES) {
             let v = if at < cols { load(s, row, at) } else { s.splat(0.0) };
-            crate::math::store(s, v, out, at);
+            store(s, v, out, at);
         }
     }
 }
 
 #[inline(always)]
-fn turn_panel<S: Simd, E: Element>(s: S, x: &[E], stride: usize, (k, cols): (usize, usize), out: &mut [f32]) {
+fn interleave_panel<S: Simd>(s: S, x: &[bf16], stride: usize, (k, cols): (usize, usize), out: &mut [f32]) {
+    let row = |p: usize| if p < k { &x[p * stride..][..cols] } else { &[] };
+    for (p, out) in out.chunks_exact_mut(NR).take(k.div_ceil(2)).enumerate() {
+        for at in (0..NR).step_by(LANES) {
+            store(s, interleaved(s, row(2 * p), row(2 * p + 1), at), out, at);
+        }
+    }
+}
+
+/// `lanes(n, p)` gives steps `p ..` of column `n`, zeros beyond the end.
+#[inline(always)]
+fn turn_panel<S: Simd>(
+    s: S,
+    (k, cols): (usize, usize),
+    out: &mut [f32],
+    lanes: impl Fn(usize, usize) -> S::V,
+) {
     for p in (0..k).step_by(LANES) {
         let depth = LANES.min(k - p);
         for half in (0..NR).step_by(LANES) {
             let mut block = [s.splat(0.0); LANES];
-            if depth == LANES && half + LANES <= cols {
-                for (i, v) in block.iter_mut().enumerate() {
-                    let at = (half + i) * stride + p;
-                    *v = E::load(s, x[at..at + LANES].try_into().expect("as long as the lanes"));
-                }
-            } else {
-                for (i, v) in block.iter_mut().enumerate().take(cols.saturating_sub(half)) {
-                    *v = load(s, &x[(half + i) * stride + p..][..depth], 0);
-                }
+            for (i, v) in block.iter_mut().enumerate().take(cols.saturating_sub(half)) {
+                *v = lanes(half + i, p);
             }
             let block = s.transpose(block);
             let out = &mut out[p * NR..][..depth * NR];
             for (v, out) in block.iter().zip(out.chunks_exact_mut(NR)) {
-                crate::math::store(s, *v, out, half);
+                store(s, *v, out, half);
             }
         }
     }

@@ -9,23 +9,24 @@ use std::arch::x86_64::*;
 use super::{LANES, Simd};
 use crate::path::Path;
 
-/// Proof of AVX-512 F, BW, DQ and VL.
+/// Proof of AVX-512 F, BW, DQ and VL, and of BF16 where `BF16` is true.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     /// # Safety
-    /// The processor must have AVX-512 F, BW, DQ and VL and FMA.
+    /// The processor must have AVX-512 F, BW, DQ and VL and FMA, and AVX-512 BF16 where `BF16` is true.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Self(())
     }
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     type V = __m512;
 
-    const PATH: Path = Path::Avx512;
+    const PATH: Path = if BF16 { Path::Avx512Bf16 } else { Path::Avx512 };
+    const PAIRS: bool = BF16;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -150,6 +151,46 @@ impl Simd for Avx512 {
             let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
             let rounded = _mm512_mask_blend_epi32(nan, rounded, quiet);
             _mm256_storeu_si256(out.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(rounded));
+        }
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, x: &[u16; 2 * LANES]) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_loadu_ps(x.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    fn interleave(self, a: &[u16; LANES], b: &[u16; LANES]) -> __m512 {
+        // SAFETY: see the module.
+        unsafe {
+            let a = _mm512_cvtepu16_epi32(_mm256_loadu_si256(a.as_ptr().cast()));
+            let b = _mm512_cvtepu16_epi32(_mm256_loadu_si256(b.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_or_si512(a, _mm512_slli_epi32::<16>(b)))
+        }
+    }
+
+    #[inline(always)]
+    fn narrow_pairs(self, left: __m512, right: __m512) -> __m512 {
+        if BF16 {
+            // SAFETY: see the module. The instruction rounds to nearest even and takes denormals for zero.
+            return unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(right, left)) };
+        }
+        let mut out = [0; 2 * LANES];
+        let (a, b) = out.split_at_mut(LANES);
+        self.narrow(left, a.try_into().expect("half of the lanes"));
+        self.narrow(right, b.try_into().expect("half of the lanes"));
+        self.load_pairs(&out)
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        assert!(BF16, "the dot product of pairs needs AVX-512 BF16");
+        // SAFETY: see the module; the types are the same 64 bytes.
+        unsafe {
+            let (a, b) =
+                (std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b));
+            _mm512_dpbf16_ps(c, a, b)
         }
     }
 

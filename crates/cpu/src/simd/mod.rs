@@ -1,7 +1,8 @@
 //! Sixteen lanes of `f32`, once per instruction set.
 //!
 //! Every kernel is written once over [`Simd`]. All operations are exact IEEE operations (fused multiply-add
-//! included) and reductions use one fixed tree, so the implementations agree bit for bit.
+//! included) and reductions use one fixed tree, so the implementations agree bit for bit. The exception is the bf16 dot
+//! product, which flushes denormals and rounds in its own way.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
@@ -24,6 +25,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
 
     /// Which path this is.
     const PATH: Path;
+    /// Whether bf16 operands of products stay pairs of bf16 in each lane ([`Simd::dot_pairs`]); if not, they are widened.
+    const PAIRS: bool = false;
 
     fn splat(self, x: f32) -> Self::V;
     fn load(self, x: &[f32; LANES]) -> Self::V;
@@ -51,6 +54,34 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn widen(self, x: &[u16; LANES]) -> Self::V;
     /// Rounds to the bits of bf16, to nearest even; NaN stays NaN.
     fn narrow(self, v: Self::V, out: &mut [u16; LANES]);
+    /// Loads sixteen pairs of bf16.
+    #[inline(always)]
+    fn load_pairs(self, x: &[u16; 2 * LANES]) -> Self::V {
+        self.load(&std::array::from_fn(|i| pair(x[2 * i], x[2 * i + 1])))
+    }
+    /// Lane `i` is the pair `(a[i], b[i])`.
+    #[inline(always)]
+    fn interleave(self, a: &[u16; LANES], b: &[u16; LANES]) -> Self::V {
+        self.load(&std::array::from_fn(|i| pair(a[i], b[i])))
+    }
+    /// Rounds 32 values to bf16, in order: lane `i` of the result holds values `2 i` and `2 i + 1`.
+    #[inline(always)]
+    fn narrow_pairs(self, left: Self::V, right: Self::V) -> Self::V {
+        let mut out = [0; 2 * LANES];
+        let (a, b) = out.split_at_mut(LANES);
+        self.narrow(left, a.try_into().expect("half of the lanes"));
+        self.narrow(right, b.try_into().expect("half of the lanes"));
+        self.load_pairs(&out)
+    }
+    /// `c + a₀ b₀ + a₁ b₁` where each lane of `a` and `b` is a pair of bf16.
+    #[inline(always)]
+    fn dot_pairs(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        let (a, b, c) = (self.array(a), self.array(b), self.array(c));
+        self.load(&std::array::from_fn(|i| {
+            let ([a0, a1], [b0, b1]) = (unpair(a[i]), unpair(b[i]));
+            a1.mul_add(b1, a0.mul_add(b0, c[i]))
+        }))
+    }
     /// Row `i` of the result is column `i` of the argument.
     fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
     /// Asks for the cache line at an address, which need not be valid, to be brought near.
@@ -63,6 +94,18 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self.store(v, &mut out);
         out
     }
+}
+
+/// Two bf16 in the place of an f32, the first in the lower half.
+#[inline(always)]
+pub(crate) fn pair(first: u16, second: u16) -> f32 {
+    f32::from_bits(u32::from(first) | u32::from(second) << 16)
+}
+
+/// The two bf16 of a pair, widened.
+#[inline(always)]
+fn unpair(x: f32) -> [f32; 2] {
+    [f32::from_bits(x.to_bits() << 16), f32::from_bits(x.to_bits() & 0xffff_0000)]
 }
 
 /// Rounds to the bits of bf16, to nearest even; NaN stays NaN.
