@@ -192,18 +192,6 @@ unsafe fn sweep<
     for panel in 0..p.n.div_ceil(NR) {
         let cols = NR.min(p.n - panel * NR);
         for group in 0..groups {
-            if groups >= FEW {
-                let next = p.b.as_ptr().wrapping_add((panel + 1) * p.panel);
-                for at in (group * p.k / groups * NR..(group + 1) * p.k / groups * NR).step_by(LANES) {
-                    s.prefetch(next.wrapping_add(at));
-                }
-                for r in 0..MR {
-                    let row = c.wrapping_add(((group + 1) * MR + r) * p.c.stride + panel * NR);
-                    for at in (0..NR).step_by(64 / size_of::<E>()) {
-                        s.prefetch(row.wrapping_add(at).cast());
-                    }
-                }
-            }
             let rows = MR.min(p.m - group * MR);
             // SAFETY: the offsets are those of elements inside A, B, C and the sums, by the contract of this function.
             // At the right edge the strip works on copies of whole width; rows and columns copied are inside.
@@ -240,9 +228,6 @@ unsafe fn sweep<
         }
     }
 }
-
-/// With fewer groups of rows there is too little work per panel to fetch ahead.
-const FEW: usize = 4;
 
 /// A strip of `rows` rows, by tiles of the size that fits the registers.
 ///

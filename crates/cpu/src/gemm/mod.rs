@@ -19,9 +19,9 @@ const MC: usize = 384;
 /// Most steps of A of one task: 384 KiB, to stay in the second-level cache.
 const A_STEPS: usize = 96 << 10;
 /// Most columns of C of one task.
-const NC: usize = 2048;
-/// Most steps of B packed at once (16 MiB).
-pub(crate) const PACKED: usize = 1 << 22;
+const NC: usize = 1024;
+/// Most steps of B packed at once (64 MiB).
+pub(crate) const PACKED: usize = 1 << 24;
 
 /// Nanoseconds that a product takes on one thread, roughly; only decides whether to wake other threads.
 pub(crate) fn product_ns(m: usize, n: usize, k: usize) -> f64 {

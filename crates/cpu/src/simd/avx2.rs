@@ -171,10 +171,4 @@ impl Simd for Avx2 {
         let rows = rows.map(|r| self.array(r));
         std::array::from_fn(|i| self.load(&std::array::from_fn(|j| rows[j][i])))
     }
-
-    #[inline(always)]
-    fn prefetch(self, at: *const f32) {
-        // SAFETY: a prefetch of any address has no effect but on the caches.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-    }
 }

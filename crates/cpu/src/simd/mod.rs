@@ -84,8 +84,6 @@ pub(crate) trait Simd: Copy + Send + Sync {
     }
     /// Row `i` of the result is column `i` of the argument.
     fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
-    /// Asks for the cache line at an address, which need not be valid, to be brought near.
-    fn prefetch(self, at: *const f32);
 
     /// The lanes as an array.
     #[inline(always)]

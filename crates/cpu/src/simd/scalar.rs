@@ -120,7 +120,4 @@ impl Simd for Scalar {
     fn transpose(self, rows: [V; LANES]) -> [V; LANES] {
         std::array::from_fn(|i| std::array::from_fn(|j| rows[j][i]))
     }
-
-    #[inline(always)]
-    fn prefetch(self, _: *const f32) {}
 }
