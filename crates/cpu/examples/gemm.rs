@@ -56,12 +56,13 @@ fn decode(cpu: &Cpu, t: usize, k: usize, n: usize) {
     report(cpu, &format!("packed linear T={t} K={k} N={n}"), flops, || drop(cpu.linear(&x, &packed)));
 }
 
-fn attention(cpu: &Cpu, heads: Heads, lengths: &[usize]) {
+fn attention(cpu: &Cpu, heads: Heads, lengths: &[usize], dtype: DType) {
     let segments = Segments::documents(lengths.iter().copied());
-    let qkv = values(cpu, segments.total_rows(), heads.width(), DType::F32);
-    let dy = values(cpu, segments.total_rows(), heads.query_width(), DType::F32);
+    let qkv = values(cpu, segments.total_rows(), heads.width(), dtype);
+    let dy = values(cpu, segments.total_rows(), heads.query_width(), dtype);
     let flops = 4.0 * segments.attention_pairs() as f64 * heads.query_width() as f64;
-    let name = format!("{}x{} H={} G={} D={}", lengths.len(), lengths[0], heads.query, heads.kv, heads.dim);
+    let name =
+        format!("{dtype} {}x{} H={} G={} D={}", lengths.len(), lengths[0], heads.query, heads.kv, heads.dim);
     if !wanted(&format!("attention {name}")) && !wanted(&format!("attention backward {name}")) {
         return;
     }
@@ -117,11 +118,14 @@ fn main() -> Result<(), llamero_cpu::CpuError> {
         decode(&cpu, 1, 512, 4096);
         decode(&cpu, 4, 512, 4096);
         decode(&cpu, 1, 4096, 8192);
-        for dim in [32, 64, 128] {
-            attention(&cpu, Heads { query: 512 / dim, kv: 128 / dim, dim }, &[2048]);
+        for dtype in [DType::F32, DType::Bf16] {
+            attention(&cpu, Heads { query: 12, kv: 4, dim: 64 }, &[1024; 2], dtype);
+            attention(&cpu, Heads { query: 8, kv: 4, dim: 64 }, &[1024; 4], dtype);
+            attention(&cpu, Heads { query: 6, kv: 2, dim: 48 }, &[512; 8], dtype);
+            for count in [1, 4, 16, 64] {
+                attention(&cpu, Heads { query: 12, kv: 4, dim: 64 }, &vec![8192 / count; count], dtype);
+            }
         }
-        attention(&cpu, Heads { query: 8, kv: 8, dim: 64 }, &[2048]);
-        attention(&cpu, Heads { query: 8, kv: 2, dim: 64 }, &[100; 20]);
         head(&cpu, 2048, 384, 16384);
         rows(&cpu, 2048, 2048);
     }

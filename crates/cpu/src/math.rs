@@ -6,7 +6,7 @@ use bytemuck::Pod;
 use half::bf16;
 use llamero_tensor::DType;
 
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, ROUND, Simd};
 
 /// An element type of tensors. Computation is in f32.
 pub(crate) trait Element: Pod + Send + Sync {
@@ -97,11 +97,9 @@ pub(crate) fn dot<S: Simd, A: Element, B: Element>(s: S, a: &[A], b: &[B]) -> f3
 /// e^x within about 1 ulp; 0 below −104 and infinity above 88.73; NaN stays NaN.
 ///
 /// `x = n ln 2 + r`, a polynomial of degree 6 in `r` (interpolated at Chebyshev nodes, relative error 2e-9), and
-/// two multiplications by powers of two so that results in the denormal range are rounded once.
+/// a multiplication by `2^n` that rounds once, in the denormal range too.
 #[inline(always)]
 pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
-    /// 1.5 · 2^23: adding it rounds to an integer held in the low bits.
-    const ROUND: f32 = 12_582_912.0;
     let x = s.max(s.splat(-106.0), s.min(s.splat(90.0), x));
     let n = s.sub(s.fma(x, s.splat(std::f32::consts::LOG2_E), s.splat(ROUND)), s.splat(ROUND));
     let r = s.fma(n, s.splat(-0.693_359_4), x);
@@ -110,11 +108,7 @@ pub(crate) fn exp<S: Simd>(s: S, x: S::V) -> S::V {
     for c in [8.375_134e-3, 4.166_635e-2, 1.666_641_5e-1, 0.5, 1.0, 1.0] {
         p = s.fma(p, r, s.splat(c));
     }
-    // n = half + rest, each of which is the exponent of a normal number.
-    let half = s.sub(s.fma(n, s.splat(0.5), s.splat(ROUND)), s.splat(ROUND));
-    let rest = s.sub(n, half);
-    let pow2 = |n| s.shift_into_exponent(s.add(n, s.splat(ROUND + 127.0)));
-    s.mul(s.mul(p, pow2(half)), pow2(rest))
+    s.scale(p, n)
 }
 
 /// ln x, computed in f64 and rounded once; −infinity at 0, NaN below.

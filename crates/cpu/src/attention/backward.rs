@@ -10,11 +10,11 @@ use std::ops::Range;
 use llamero_tensor::{Heads, Segments};
 
 use super::kernels::{Delta, ScoreGrad, WriteRows};
-use super::{KEYS, Left, group_size, pack_keys, pack_right, query_step};
+use super::{Blocks, KEYS, Rows, add_weighted, group_size, padded, query_step, right_panel, scores};
 use crate::exec::{Exec, Tile};
-use crate::gemm::kernel::{Layout, NARROW};
-use crate::gemm::{Mat, NR, Product, onto};
+use crate::gemm::{Layout, MR, Mat, NARROW, NR, Product, onto, step};
 use crate::math::Element;
+use crate::memory::Buffer;
 
 /// What the backward pass reads and writes.
 pub(crate) struct Gradient<'a, E> {
@@ -68,7 +68,7 @@ pub(crate) fn attention_backward<E: Element>(exec: &Exec, job: &Gradient<'_, E>,
     });
     let tasks = plan(exec.threads, job.segments, heads.kv);
     let cost: usize = tasks.iter().map(Task::cost).sum();
-    let ns = (cost * group_size(heads) * heads.dim) as f64 * 10.0 / 50.0;
+    let ns = (cost * group_size(heads) * heads.dim) as f64 * 10.0 / 200.0;
     exec.tasks(tasks.len(), ns, |i| run_task(exec, job, dy, &delta, &tasks[i]));
 }
 
@@ -106,42 +106,28 @@ fn plan(threads: usize, segments: &Segments, kv_heads: usize) -> Vec<Task> {
 
 fn run_task<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>, delta: &[f32], task: &Task) {
     let heads = job.heads;
-    let (dim, group) = (heads.dim, group_size(heads));
-    let width = dim.next_multiple_of(NR);
-    let most = query_step(heads) * group;
-    let mut w = Work {
-        keys: exec.memory.stale(KEYS * dim),
-        values: exec.memory.stale(KEYS * dim),
-        keys_right: exec.memory.stale(KEYS * width),
-        queries: Left::new(exec, most, dim),
-        grads: Left::new(exec, most, dim),
-        right: exec.memory.stale(most * width),
-        scores: exec.memory.stale(most * NARROW),
-        score_grads: exec.memory.stale(most * NARROW),
-    };
+    let (dim, group, width) = (heads.dim, group_size(heads), padded(heads.dim));
+    let columns = [task.kv * group, heads.query + task.kv, heads.query + heads.kv + task.kv].map(|h| h * dim);
+    let mut w = Work::new(exec, job, dy, task);
     let mut dq =
         exec.memory.zeros::<f32>(if task.for_queries { task.queries.len() * group * width } else { 0 });
     let mut dk = exec.memory.stale::<f32>(KEYS * width);
     let mut dv = exec.memory.stale::<f32>(KEYS * width);
-    let columns = [task.kv * group, heads.query + task.kv, heads.query + heads.kv + task.kv].map(|h| h * dim);
     for start in task.keys.clone().step_by(KEYS) {
         let count = KEYS.min(task.len - start);
-        let keys = job.qkv.from(task.first_row + start, columns[1]);
-        pack_keys(exec, keys, count, dim, &mut w.keys);
-        pack_right(exec, keys, count, dim, &mut w.keys_right);
-        pack_keys(exec, job.qkv.from(task.first_row + start, columns[2]), count, dim, &mut w.values);
         dk.fill(0.0);
         dv.fill(0.0);
-        let mut position = task.queries.start.max(start);
+        let mut position = w.first.max(start);
         while position < task.queries.end {
             let positions = query_step(heads).min(task.queries.end - position);
-            w.weights(exec, job, dy, delta, (task, position, positions, start));
+            let at = At { position, positions, start, count };
+            w.weights(exec, job, delta, task, &at);
             if task.for_keys {
-                w.add_to_keys(exec, count, (&mut dk, &mut dv));
+                w.add_to_keys(exec, &at, (&mut dk, &mut dv));
             }
             if task.for_queries {
-                let at = (position - task.queries.start) * group * width;
-                w.add_to_queries(exec, count, &mut dq[at..][..positions * group * width]);
+                let row = (position - task.queries.start) * group * width;
+                w.add_to_queries(exec, &at, &mut dq[row..][..positions * group * width]);
             }
             position += positions;
         }
@@ -161,85 +147,172 @@ fn run_task<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>, delta: 
     }
 }
 
-/// Packed operands of a block of keys and a block of queries.
+/// A block of queries and a block of keys.
+struct At {
+    position: usize,
+    positions: usize,
+    start: usize,
+    count: usize,
+}
+
+impl At {
+    /// Keys that the first position sees.
+    fn visible(&self) -> usize {
+        self.position - self.start + 1
+    }
+
+    /// Group size and visible keys, in the block on the diagonal.
+    fn diagonal(&self, group: usize) -> Option<(usize, usize)> {
+        (self.position < self.start + KEYS).then_some((group, self.visible()))
+    }
+}
+
+/// Packed operands of a task, and the weights of a block of queries and a block of keys.
 struct Work {
-    keys: crate::memory::Buffer<f32>,
-    values: crate::memory::Buffer<f32>,
-    keys_right: crate::memory::Buffer<f32>,
-    queries: Left,
-    grads: Left,
-    right: crate::memory::Buffer<f32>,
-    scores: crate::memory::Buffer<f32>,
-    score_grads: crate::memory::Buffer<f32>,
+    pairs: bool,
+    dim: usize,
+    group: usize,
+    /// Positions of a block of queries.
+    step: usize,
+    /// Position of the first packed query row.
+    first: usize,
+    keys: Blocks,
+    values: Blocks,
+    /// Keys once more, for the gradient of the queries.
+    keys_upright: Option<Blocks>,
+    queries: Rows,
+    grads: Rows,
+    /// Query rows and their gradients once more, for the gradients of keys and values: a block of queries each.
+    upright: Option<[Blocks; 2]>,
+    weights: Buffer<f32>,
+    score_grads: Buffer<f32>,
+    /// The same in pairs of rows.
+    turned: Option<[Buffer<f32>; 2]>,
 }
 
 impl Work {
-    /// Probabilities and gradients of the scores of `positions` from `position` on for the keys from `start` on.
+    fn new<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>, task: &Task) -> Self {
+        let heads = job.heads;
+        let (dim, group) = (heads.dim, group_size(heads));
+        let pairs = exec.pairs() && job.qkv.is_bf16() && dy.is_bf16();
+        let column = |head: usize| job.qkv.from(task.first_row, head * dim);
+        let (keys, values) = (column(heads.query + task.kv), column(heads.query + heads.kv + task.kv));
+        let blocks = task.keys.start / KEYS..task.keys.end.div_ceil(KEYS);
+        let size = (task.len, dim);
+
+        let first = task.queries.start.max(task.keys.start);
+        let positions = task.queries.end - first;
+        let [mut queries, mut grads] = [(); 2].map(|()| Rows::new(exec, positions * group, dim, pairs));
+        let (row, head) = (task.first_row + first, task.kv * group);
+        queries.pack(exec, 0, job.qkv.from(row, head * dim), (positions, group));
+        grads.pack(exec, 0, dy.from(row, head * dim), (positions, group));
+
+        let step = query_step(heads);
+        let most = step * group;
+        let panel = right_panel(most, pairs);
+        let upright = task.for_keys.then(|| {
+            [&queries, &grads].map(|rows| {
+                let count = positions.div_ceil(step);
+                let mut out = Blocks::new(exec, 0..count, panel * dim.div_ceil(NR));
+                for block in 0..count {
+                    let at = block * most;
+                    let n = most.min(positions * group - at);
+                    rows.pack_upright(exec, at, n, (out.get_mut(block), panel));
+                }
+                out
+            })
+        });
+        Self {
+            pairs,
+            dim,
+            group,
+            step,
+            first,
+            keys: Blocks::turned(exec, keys, size, blocks.clone(), pairs),
+            values: Blocks::turned(exec, values, size, blocks.clone(), pairs),
+            keys_upright: task.for_queries.then(|| Blocks::upright(exec, keys, size, blocks, pairs)),
+            queries,
+            grads,
+            upright,
+            weights: exec.memory.stale(most * NARROW),
+            score_grads: exec.memory.stale(most * NARROW),
+            turned: pairs.then(|| [(); 2].map(|()| exec.memory.stale(most.div_ceil(2) * NARROW))),
+        }
+    }
+
+    /// Probabilities and gradients of the scores.
     fn weights<E: Element>(
         &mut self,
         exec: &Exec,
         job: &Gradient<'_, E>,
-        dy: Mat<'_>,
         delta: &[f32],
-        (task, position, positions, start): (&Task, usize, usize, usize),
+        task: &Task,
+        at: &At,
     ) {
-        let (dim, group) = (job.heads.dim, group_size(job.heads));
-        let (row, head) = (task.first_row + position, task.kv * group);
-        self.queries.pack(exec, job.qkv.from(row, head * dim), positions, group);
-        self.grads.pack(exec, dy.from(row, head * dim), positions, group);
-        self.queries.times(exec, &self.keys, KEYS, &mut self.scores);
-        self.grads.times(exec, &self.values, KEYS, &mut self.score_grads);
+        let (group, diagonal) = (self.group, at.diagonal(self.group));
+        let rows = ((at.position - self.first) * group, at.positions * group);
+        let block = at.start / KEYS;
+        scores(exec, &self.queries, rows, self.keys.get(block), diagonal, &mut self.weights);
+        scores(exec, &self.grads, rows, self.values.get(block), diagonal, &mut self.score_grads);
+        let (row, head) = (task.first_row + at.position, task.kv * group);
         let gather = |x: &[f32]| -> Vec<f32> {
-            let rows = x.chunks_exact(job.heads.query).skip(row).take(positions);
+            let rows = x.chunks_exact(job.heads.query).skip(row).take(at.positions);
             rows.flat_map(|x| &x[head..head + group]).copied().collect()
         };
         exec.run(ScoreGrad {
-            scores: &mut self.scores,
+            scores: &mut self.weights,
             grads: &mut self.score_grads,
+            turned: self.turned.as_mut().map(|[p, d]| [&mut p[..], &mut d[..]]),
             group,
-            visible: position - start + 1,
-            scale: 1.0 / (dim as f32).sqrt(),
+            visible: at.visible(),
+            scale: 1.0 / (self.dim as f32).sqrt(),
             lse: &gather(job.lse),
             delta: &gather(delta),
         });
     }
 
-    /// `dK += dSᵀ Q`, `dV += Pᵀ dY`.
-    fn add_to_keys(&mut self, exec: &Exec, count: usize, (dk, dv): (&mut [f32], &mut [f32])) {
-        for (weights, left, out) in [(&self.score_grads, &self.queries, dk), (&self.scores, &self.grads, dv)]
-        {
-            let width = out.len() / KEYS;
-            left.turn(exec, &mut self.right);
-            let (c, start) = onto(Tile::new(out, count, width, width));
-            exec.run(Product {
-                m: count,
-                n: width,
-                k: left.rows,
-                a: (weights, Layout::Cols),
-                b: &self.right,
-                panel: left.rows * NR,
-                pairs: false,
-                c,
-                start,
-            });
+    /// `dK += dSᵀ Q`, `dV += Pᵀ dY`; on the diagonal a key is met by the rows from its own position on.
+    fn add_to_keys(&self, exec: &Exec, at: &At, (dk, dv): (&mut [f32], &mut [f32])) {
+        let Some([queries, grads]) = &self.upright else { return };
+        let (p, ds) = match &self.turned {
+            Some([p, ds]) => (p, ds),
+            None => (&self.weights, &self.score_grads),
+        };
+        let (width, step) = (padded(self.dim), step(self.pairs));
+        let steps = (at.positions * self.group).div_ceil(step);
+        let strip = if at.diagonal(self.group).is_some() { MR } else { KEYS };
+        let block = (at.position - self.first) / self.step;
+        for (weights, right, out) in [(ds, queries, dk), (p, grads, dv)] {
+            let right = right.get(block);
+            let panel = right.len() / self.dim.div_ceil(NR);
+            for key in (0..at.count).step_by(strip) {
+                let m = strip.min(at.count - key);
+                let skipped = (key + 1).saturating_sub(at.visible()) * self.group / step;
+                if strip == KEYS || skipped < steps {
+                    let skipped = if strip == KEYS { 0 } else { skipped };
+                    let (c, start) = onto(Tile::new(&mut out[key * width..], m, width, width));
+                    exec.run(Product {
+                        m,
+                        n: width,
+                        k: steps - skipped,
+                        pairs: self.pairs,
+                        a: (&weights[skipped * NARROW + key..], Layout::Cols),
+                        b: &right[skipped * NR..],
+                        panel,
+                        c,
+                        start,
+                    });
+                }
+            }
         }
     }
 
     /// `dQ += dS K`.
-    fn add_to_queries(&mut self, exec: &Exec, count: usize, dq: &mut [f32]) {
-        let rows = self.queries.rows;
-        let width = dq.len() / rows;
-        let (c, start) = onto(Tile::new(dq, rows, width, width));
-        exec.run(Product {
-            m: rows,
-            n: width,
-            k: count,
-            a: (&self.score_grads, Layout::Narrow),
-            b: &self.keys_right,
-            panel: count * NR,
-            pairs: false,
-            c,
-            start,
-        });
+    fn add_to_queries(&self, exec: &Exec, at: &At, dq: &mut [f32]) {
+        let Some(keys) = &self.keys_upright else { return };
+        let (rows, width) = (at.positions * self.group, padded(self.dim));
+        let (weights, keys) = ((&self.score_grads[..], self.pairs), keys.get(at.start / KEYS));
+        let diagonal = at.diagonal(self.group);
+        add_weighted(exec, weights, (rows, at.count), keys, diagonal, (dq, width));
     }
 }

@@ -2,11 +2,10 @@
 
 use llamero_tensor::Heads;
 
-use super::kernels::{Diagonal, Finish, OnlineSoftmax};
-use super::{KEYS, Left, group_size, pack_keys, pack_right, query_step};
+use super::kernels::{Finish, OnlineSoftmax};
+use super::{Blocks, KEYS, Rows, add_weighted, group_size, padded, query_step, scores};
 use crate::exec::{Exec, Tile};
-use crate::gemm::kernel::{Layout, NARROW};
-use crate::gemm::{Mat, NR, Product, onto};
+use crate::gemm::{Mat, NARROW};
 use crate::math::Element;
 
 /// Rows of one document that are queries, and where all its keys and values are.
@@ -45,9 +44,22 @@ struct Block {
     cost: usize,
 }
 
+impl<E: Element> Job<'_, E> {
+    /// Whether weights and operands stay pairs of bf16.
+    fn pairs(&self, exec: &Exec) -> bool {
+        exec.pairs() && self.queries.is_bf16() && self.documents.iter().all(|d| d.keys.is_bf16())
+    }
+}
+
+/// Keys and values of a document for one head.
+struct Packed {
+    keys: Blocks,
+    values: Blocks,
+}
+
 /// Attention of every query row.
 pub(crate) fn attend<E: Element>(exec: &Exec, job: &Job<'_, E>) {
-    let step = query_step(job.heads);
+    let (step, kv_heads, dim) = (query_step(job.heads), job.heads.kv, job.heads.dim);
     let mut blocks = Vec::new();
     for (document, d) in job.documents.iter().enumerate() {
         let mut row = 0;
@@ -55,30 +67,46 @@ pub(crate) fn attend<E: Element>(exec: &Exec, job: &Job<'_, E>) {
             let position = d.past + row;
             let positions = (step - position % step).min(d.rows - row);
             let cost = positions * (position + positions).next_multiple_of(KEYS);
-            blocks.extend((0..job.heads.kv).map(|kv| Block { document, kv, row, positions, cost }));
+            blocks.extend((0..kv_heads).map(|kv| Block { document, kv, row, positions, cost }));
             row += positions;
         }
     }
     // Costly blocks first, so that the threads finish together.
     blocks.sort_by_key(|b| std::cmp::Reverse(b.cost));
     let pairs: usize = blocks.iter().map(|b| b.cost).sum();
-    let ns = (pairs * group_size(job.heads) * job.heads.dim) as f64 * 4.0 / 50.0;
-    exec.tasks(blocks.len(), ns, |i| attend_block(exec, job, &blocks[i]));
+    let ns = (pairs * group_size(job.heads) * dim) as f64 * 4.0 / 200.0;
+
+    let mut packed: Vec<Option<Packed>> = Vec::new();
+    packed.resize_with(job.documents.len() * kv_heads, || None);
+    exec.chunks(&mut packed, 1, ns, |i, slot| {
+        let (d, kv, pairs) = (&job.documents[i / kv_heads], i % kv_heads, job.pairs(exec));
+        let size = (d.past + d.rows, dim);
+        let range = 0..size.0.div_ceil(KEYS);
+        slot[0] = Some(Packed {
+            keys: Blocks::turned(exec, d.keys.from(0, kv * dim), size, range.clone(), pairs),
+            values: Blocks::upright(exec, d.values.from(0, kv * dim), size, range, pairs),
+        });
+    });
+    exec.tasks(blocks.len(), ns, |i| {
+        let block = &blocks[i];
+        if let Some(packed) = &packed[block.document * kv_heads + block.kv] {
+            attend_block(exec, job, block, packed);
+        }
+    });
 }
 
-fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block) {
-    let (dim, group) = (job.heads.dim, group_size(job.heads));
+fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block, packed: &Packed) {
+    let (dim, group, pairs) = (job.heads.dim, group_size(job.heads), job.pairs(exec));
     let document = &job.documents[block.document];
-    let width = dim.next_multiple_of(NR);
+    let width = padded(dim);
     let rows = block.positions * group;
     let first = document.past + block.row;
     let packed_row = document.first_row + block.row;
 
-    let mut queries = Left::new(exec, rows, dim);
-    queries.pack(exec, job.queries.from(packed_row, block.kv * group * dim), block.positions, group);
-    let mut keys = exec.memory.stale::<f32>(KEYS * dim);
-    let mut values = exec.memory.stale::<f32>(KEYS * width);
-    let mut scores = exec.memory.stale::<f32>(rows * NARROW);
+    let mut queries = Rows::new(exec, rows, dim, pairs);
+    let from = job.queries.from(packed_row, block.kv * group * dim);
+    queries.pack(exec, 0, from, (block.positions, group));
+    let mut weights = exec.memory.stale::<f32>(rows * NARROW);
     let mut acc = exec.memory.zeros::<f32>(rows * width);
     let mut max = vec![f32::NEG_INFINITY; rows];
     let mut sum = vec![0.0f32; rows];
@@ -87,13 +115,13 @@ fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block) {
     for key_block in 0..=last {
         let start = key_block * KEYS;
         let count = KEYS.min(first + block.positions - start);
-        pack_keys(exec, document.keys.from(start, block.kv * dim), count, dim, &mut keys);
-        pack_right(exec, document.values.from(start, block.kv * dim), count, dim, &mut values);
-        queries.times(exec, &keys, KEYS, &mut scores);
         // Keys that the first position sees; each later position sees one more.
         let visible = (first - start.min(first)) + 1;
+        let diagonal = (key_block == last).then_some((group, visible));
+        scores(exec, &queries, (0, rows), packed.keys.get(key_block), diagonal, &mut weights);
         exec.run(OnlineSoftmax {
-            scores: &mut scores,
+            scores: &mut weights,
+            pairs,
             group,
             visible,
             scale: 1.0 / (dim as f32).sqrt(),
@@ -102,22 +130,8 @@ fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block) {
             acc: &mut acc,
             width,
         });
-        if key_block < last {
-            let (c, start) = onto(Tile::new(&mut acc, rows, width, width));
-            exec.run(Product {
-                m: rows,
-                n: width,
-                k: count,
-                a: (&scores, Layout::Narrow),
-                b: &values,
-                panel: count * NR,
-                pairs: false,
-                c,
-                start,
-            });
-        } else {
-            diagonal(exec, (rows, group, visible, count), &scores, &values, &mut acc);
-        }
+        let values = packed.values.get(key_block);
+        add_weighted(exec, (&weights, pairs), (rows, count), values, diagonal, (&mut acc, width));
     }
     // SAFETY: blocks have different rows or heads.
     let (out, lse) = unsafe {
@@ -127,35 +141,4 @@ fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block) {
         )
     };
     exec.run(Finish { acc: &acc, width, dim, group, max: &max, sum: &sum, out, lse });
-}
-
-/// The block that holds the rows' own positions: rows of a few positions share the keys that all of them see, then
-/// each goes on alone.
-fn diagonal(
-    exec: &Exec,
-    (rows, group, visible, count): (usize, usize, usize, usize),
-    scores: &[f32],
-    values: &[f32],
-    acc: &mut [f32],
-) {
-    let width = acc.len() / rows;
-    let together = (8 / group).max(1) * group;
-    for row in (0..rows).step_by(together) {
-        let m = together.min(rows - row);
-        let shared = visible + row / group;
-        let (scores, acc) = (&scores[row * NARROW..], &mut acc[row * width..][..m * width]);
-        let (c, start) = onto(Tile::new(acc, m, width, width));
-        exec.run(Product {
-            m,
-            n: width,
-            k: shared,
-            a: (scores, Layout::Narrow),
-            b: values,
-            panel: count * NR,
-            pairs: false,
-            c,
-            start,
-        });
-        exec.run(Diagonal { scores, values, panel: count * NR, group, shared, acc, width });
-    }
 }

@@ -2,18 +2,21 @@
 
 use super::KEYS;
 use crate::exec::Tile;
-use crate::gemm::NR;
-use crate::gemm::kernel::NARROW;
+use crate::gemm::NARROW;
 use crate::math::{Element, dot, exp, ln, load, store};
 use crate::path::Kernel;
 use crate::simd::{LANES, Simd};
+
+/// Vectors in a row of a block of keys.
+const PARTS: usize = KEYS / LANES;
 
 /// Turns a block of scores into weights relative to the running maximum, and rescales what came before.
 ///
 /// A block whose keys a row does not see leaves that row as it is, bit for bit.
 pub(super) struct OnlineSoftmax<'a> {
-    /// In: products. Out: weights, 0 where masked. Rows `NARROW` apart, `KEYS` columns.
+    /// In: products. Out: weights, 0 where masked, as f32 or pairs of bf16. Rows `NARROW` apart, `KEYS` columns.
     pub(super) scores: &'a mut [f32],
+    pub(super) pairs: bool,
     pub(super) group: usize,
     /// Keys that the rows of the first position see; each later position sees one more.
     pub(super) visible: usize,
@@ -29,7 +32,6 @@ impl Kernel for OnlineSoftmax<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        const PARTS: usize = KEYS / LANES;
         let (scale, hidden) = (s.splat(self.scale), s.splat(f32::NEG_INFINITY));
         let state = self.max.iter_mut().zip(self.sum).zip(self.acc.chunks_exact_mut(self.width));
         for (row, ((max, sum), acc)) in state.enumerate() {
@@ -54,44 +56,23 @@ impl Kernel for OnlineSoftmax<'_> {
                 // The weight of a hidden key is 0 without calculation.
                 let seen = part * LANES < visible;
                 *v = if seen { exp(s, s.sub(*v, s.splat(high))) } else { s.splat(0.0) };
-                store(s, *v, scores, part * LANES);
             }
+            put_row(s, &v, self.pairs, scores);
             *sum += s.sum(s.add(s.add(v[0], v[2]), s.add(v[1], v[3])));
         }
     }
 }
 
-/// Continues the chains of values of single rows after the `shared` keys.
-pub(super) struct Diagonal<'a> {
-    pub(super) scores: &'a [f32],
-    pub(super) values: &'a [f32],
-    /// Distance between panels of values.
-    pub(super) panel: usize,
-    pub(super) group: usize,
-    pub(super) shared: usize,
-    pub(super) acc: &'a mut [f32],
-    pub(super) width: usize,
-}
-
-impl Kernel for Diagonal<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        for (row, acc) in self.acc.chunks_exact_mut(self.width).enumerate() {
-            let more = row / self.group;
-            let weights = &self.scores[row * NARROW + self.shared..][..more];
-            for (panel, acc) in acc.chunks_exact_mut(NR).enumerate() {
-                let values = &self.values[panel * self.panel + self.shared * NR..][..more * NR];
-                let (mut left, mut right) = (load(s, acc, 0), load(s, acc, LANES));
-                for (weight, value) in weights.iter().zip(values.chunks_exact(NR)) {
-                    let weight = s.splat(*weight);
-                    left = s.fma(weight, load(s, value, 0), left);
-                    right = s.fma(weight, load(s, value, LANES), right);
-                }
-                store(s, left, acc, 0);
-                store(s, right, acc, LANES);
-            }
+/// Writes the weights of a row as f32 or as pairs of neighbours.
+#[inline(always)]
+fn put_row<S: Simd>(s: S, v: &[S::V; PARTS], pairs: bool, out: &mut [f32]) {
+    if pairs {
+        for (i, two) in v.as_chunks::<2>().0.iter().enumerate() {
+            store(s, s.narrow_pairs(two[0], two[1]), out, i * LANES);
+        }
+    } else {
+        for (i, v) in v.iter().enumerate() {
+            store(s, *v, out, i * LANES);
         }
     }
 }
@@ -127,10 +108,12 @@ impl<E: Element> Kernel for Finish<'_, E> {
 
 /// Turns scores into probabilities and `dP` into the gradient of the unscaled scores, for `positions · group` rows.
 pub(super) struct ScoreGrad<'a> {
-    /// In: products of queries and keys. Out: probabilities, 0 where masked.
+    /// In: products of queries and keys. Out, without pairs: probabilities, 0 where masked.
     pub(super) scores: &'a mut [f32],
-    /// In: products of output gradients and values. Out: gradients of the scores.
+    /// In: products of output gradients and values. Out: gradients of the scores, with pairs as pairs of keys.
     pub(super) grads: &'a mut [f32],
+    /// Out, with pairs: probabilities and gradients of the scores as pairs of rows, pair `r` at `r · NARROW`.
+    pub(super) turned: Option<[&'a mut [f32]; 2]>,
     pub(super) group: usize,
     /// Keys that the rows of the first position see; each later position sees one more.
     pub(super) visible: usize,
@@ -140,24 +123,53 @@ pub(super) struct ScoreGrad<'a> {
     pub(super) delta: &'a [f32],
 }
 
+impl ScoreGrad<'_> {
+    /// Probabilities and gradients of one row.
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, row: usize) -> [[S::V; PARTS]; 2] {
+        let (zero, scale) = (s.splat(0.0), s.splat(self.scale));
+        let mut out = [[zero; PARTS]; 2];
+        let Some((lse, delta)) = self.lse.get(row).zip(self.delta.get(row)) else { return out };
+        let (scores, grads) = (&self.scores[row * NARROW..][..KEYS], &self.grads[row * NARROW..][..KEYS]);
+        let visible = self.visible + row / self.group;
+        for part in 0..PARTS {
+            let at = part * LANES;
+            let here = visible.saturating_sub(at);
+            if here > 0 {
+                let p = exp(s, s.sub(s.mul(load(s, scores, at), scale), s.splat(*lse)));
+                let p = s.first(here, p, zero);
+                let d = s.sub(load(s, grads, at), s.splat(*delta));
+                out[0][part] = p;
+                out[1][part] = s.first(here, s.mul(s.mul(p, d), scale), zero);
+            }
+        }
+        out
+    }
+}
+
 impl Kernel for ScoreGrad<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (zero, scale) = (s.splat(0.0), s.splat(self.scale));
-        for (row, (lse, delta)) in self.lse.iter().zip(self.delta).enumerate() {
-            let scores = &mut self.scores[row * NARROW..][..KEYS];
-            let grads = &mut self.grads[row * NARROW..][..KEYS];
-            let visible = self.visible + row / self.group;
-            for at in (0..KEYS).step_by(LANES) {
-                let here = visible.saturating_sub(at);
-                let p = exp(s, s.sub(s.mul(load(s, scores, at), scale), s.splat(*lse)));
-                let p = s.first(here, p, zero);
-                let d = s.sub(load(s, grads, at), s.splat(*delta));
-                let d = s.first(here, s.mul(s.mul(p, d), scale), zero);
-                store(s, p, scores, at);
-                store(s, d, grads, at);
+    fn run<S: Simd>(mut self, s: S) {
+        let Some([mut p_turned, mut d_turned]) = self.turned.take() else {
+            for row in 0..self.lse.len() {
+                let [p, d] = self.row(s, row);
+                put_row(s, &p, false, &mut self.scores[row * NARROW..]);
+                put_row(s, &d, false, &mut self.grads[row * NARROW..]);
+            }
+            return;
+        };
+        for row in (0..self.lse.len()).step_by(2) {
+            let ([p0, d0], [p1, d1]) = (self.row(s, row), self.row(s, row + 1));
+            for part in 0..PARTS {
+                let at = row / 2 * NARROW + part * LANES;
+                store(s, s.narrow_two(p0[part], p1[part]), &mut p_turned, at);
+                store(s, s.narrow_two(d0[part], d1[part]), &mut d_turned, at);
+            }
+            put_row(s, &d0, true, &mut self.grads[row * NARROW..]);
+            if row + 1 < self.lse.len() {
+                put_row(s, &d1, true, &mut self.grads[(row + 1) * NARROW..]);
             }
         }
     }

@@ -208,8 +208,8 @@ unsafe fn sweep<
                 if !from.is_null() {
                     strip.from = from.add(group * MR * from_stride + panel * NR);
                 }
-                if cols == NR {
-                    strip_rows::<S, E, PAIRS, ROW, DEPTH>(s, strip, rows);
+                if cols.is_multiple_of(LANES) {
+                    strip_rows::<S, E, PAIRS, ROW, DEPTH>(s, strip, (rows, cols));
                     continue;
                 }
                 let (at, at_from) = (strip.c, strip.from);
@@ -220,7 +220,7 @@ unsafe fn sweep<
                     }
                     (strip.from, strip.from_stride) = (edge_from.as_ptr(), NR);
                 }
-                strip_rows::<S, E, PAIRS, ROW, DEPTH>(s, strip, rows);
+                strip_rows::<S, E, PAIRS, ROW, DEPTH>(s, strip, (rows, cols));
                 for r in 0..rows {
                     strip.c.add(r * NR).copy_to(at.add(r * p.c.stride), cols);
                 }
@@ -229,7 +229,7 @@ unsafe fn sweep<
     }
 }
 
-/// A strip of `rows` rows, by tiles of the size that fits the registers.
+/// A strip of `rows` rows and `cols` columns, in whole vectors, by tiles of the size that fits the registers.
 ///
 /// # Safety
 /// The strip must be inside A, B, C and the sums.
@@ -237,40 +237,18 @@ unsafe fn sweep<
 unsafe fn strip_rows<S: Simd, E: Element, const PAIRS: bool, const ROW: usize, const DEPTH: usize>(
     s: S,
     strip: Strip<E>,
-    rows: usize,
+    (rows, cols): (usize, usize),
 ) {
-    // SAFETY: the tiles cover exactly `rows` rows and `NR` columns of the strip.
+    // SAFETY: the tiles cover exactly the rows of the strip and its columns in whole vectors.
     unsafe {
         if matches!(S::PATH, Path::Avx512 | Path::Avx512Bf16) {
-            if rows == MR {
-                return tile::<S, E, PAIRS, MR, 2, ROW, DEPTH>(s, strip);
-            }
-            let mut rest = strip;
-            let mut left = rows;
-            while left > 0 {
-                let done = match left {
-                    8.. => {
-                        tile::<S, E, PAIRS, 8, 2, ROW, DEPTH>(s, rest);
-                        8
-                    }
-                    4.. => {
-                        tile::<S, E, PAIRS, 4, 2, ROW, DEPTH>(s, rest);
-                        4
-                    }
-                    2.. => {
-                        tile::<S, E, PAIRS, 2, 2, ROW, DEPTH>(s, rest);
-                        2
-                    }
-                    _ => {
-                        tile::<S, E, PAIRS, 1, 2, ROW, DEPTH>(s, rest);
-                        1
-                    }
-                };
-                left -= done;
-                rest = rest.below(done, ROW);
+            if cols > LANES {
+                wide_rows::<S, E, PAIRS, 2, ROW, DEPTH>(s, strip, rows);
+            } else {
+                wide_rows::<S, E, PAIRS, 1, ROW, DEPTH>(s, strip, rows);
             }
         } else {
-            for half in 0..2 {
+            for half in 0..cols.div_ceil(LANES) {
                 let mut rest = strip;
                 rest.b = rest.b.add(half * LANES);
                 rest.c = rest.c.add(half * LANES);
@@ -295,6 +273,56 @@ unsafe fn strip_rows<S: Simd, E: Element, const PAIRS: bool, const ROW: usize, c
                     rest = rest.below(done, ROW);
                 }
             }
+        }
+    }
+}
+
+/// A strip of `rows` rows and `W` vectors by tiles that fill 32 registers.
+///
+/// # Safety
+/// The strip must be inside A, B, C and the sums.
+#[inline(always)]
+unsafe fn wide_rows<
+    S: Simd,
+    E: Element,
+    const PAIRS: bool,
+    const W: usize,
+    const ROW: usize,
+    const DEPTH: usize,
+>(
+    s: S,
+    strip: Strip<E>,
+    rows: usize,
+) {
+    let mut rest = strip;
+    let mut left = rows;
+    // SAFETY: the tiles cover exactly `rows` rows of the strip.
+    unsafe {
+        while left > 0 {
+            let done = match left {
+                MR.. => {
+                    tile::<S, E, PAIRS, MR, W, ROW, DEPTH>(s, rest);
+                    MR
+                }
+                8.. => {
+                    tile::<S, E, PAIRS, 8, W, ROW, DEPTH>(s, rest);
+                    8
+                }
+                4.. => {
+                    tile::<S, E, PAIRS, 4, W, ROW, DEPTH>(s, rest);
+                    4
+                }
+                2.. => {
+                    tile::<S, E, PAIRS, 2, W, ROW, DEPTH>(s, rest);
+                    2
+                }
+                _ => {
+                    tile::<S, E, PAIRS, 1, W, ROW, DEPTH>(s, rest);
+                    1
+                }
+            };
+            left -= done;
+            rest = rest.below(done, ROW);
         }
     }
 }

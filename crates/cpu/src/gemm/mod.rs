@@ -8,7 +8,7 @@ pub(crate) mod pack;
 
 use half::bf16;
 
-pub(crate) use self::kernel::{KC, MR, NR, Product, Start, onto};
+pub(crate) use self::kernel::{KC, Layout, MR, NARROW, NR, Product, Start, onto};
 pub(crate) use self::pack::{Data, Mat, PackA, PackPanel, packed_a_len, step};
 use crate::exec::{Exec, Tile};
 use crate::math::Element;
@@ -172,12 +172,13 @@ pub(crate) fn tile<E: Element>(
     let rows = if blocks > 1 && c.as_f32().is_none() { m } else { 0 };
     let mut beside = exec.memory.stale::<f32>(rows * n);
     let between = c.as_f32().unwrap_or_else(|| Tile::new(&mut beside, rows, n, n));
+    let layout = if a.is_transposed() { Layout::Groups } else { Layout::Rows };
     let mut start = sums.map_or(Start::Zero, Start::Sums);
     for block in 0..blocks {
         let first = block * KC;
         let depth = KC.min(steps - first);
         let (at, elements) = (first * step, (depth * step).min(k - first * step));
-        let layout = exec.run(PackA { mat: a.from(0, at), m, k: elements, pairs, out: &mut packed });
+        exec.run(PackA { mat: a.from(0, at), m, k: elements, pairs, layout, out: &mut packed });
         let (a, b, panel) = ((&packed[..], layout), &b[first * NR..], steps * NR);
         // SAFETY (all three): the same rectangle, one product after another; each reads the sums of a strip before
         // it writes the same strip.

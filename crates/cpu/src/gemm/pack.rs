@@ -5,7 +5,7 @@
 
 use half::bf16;
 
-use super::kernel::{GROUP, KC, Layout, MR, NR, STRIDE};
+use super::kernel::{GROUP, KC, Layout, MR, NARROW, NR, STRIDE};
 use crate::math::{Element, load, store};
 use crate::path::Kernel;
 use crate::simd::{LANES, Simd, pair};
@@ -52,6 +52,11 @@ impl<'a> Mat<'a> {
         Self { data: self.data.from(at), ..self }
     }
 
+    /// Whether this is a transposed view.
+    pub(crate) fn is_transposed(&self) -> bool {
+        self.transposed
+    }
+
     /// Whether the elements are bf16.
     pub(crate) fn is_bf16(&self) -> bool {
         matches!(self.data, Data::Bf16(_))
@@ -75,21 +80,37 @@ pub(crate) struct PackA<'a> {
     pub(crate) k: usize,
     /// Whether to keep pairs of bf16; only for bf16, and only where the path has the dot product.
     pub(crate) pairs: bool,
+    /// `Rows` or `Narrow`, or, for a transposed matrix, `Groups`.
+    pub(crate) layout: Layout,
     pub(crate) out: &'a mut [f32],
 }
 
 impl Kernel for PackA<'_> {
-    type Output = Layout;
+    type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Layout {
-        assert!(self.k.div_ceil(step(self.pairs)) <= KC, "pack: a block of depth {} is too deep", self.k);
+    fn run<S: Simd>(self, s: S) {
+        let (room, apart) = match self.layout {
+            Layout::Rows | Layout::Groups => (KC, STRIDE),
+            Layout::Narrow | Layout::Cols => (NARROW, NARROW),
+        };
+        assert!(
+            self.k.div_ceil(step(self.pairs)) <= room,
+            "pack: depth {} does not fit {:?}",
+            self.k,
+            self.layout
+        );
+        assert!(
+            self.mat.transposed == (self.layout == Layout::Groups),
+            "pack: wrong layout {:?}",
+            self.layout
+        );
         let size = (self.m, self.k);
         let (stride, out) = (self.mat.stride, self.out);
         match (self.mat.data, self.mat.transposed) {
-            (Data::F32(x), false) => rows(s, x, stride, size, out),
-            (Data::Bf16(x), false) if self.pairs => pair_rows(s, x, stride, size, out),
-            (Data::Bf16(x), false) => rows(s, x, stride, size, out),
+            (Data::F32(x), false) => rows(s, (x, stride), size, (out, apart)),
+            (Data::Bf16(x), false) if self.pairs => pair_rows(s, (x, stride), size, (out, apart)),
+            (Data::Bf16(x), false) => rows(s, (x, stride), size, (out, apart)),
             (Data::F32(x), true) => groups(s, size, out, |p, at| load(s, &x[p * stride..][..size.0], at)),
             (Data::Bf16(x), true) if self.pairs => {
                 let depth = size.1;
@@ -99,14 +120,18 @@ impl Kernel for PackA<'_> {
             }
             (Data::Bf16(x), true) => groups(s, size, out, |p, at| load(s, &x[p * stride..][..size.0], at)),
         }
-        if self.mat.transposed { Layout::Groups } else { Layout::Rows }
     }
 }
 
 #[inline(always)]
-fn rows<S: Simd, E: Element>(s: S, x: &[E], stride: usize, (m, k): (usize, usize), out: &mut [f32]) {
+fn rows<S: Simd, E: Element>(
+    s: S,
+    (x, stride): (&[E], usize),
+    (m, k): (usize, usize),
+    (out, apart): (&mut [f32], usize),
+) {
     for i in 0..m {
-        let (x, out) = (&x[i * stride..][..k], &mut out[i * STRIDE..][..k]);
+        let (x, out) = (&x[i * stride..][..k], &mut out[i * apart..][..k]);
         for at in (0..k).step_by(LANES) {
             store(s, load(s, x, at), out, at);
         }
@@ -114,9 +139,14 @@ fn rows<S: Simd, E: Element>(s: S, x: &[E], stride: usize, (m, k): (usize, usize
 }
 
 #[inline(always)]
-fn pair_rows<S: Simd>(s: S, x: &[bf16], stride: usize, (m, k): (usize, usize), out: &mut [f32]) {
+fn pair_rows<S: Simd>(
+    s: S,
+    (x, stride): (&[bf16], usize),
+    (m, k): (usize, usize),
+    (out, apart): (&mut [f32], usize),
+) {
     for i in 0..m {
-        let (x, out) = (&x[i * stride..][..k], &mut out[i * STRIDE..][..k.div_ceil(2)]);
+        let (x, out) = (&x[i * stride..][..k], &mut out[i * apart..][..k.div_ceil(2)]);
         for at in (0..out.len()).step_by(LANES) {
             store(s, load_pairs(s, x, 2 * at), out, at);
         }

@@ -101,6 +101,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn scale(self, a: __m512, n: __m512) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_scalef_ps(a, n) }
+    }
+
+    #[inline(always)]
     fn first(self, n: usize, a: __m512, b: __m512) -> __m512 {
         let mask = if n >= LANES { u16::MAX } else { (1u16 << n) - 1 };
         // SAFETY: see the module.
@@ -181,6 +187,23 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         self.narrow(left, a.try_into().expect("half of the lanes"));
         self.narrow(right, b.try_into().expect("half of the lanes"));
         self.load_pairs(&out)
+    }
+
+    #[inline(always)]
+    fn narrow_two(self, first: __m512, second: __m512) -> __m512 {
+        if BF16 {
+            // SAFETY: see the module. Both halves are widened to 32 bits, the second shifted up and merged.
+            return unsafe {
+                let a = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first));
+                let b = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second));
+                let b = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(b));
+                _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(a), b))
+            };
+        }
+        let (mut a, mut b) = ([0; LANES], [0; LANES]);
+        self.narrow(first, &mut a);
+        self.narrow(second, &mut b);
+        self.interleave(&a, &b)
     }
 
     #[inline(always)]

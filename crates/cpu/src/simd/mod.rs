@@ -15,6 +15,9 @@ use crate::path::Path;
 /// Number of lanes.
 pub(crate) const LANES: usize = 16;
 
+/// 1.5 · 2^23: adding it rounds to an integer held in the low bits.
+pub(crate) const ROUND: f32 = 12_582_912.0;
+
 /// Operations on sixteen lanes.
 ///
 /// A value of an implementing type is a proof that the processor has the instructions: it is only made by
@@ -44,6 +47,15 @@ pub(crate) trait Simd: Copy + Send + Sync {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// The bits of every lane shifted left by 23: moves an integer into the exponent.
     fn shift_into_exponent(self, a: Self::V) -> Self::V;
+    /// `a · 2^n` rounded once, for integers `n` from −160 to 160 and `a` of ordinary size.
+    #[inline(always)]
+    fn scale(self, a: Self::V, n: Self::V) -> Self::V {
+        // n = half + rest, each of which is the exponent of a normal number; only the second product can round.
+        let half = self.sub(self.fma(n, self.splat(0.5), self.splat(ROUND)), self.splat(ROUND));
+        let rest = self.sub(n, half);
+        let pow2 = |n| self.shift_into_exponent(self.add(n, self.splat(ROUND + 127.0)));
+        self.mul(self.mul(a, pow2(half)), pow2(rest))
+    }
     /// The first `n` lanes of `a`, the others of `b`.
     fn first(self, n: usize, a: Self::V, b: Self::V) -> Self::V;
     /// Sum of the lanes; lane `i` is added to lane `i + 8`, then `+ 4`, `+ 2`, `+ 1`.
@@ -72,6 +84,14 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self.narrow(left, a.try_into().expect("half of the lanes"));
         self.narrow(right, b.try_into().expect("half of the lanes"));
         self.load_pairs(&out)
+    }
+    /// Rounds to bf16: lane `i` of the result is the pair `(first[i], second[i])`.
+    #[inline(always)]
+    fn narrow_two(self, first: Self::V, second: Self::V) -> Self::V {
+        let (mut a, mut b) = ([0; LANES], [0; LANES]);
+        self.narrow(first, &mut a);
+        self.narrow(second, &mut b);
+        self.interleave(&a, &b)
     }
     /// `c + a₀ b₀ + a₁ b₁` where each lane of `a` and `b` is a pair of bf16.
     #[inline(always)]
