@@ -104,6 +104,9 @@ fn plan(threads: usize, segments: &Segments, kv_heads: usize) -> Vec<Task> {
     tasks
 }
 
+/// Blocks of keys that share a pass over the queries.
+const CHUNK: usize = 4;
+
 fn run_task<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>, delta: &[f32], task: &Task) {
     let heads = job.heads;
     let (dim, group, width) = (heads.dim, group_size(heads), padded(heads.dim));
@@ -111,30 +114,33 @@ fn run_task<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>, delta: 
     let mut w = Work::new(exec, job, dy, task);
     let mut dq =
         exec.memory.zeros::<f32>(if task.for_queries { task.queries.len() * group * width } else { 0 });
-    let mut dk = exec.memory.stale::<f32>(KEYS * width);
-    let mut dv = exec.memory.stale::<f32>(KEYS * width);
-    for start in task.keys.clone().step_by(KEYS) {
-        let count = KEYS.min(task.len - start);
+    let [mut dk, mut dv] = [(); 2].map(|()| exec.memory.stale::<f32>(CHUNK * KEYS * width));
+    // Blocks of queries are brought near once for each chunk of keys.
+    for chunk in task.keys.clone().step_by(CHUNK * KEYS) {
+        let end = task.keys.end.min(chunk + CHUNK * KEYS);
         dk.fill(0.0);
         dv.fill(0.0);
-        let mut position = w.first.max(start);
+        let mut position = w.first.max(chunk);
         while position < task.queries.end {
             let positions = query_step(heads).min(task.queries.end - position);
-            let at = At { position, positions, start, count };
-            w.weights(exec, job, delta, task, &at);
-            if task.for_keys {
-                w.add_to_keys(exec, &at, (&mut dk, &mut dv));
-            }
-            if task.for_queries {
-                let row = (position - task.queries.start) * group * width;
-                w.add_to_queries(exec, &at, &mut dq[row..][..positions * group * width]);
+            for start in (chunk..end.min(position + positions)).step_by(KEYS) {
+                let at = At { position, positions, start, count: KEYS.min(task.len - start) };
+                w.weights(exec, job, delta, task, &at);
+                if task.for_keys {
+                    let first = (start - chunk) * width;
+                    w.add_to_keys(exec, &at, (&mut dk[first..], &mut dv[first..]));
+                }
+                if task.for_queries {
+                    let row = (position - task.queries.start) * group * width;
+                    w.add_to_queries(exec, &at, &mut dq[row..][..positions * group * width]);
+                }
             }
             position += positions;
         }
         if task.for_keys {
             for (x, col) in [(&dk, columns[1]), (&dv, columns[2])] {
                 // SAFETY: tasks that write keys have different key blocks or heads.
-                let out = unsafe { job.out.sub(task.first_row + start, col, count, dim) };
+                let out = unsafe { job.out.sub(task.first_row + chunk, col, end - chunk, dim) };
                 exec.run(WriteRows { x, width, dim, out });
             }
         }

@@ -21,7 +21,7 @@ pub(crate) use self::backward::{Gradient, attention_backward};
 pub(crate) use self::forward::{Document, Job, attend};
 use crate::exec::{Exec, Tile};
 use crate::gemm::{
-    Data, KC, Layout, MR, Mat, NARROW, NR, PackA, PackPanel, Product, Start, packed_a_len, step,
+    Data, KC, Layout, MR, Mat, NARROW, NR, PackHeads, PackPanel, Product, Start, packed_a_len, step,
 };
 use crate::memory::Buffer;
 use crate::simd::LANES;
@@ -161,17 +161,12 @@ impl Rows {
 
     /// Packs `positions` rows of `heads` heads each from the first row and head of `mat` to row `at`.
     fn pack(&mut self, exec: &Exec, at: usize, mat: Mat<'_>, (positions, heads): (usize, usize)) {
-        let (step, pairs, layout, apart) = (step(self.pairs), self.pairs, self.layout, self.apart());
+        let (step, pairs, dim, apart) = (step(self.pairs), self.pairs, self.dim, self.apart());
         for (i, out) in self.data.chunks_exact_mut(self.block).enumerate() {
             let first = i * KC * step;
-            let k = (KC * step).min(self.dim - first);
-            for position in 0..positions {
-                for head in 0..heads {
-                    let mat = mat.from(position, head * self.dim + first);
-                    let out = &mut out[(at + position * heads + head) * apart..];
-                    exec.run(PackA { mat, m: 1, k, pairs, layout, out });
-                }
-            }
+            let k = (KC * step).min(dim - first);
+            let (mat, out) = (mat.from(0, first), &mut out[at * apart..]);
+            exec.run(PackHeads { mat, positions, heads, dim, k, pairs, out, apart });
         }
     }
 

@@ -9,7 +9,7 @@ pub(crate) mod pack;
 use half::bf16;
 
 pub(crate) use self::kernel::{KC, Layout, MR, NARROW, NR, Product, Start, onto};
-pub(crate) use self::pack::{Data, Mat, PackA, PackPanel, packed_a_len, step};
+pub(crate) use self::pack::{Data, Mat, PackA, PackHeads, PackPanel, packed_a_len, step};
 use crate::exec::{Exec, Tile};
 use crate::math::Element;
 use crate::memory::Buffer;

@@ -123,6 +123,40 @@ impl Kernel for PackA<'_> {
     }
 }
 
+/// Copies the heads of some positions for use as A: row `position · heads + head`, heads next to each other in `mat`.
+pub(crate) struct PackHeads<'a> {
+    /// From the first position and head on; not transposed.
+    pub(crate) mat: Mat<'a>,
+    pub(crate) positions: usize,
+    pub(crate) heads: usize,
+    /// Distance between heads.
+    pub(crate) dim: usize,
+    /// Depth to copy.
+    pub(crate) k: usize,
+    pub(crate) pairs: bool,
+    pub(crate) out: &'a mut [f32],
+    /// Distance between the rows of `out`.
+    pub(crate) apart: usize,
+}
+
+impl Kernel for PackHeads<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (size, apart) = ((self.heads, self.k), self.apart);
+        for position in 0..self.positions {
+            let at = position * self.mat.stride;
+            let out = &mut self.out[position * self.heads * apart..];
+            match self.mat.data {
+                Data::F32(x) => rows(s, (&x[at..], self.dim), size, (out, apart)),
+                Data::Bf16(x) if self.pairs => pair_rows(s, (&x[at..], self.dim), size, (out, apart)),
+                Data::Bf16(x) => rows(s, (&x[at..], self.dim), size, (out, apart)),
+            }
+        }
+    }
+}
+
 #[inline(always)]
 fn rows<S: Simd, E: Element>(
     s: S,
