@@ -45,6 +45,7 @@ mod math;
 mod memory;
 mod ops;
 mod path;
+pub mod peak;
 mod rows;
 mod simd;
 mod storage;
