@@ -1,8 +1,8 @@
 //! What the machine can do at most: multiply-adds that never leave the registers, and memory traffic without arithmetic.
 //!
 //! A kernel's speed says little by itself; its share of these limits says what is left to gain. [`flops`] keeps
-//! [`CHAINS`] independent chains of fused multiply-adds in registers on every thread at the same time: more than
-//! latency × ports of any current core, so that only throughput counts. [`bandwidth`] streams over arrays that no cache
+//! independent chains of multiply-adds in registers on every thread at the same time: as many as there are registers for,
+//! more than latency × ports, so that only throughput counts. [`bandwidth`] streams over arrays that no cache
 //! holds.
 
 use std::hint::black_box;
@@ -11,8 +11,10 @@ use std::time::Instant;
 
 use llamero_tensor::DType;
 
-/// Independent chains per thread. AVX2 has 16 registers: these, and the two operands.
-pub const CHAINS: usize = 12;
+/// Chains with 16 registers, which also hold the two factors.
+const CHAINS: usize = 12;
+/// Chains with the 32 registers of AVX-512. Twelve would be just latency × ports of its dot product on some cores.
+const WIDE_CHAINS: usize = 24;
 
 /// A kind of multiply-add instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,9 +55,7 @@ impl Unit {
             Unit::Portable => true,
             Unit::Fma256 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             Unit::Fma512 => is_x86_feature_detected!("avx512f"),
-            Unit::Bf16Dot512 => {
-                is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
-            }
+            Unit::Bf16Dot512 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16"),
         };
         #[cfg(not(target_arch = "x86_64"))]
         return self == Unit::Portable;
@@ -74,13 +74,13 @@ impl Unit {
         own.or(all.last()).copied().unwrap_or(Unit::Portable)
     }
 
-    /// Floating-point operations of one instruction; a multiply-add is two.
+    /// Floating-point operations of one instruction on each chain; a multiply-add is two.
     fn flops(self) -> usize {
         match self {
-            Unit::Portable => 2 * LANES,
-            Unit::Fma256 => 2 * 8,
-            Unit::Fma512 => 2 * 16,
-            Unit::Bf16Dot512 => 4 * 16,
+            Unit::Portable => 2 * LANES * CHAINS,
+            Unit::Fma256 => 2 * 8 * CHAINS,
+            Unit::Fma512 => 2 * 16 * WIDE_CHAINS,
+            Unit::Bf16Dot512 => 4 * 16 * WIDE_CHAINS,
         }
     }
 
@@ -111,16 +111,16 @@ const FACTORS: (f32, f32) = (0.5, 0.001);
 
 fn portable(rounds: usize) {
     let (x, y) = (black_box([FACTORS.0; LANES]), black_box([FACTORS.1; LANES]));
-    let mut sums = black_box([[0.0f32; LANES]; CHAINS]);
+    let mut sums = [[0.0f32; LANES]; CHAINS];
     for _ in 0..rounds {
         for sum in &mut sums {
             for lane in 0..LANES {
-                sum[lane] += x[lane] * y[lane];
+                // The product is part of the chain, or the compiler would take it out of the loop.
+                sum[lane] = sum[lane] * x[lane] + y[lane];
             }
         }
-        // Without this the compiler takes the product out of the loop.
-        black_box(&mut sums);
     }
+    black_box(sums);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -131,7 +131,7 @@ mod x86 {
     };
     use std::hint::black_box;
 
-    use super::{CHAINS, FACTORS};
+    use super::{CHAINS, FACTORS, WIDE_CHAINS};
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn fma256(rounds: usize) {
@@ -150,7 +150,7 @@ mod x86 {
     pub(super) fn fma512(rounds: usize) {
         let x = _mm512_set1_ps(black_box(FACTORS.0));
         let y = _mm512_set1_ps(black_box(FACTORS.1));
-        let mut sums = [_mm512_setzero_ps(); CHAINS];
+        let mut sums = [_mm512_setzero_ps(); WIDE_CHAINS];
         for _ in 0..rounds {
             for sum in &mut sums {
                 *sum = _mm512_fmadd_ps(x, y, *sum);
@@ -166,7 +166,7 @@ mod x86 {
             _mm512_cvtne2ps_pbh(wide, wide)
         };
         let (x, y) = (pair(FACTORS.0), pair(FACTORS.1));
-        let mut sums = [_mm512_setzero_ps(); CHAINS];
+        let mut sums = [_mm512_setzero_ps(); WIDE_CHAINS];
         for _ in 0..rounds {
             for sum in &mut sums {
                 *sum = _mm512_dpbf16_ps(*sum, x, y);
@@ -217,7 +217,7 @@ pub fn flops(unit: Unit, threads: usize, seconds: f64) -> f64 {
         rounds *= 4;
     };
     let took = together(threads, |_| unit.run(rounds));
-    (rounds * CHAINS * unit.flops() * threads) as f64 / took
+    (rounds * unit.flops() * threads) as f64 / took
 }
 
 /// Memory traffic in bytes per second.
