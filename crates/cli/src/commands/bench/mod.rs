@@ -193,12 +193,21 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_takes_the_asked_time() {
-        let mut calls = 0u64;
-        let mut timed = Timed::new(|| calls = std::hint::black_box(calls + 1), 0.001);
-        assert!(timed.calls > 100);
-        let took = timed.sample();
-        assert!(took > 0.0 && took.is_finite());
+    fn a_sample_is_the_mean_of_as_many_calls_as_it_needs() {
+        let calls = std::cell::Cell::new(0);
+        let call = || {
+            calls.set(calls.get() + 1);
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        };
+        let mut timed = Timed::new(call, 0.01);
+        let (before, wanted) = (calls.get(), timed.calls);
+        let mean = timed.sample();
+        assert_eq!(calls.get() - before, wanted);
+        // A call takes a millisecond at least, so eleven are enough however slow the machine is.
+        assert!(
+            (1..=11).contains(&wanted) && before > wanted && mean >= 0.001,
+            "{wanted} calls, {before} before"
+        );
     }
 
     #[test]

@@ -196,8 +196,8 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
     if let Some(dir) = &args.dump {
         dump(dir, &model, &cpu, job)?;
     }
-    let peak = || peak_gflops(job.dtype, cpu.threads(), 0.3);
-    let mut peaks = vec![peak(), peak()];
+    let peak = || peak_gflops(job.dtype, cpu.threads(), 0.2);
+    let mut peaks = vec![peak()];
     cpu.reset_peak();
     let mut trainer = Trainer::new(model, &cpu, config.clone());
     let (mut step_seconds, mut losses) = (Vec::new(), Vec::new());
@@ -212,7 +212,7 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
         }
     }
     let tensor_peak_bytes = cpu.memory().peak_bytes;
-    peaks.extend([peak(), peak(), peak()]);
+    peaks.extend([peak(), peak()]);
     if let Some(path) = &args.losses {
         let lines: String = losses.iter().map(|loss| format!("{loss}\n")).collect();
         std::fs::write(path, lines).with_context(|| format!("`{}`", path.display()))?;
