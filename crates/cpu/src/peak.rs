@@ -2,8 +2,8 @@
 //!
 //! A kernel's speed says little by itself; its share of these limits says what is left to gain. [`flops`] keeps
 //! independent chains of multiply-adds in registers on every thread at the same time: as many as there are registers for,
-//! more than latency × ports, so that only throughput counts. [`bandwidth`] streams over arrays that no cache
-//! holds.
+//! more than latency × ports, so that only throughput counts. [`Streams`] measures reading and copying of arrays that
+//! no cache holds.
 
 use std::hint::black_box;
 use std::sync::Barrier;

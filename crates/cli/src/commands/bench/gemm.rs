@@ -13,11 +13,11 @@ use crate::commands::print_json;
 /// Which of the three products of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Op {
-    /// Forward: y[m,n] = x[m,k] · w[n,k]ᵀ
+    /// Forward: y (m × n) = x (m × k) · w (n × k)ᵀ
     Nt,
-    /// Gradient of the input: dx[m,n] = dy[m,k] · w[k,n]
+    /// Gradient of the input: dx (m × n) = dy (m × k) · w (k × n)
     Nn,
-    /// Gradient of the weight: dw[m,n] += dy[k,m]ᵀ · x[k,n], in f32
+    /// Gradient of the weight: dw (m × n) += dy (k × m)ᵀ · x (k × n), in f32
     Tn,
 }
 
