@@ -76,7 +76,7 @@ pub(crate) fn run(root: &Path, args: &[&str]) -> Result<String, String> {
     let options = Options::parse(args).map_err(|e| format!("{e}\nusage: cargo xtask kills {USAGE}"))?;
     let reference = options.reference.as_deref();
     let seconds = STAGES.map(|(stage, share)| (stage, expected(stage, share, &options)));
-    let binary = build(root)?;
+    let binary = crate::binary::build(root)?;
     let (begun, mut killed) = (Instant::now(), 0);
     for moment in moments(&seconds, options.kills, options.seed) {
         let started = Instant::now();
@@ -152,19 +152,6 @@ impl Dice {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 11) as f64 / (1u64 << 53) as f64
     }
-}
-
-fn build(root: &Path) -> Result<PathBuf, String> {
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(["build", "--release", "--package", "llamero"])
-        .current_dir(root)
-        .status()
-        .map_err(|e| format!("cannot run `cargo build`: {e}"))?;
-    if !status.success() {
-        return Err("`cargo build` failed".into());
-    }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or(root.join("target"), PathBuf::from);
-    Ok(target.join("release").join(format!("llamero{}", std::env::consts::EXE_SUFFIX)))
 }
 
 /// Beside the run folder, so that the folder holds only what llamero made.

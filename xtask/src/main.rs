@@ -1,5 +1,7 @@
-//! Repository checks: `cargo xtask layers`, `cargo xtask sizes` and `cargo xtask kills`.
+//! Repository checks: `cargo xtask layers`, `sizes` and `kills`; and `cargo xtask bench`, which measures us beside our peers.
 
+mod bench;
+mod binary;
 mod kills;
 mod layers;
 mod sizes;
@@ -12,7 +14,9 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   layers   fail on a dependency between workspace crates that the table of layers does not allow
   sizes    list source files that have grown too long
   kills    run a recipe through `kill -9` at random moments and compare it with a run that was left alone:
-           --recipe FILE --run DIR [--kills N] [--seed S] [--reference DIR] [--seconds T] [--set K=V]…";
+           --recipe FILE --run DIR [--kills N] [--seed S] [--reference DIR] [--seconds T] [--set K=V]…
+  bench    run our benchmarks and PyTorch's in turn and print the ratios as Markdown tables:
+           [gemm|train|memory|curves|attention|all] --python PATH [--samples N] [--json FILE]; `bench --help` says more";
 
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
@@ -20,6 +24,8 @@ fn main() -> ExitCode {
     let result = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["layers"] => layers::run(root),
         ["sizes"] => sizes::run(root),
+        ["bench", "--help"] => Ok(bench::USAGE.to_owned()),
+        ["bench", ref options @ ..] => bench::run(root, options),
         ["kills", ref options @ ..] => kills::run(root, options),
         _ => {
             eprintln!("{USAGE}");

@@ -25,7 +25,8 @@ pub(crate) fn run(root: &Path) -> Result<String, String> {
     Ok(format!("sizes: {count} of {} files over {MAX_LINES} lines{}", files.len(), long.concat()))
 }
 
-fn rust_files(dir: &Path, into: &mut Vec<PathBuf>) -> Result<(), String> {
+/// Adds every Rust file below `dir`.
+pub(crate) fn rust_files(dir: &Path, into: &mut Vec<PathBuf>) -> Result<(), String> {
     if !dir.is_dir() {
         return Ok(());
     }

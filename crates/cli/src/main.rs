@@ -60,6 +60,9 @@ enum Command {
     Why(commands::why::WhyArgs),
     /// Write a model as a Hugging Face folder.
     Export(commands::export::ExportArgs),
+    /// Measure this machine, the kernels and training steps.
+    #[command(subcommand)]
+    Bench(commands::bench::BenchCommand),
 }
 
 /// A model and the threads to run it with.
@@ -76,10 +79,16 @@ fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            say!("error: {}", failure::text(&error));
-            ExitCode::FAILURE
-        }
+        Err(error) => match error.downcast::<clap::Error>() {
+            Ok(usage) => {
+                drop(usage.print());
+                ExitCode::from(2)
+            }
+            Err(error) => {
+                say!("error: {}", failure::text(&error));
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 
@@ -93,6 +102,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Tokenizer(command) => commands::tokenizer::tokenizer(&command),
         Command::Why(args) => commands::why::why(&args),
         Command::Export(args) => commands::export::export(&args),
+        Command::Bench(command) => commands::bench::bench(&command),
     }
 }
 

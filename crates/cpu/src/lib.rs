@@ -51,6 +51,7 @@ mod math;
 mod memory;
 mod ops;
 mod path;
+pub mod peak;
 mod rows;
 mod simd;
 mod storage;

@@ -1,5 +1,6 @@
 //! One module per command: its arguments, and what it does with the libraries.
 
+pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod export;
 pub(crate) mod generate;

@@ -1,0 +1,78 @@
+//! `cargo xtask bench`: our benchmarks and PyTorch's in turn in one run, as Markdown tables of medians and ratios.
+//!
+//! Machines drift by tens of per cent within minutes, so only what was measured in turn is compared: in round `i` first
+//! ours, then every variant of the peer, each in a process of its own.
+
+mod attention;
+mod curves;
+mod gemm;
+mod options;
+mod session;
+mod table;
+mod train;
+
+use std::path::Path;
+
+use options::{Options, What};
+use session::Session;
+
+pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curves|attention|all] OPTIONS
+
+  gemm       bf16 and f32 products of the layers of a 125M and a 1B model, and small and odd ones
+  train      tokens per second of whole training steps, against the best variant of the peer
+  memory     peak resident memory of the same, against the leanest variant; and 8,192 tokens with Llama 3's vocabulary
+  curves     losses from the same weights and tokens: ours in bf16 and f32, the peer's in bf16
+  attention  ours alone: whether time follows the sum of the squared lengths
+  all        everything, in this order but `memory` with `train` (the default)
+
+  --python PATH    a Python that has benches/peers/requirements.txt; not needed for `attention`
+  --llamero PATH   our binary; built when absent
+  --samples N      rounds; medians are over them (5)
+  --threads N      threads of both sides; all cores when absent
+  --json FILE      write every single result there
+  --filter TEXT    gemm: only rows whose name contains this, e.g. `bf16` or `125M w13 nt`
+  --shape A,B      train, memory: only these of 8m, 56m, 125m
+  --steps N        train: steps of a process, two of them warm-up; curves: steps (200)
+  --ours ARGS      more options for our `bench train`, e.g. `--ours '--recompute blocks'`
+  --text FILE      curves: what to train on; the Rust sources of this repository when absent
+
+Examples:
+  cargo xtask bench gemm --python peers/bin/python --filter bf16
+  cargo xtask bench train --python peers/bin/python --shape 125m --json train.json";
+
+/// Measures what the options ask for and prints each table when it is done.
+pub(crate) fn run(root: &Path, args: &[&str]) -> Result<String, String> {
+    let options = Options::parse(args).map_err(|e| format!("{e}\n\n{USAGE}"))?;
+    let json = options.json.clone();
+    let what = options.what;
+    let mut session = Session::new(root, options)?;
+    println(&session.machine())?;
+    type Part = fn(&mut Session) -> Result<String, String>;
+    let parts: &[Part] = match what {
+        What::Gemm => &[gemm::run],
+        What::Train => &[train::speed],
+        What::Memory => &[train::memory],
+        What::Curves => &[curves::run],
+        What::Attention => &[attention::run],
+        What::All => &[gemm::run, train::both, curves::run, attention::run],
+    };
+    for part in parts {
+        let tables = part(&mut session);
+        // What was measured before a failure is kept, too.
+        if let Some(path) = &json {
+            session.write_json(path)?;
+        }
+        println(&tables?)?;
+    }
+    Ok(format!(
+        "bench: {} results{}",
+        session.results(),
+        json.map_or(String::new(), |p| format!(" in `{}`", p.display()))
+    ))
+}
+
+/// Text on standard output.
+fn println(text: &str) -> Result<(), String> {
+    use std::io::Write;
+    writeln!(std::io::stdout(), "{text}").map_err(|e| format!("cannot write to standard output: {e}"))
+}

@@ -1,0 +1,121 @@
+//! The command line of `cargo xtask bench`.
+
+use std::path::PathBuf;
+
+/// What to measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum What {
+    Gemm,
+    Train,
+    Memory,
+    Curves,
+    Attention,
+    All,
+}
+
+#[derive(Debug)]
+pub(super) struct Options {
+    pub(super) what: What,
+    pub(super) python: Option<PathBuf>,
+    pub(super) llamero: Option<PathBuf>,
+    pub(super) samples: usize,
+    pub(super) threads: Option<usize>,
+    pub(super) json: Option<PathBuf>,
+    pub(super) filter: String,
+    pub(super) shapes: Vec<String>,
+    pub(super) steps: Option<usize>,
+    pub(super) ours: Vec<String>,
+    pub(super) text: Option<PathBuf>,
+}
+
+impl Options {
+    pub(super) fn parse(args: &[&str]) -> Result<Self, String> {
+        let (what, rest) = match args {
+            [name, rest @ ..] if !name.starts_with("--") => (what(name)?, rest),
+            _ => (What::All, args),
+        };
+        let mut options = Self {
+            what,
+            python: None,
+            llamero: None,
+            samples: 5,
+            threads: None,
+            json: None,
+            filter: String::new(),
+            shapes: Vec::new(),
+            steps: None,
+            ours: Vec::new(),
+            text: None,
+        };
+        for pair in rest.chunks(2) {
+            let [key, value] = pair else { return Err(format!("`{}` has no value", pair[0])) };
+            options.set(key, value)?;
+        }
+        if options.python.is_none() && what != What::Attention {
+            return Err("`--python` is needed: a Python that has PyTorch (benches/peers/README.md)".into());
+        }
+        Ok(options)
+    }
+
+    fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        let number = || match value.parse::<usize>() {
+            Ok(n) if n > 0 => Ok(n),
+            _ => Err(format!("`{key} {value}` is not a number above 0")),
+        };
+        let list =
+            |separator: char| value.split(separator).filter(|s| !s.is_empty()).map(str::to_owned).collect();
+        match key {
+            "--python" => self.python = Some(value.into()),
+            "--llamero" => self.llamero = Some(value.into()),
+            "--samples" => self.samples = number()?,
+            "--threads" => self.threads = Some(number()?),
+            "--json" => self.json = Some(value.into()),
+            "--filter" => self.filter = value.to_owned(),
+            "--shape" => self.shapes = list(','),
+            "--steps" => self.steps = Some(number()?),
+            "--ours" => self.ours = list(' '),
+            "--text" => self.text = Some(value.into()),
+            _ => return Err(format!("unknown option `{key}`")),
+        }
+        Ok(())
+    }
+}
+
+fn what(name: &str) -> Result<What, String> {
+    Ok(match name {
+        "gemm" => What::Gemm,
+        "train" => What::Train,
+        "memory" => What::Memory,
+        "curves" => What::Curves,
+        "attention" => What::Attention,
+        "all" => What::All,
+        _ => return Err(format!("unknown benchmark `{name}`")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read() {
+        let options =
+            Options::parse(&["train", "--python", "py", "--shape", "8m,125m", "--ours", "--dtype f32"]);
+        let options = options.unwrap();
+        assert_eq!((options.what, options.samples), (What::Train, 5));
+        assert_eq!(options.shapes, ["8m", "125m"]);
+        assert_eq!(options.ours, ["--dtype", "f32"]);
+        assert_eq!(Options::parse(&["--python", "py"]).unwrap().what, What::All);
+        assert!(Options::parse(&["attention"]).is_ok());
+        for (args, says) in [
+            (&["gemm"][..], "--python"),
+            (&["gems", "--python", "py"], "`gems`"),
+            (&["gemm", "--python"], "no value"),
+            (&["gemm", "--python", "py", "--samples", "0"], "above 0"),
+            (&["gemm", "--pyton", "py"], "unknown option `--pyton`"),
+        ] {
+            let error = Options::parse(args).unwrap_err();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}
