@@ -2,7 +2,8 @@
 //!
 //! The vocabulary is taken in blocks. Forward, every block of every row gives a maximum and a sum, which are then
 //! combined in order. Backward, the logits of a block are computed again and the two products continue the chains of
-//! `dh` (over the vocabulary) and `dw` (over the rows), so the block sizes there do not show in the result.
+//! `dh` (over the vocabulary) and `dw` (over the rows), so the block sizes there do not show in the result. Where loss and
+//! gradient are wanted together, the logits of a few hundred rows are kept from the one to the other.
 
 use half::bf16;
 use llamero_tensor::NO_TARGET;
@@ -59,6 +60,23 @@ impl<'a> Active<'a> {
         Self { rows, targets, data, width }
     }
 
+    /// Values of the active rows.
+    fn pick(&self, x: &[f32]) -> Vec<f32> {
+        self.rows.iter().map(|&i| x[i]).collect()
+    }
+
+    /// Whether products with `w` keep pairs of bf16.
+    fn pairs(&self, exec: &Exec, w: Mat<'_>) -> bool {
+        exec.pairs() && w.is_bf16() && self.mat().is_bf16()
+    }
+
+    /// Writes the active rows from `first` on to their places.
+    fn scatter<E: Stored>(&self, exec: &Exec, first: usize, x: &[f32], out: &mut [E]) {
+        for (x, &row) in x.chunks_exact(self.width.max(1)).zip(&self.rows[first..]) {
+            exec.run(Convert { x, out: &mut out[row * self.width..][..self.width] });
+        }
+    }
+
     fn mat(&self) -> Mat<'_> {
         match &self.data {
             Gathered::All(data) => Mat::new(*data, self.width),
@@ -106,7 +124,7 @@ pub(crate) fn forward(
             let step = (PACKED / width.max(1) / BLOCK).max(1) * BLOCK;
             for first in (0..vocab).step_by(step) {
                 let n = step.min(vocab - first);
-                let pairs = exec.pairs() && w.is_bf16() && active.mat().is_bf16();
+                let pairs = active.pairs(exec, w);
                 let panels = pack_panels(exec, w.from(first, 0).t(), (width, n), pairs);
                 some_blocks(exec, &active, (&panels, first, n), &all);
             }
@@ -163,22 +181,40 @@ impl Kernel for Reduce<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let lowest = s.splat(f32::NEG_INFINITY);
-        let part = |x: &[f32], at: usize| s.first(x.len() - at, load(s, x, at), lowest);
         for ((x, out), target) in self.logits.chunks_exact(self.cols).zip(self.out).zip(self.targets) {
-            let mut max = lowest;
-            for at in (0..x.len()).step_by(LANES) {
-                max = s.max(max, part(x, at));
-            }
-            let max = s.largest(max);
-            let mut sum = s.splat(0.0);
-            for at in (0..x.len()).step_by(LANES) {
-                sum = s.add(sum, exp(s, s.sub(part(x, at), s.splat(max))));
-            }
+            let (max, sum) = max_and_sum(s, x);
             let target = (*target as usize).checked_sub(self.first).and_then(|i| x.get(i));
-            *out = Part { max, sum: s.sum(sum), target: target.copied().unwrap_or(0.0) };
+            *out = Part { max, sum, target: target.copied().unwrap_or(0.0) };
         }
     }
+}
+
+/// The largest of some logits and Σ e^(logit − largest).
+#[inline(always)]
+fn max_and_sum<S: Simd>(s: S, x: &[f32]) -> (f32, f32) {
+    let lowest = s.splat(f32::NEG_INFINITY);
+    let part = |at: usize| s.first(x.len() - at, load(s, x, at), lowest);
+    let mut max = lowest;
+    for at in (0..x.len()).step_by(LANES) {
+        max = s.max(max, part(at));
+    }
+    let max = s.largest(max);
+    let mut sum = s.splat(0.0);
+    for at in (0..x.len()).step_by(LANES) {
+        sum = s.add(sum, exp(s, s.sub(part(at), s.splat(max))));
+    }
+    (max, s.sum(sum))
+}
+
+fn parts_max(parts: impl Iterator<Item = f32>) -> f32 {
+    parts.fold(f32::NEG_INFINITY, |m, p| if p > m { p } else { m })
+}
+
+/// Adds the sum of a block to that of the blocks before, relative to the largest of all.
+#[inline(always)]
+fn add_part<S: Simd>(s: S, sum: f32, part: (f32, f32), max: f32) -> f32 {
+    let scale = s.array(exp(s, s.splat(part.0 - max)))[0];
+    part.1.mul_add(scale, sum)
 }
 
 /// Log-sum-exp of every row from its blocks in order.
@@ -194,13 +230,9 @@ impl Kernel for Combine<'_> {
     fn run<S: Simd>(self, s: S) {
         let count = self.out.len();
         for (row, out) in self.out.iter_mut().enumerate() {
-            let parts = self.parts[row..].iter().step_by(count);
-            let max = parts.clone().fold(f32::NEG_INFINITY, |m, p| if p.max > m { p.max } else { m });
-            let sum = parts.fold(0.0, |sum: f32, p| {
-                let scale = s.array(exp(s, s.splat(p.max - max)))[0];
-                p.sum.mul_add(scale, sum)
-            });
-            *out = max + ln(sum);
+            let parts = || self.parts[row..].iter().step_by(count);
+            let max = parts_max(parts().map(|p| p.max));
+            *out = max + ln(parts().fold(0.0, |sum, p| add_part(s, sum, (p.max, p.sum), max)));
         }
     }
 }
@@ -222,8 +254,8 @@ pub(crate) fn backward<E: Stored>(
 ) {
     let active = Active::new(exec, h, width, saved.targets);
     let count = active.rows.len();
-    let pick = |x: &[f32]| -> Vec<f32> { active.rows.iter().map(|&i| x[i]).collect() };
-    let (d_nll, lse) = (pick(saved.d_nll), pick(saved.lse));
+    let (d_nll, lse) = (active.pick(saved.d_nll), active.pick(saved.lse));
+    let pairs = active.pairs(exec, w);
     let mut grad = exec.memory.zeros::<f32>(count * width);
     let vocab = dw.len() / width.max(1);
     let mut logits = exec.memory.stale::<f32>(BACK_ROWS.min(count) * BACK_BLOCK.min(vocab));
@@ -231,9 +263,8 @@ pub(crate) fn backward<E: Stored>(
         let cols = BACK_BLOCK.min(vocab - first);
         let w = w.from(first, 0);
         let dw = &mut dw[first * width..][..cols * width];
-        let pairs = exec.pairs() && w.is_bf16() && active.mat().is_bf16();
         let panels = pack_panels(exec, w.t(), (width, cols), pairs);
-        let panels_back = pack_panels(exec, w, (cols, width), false);
+        let panels_back = pack_panels(exec, w, (cols, width), pairs);
         for row in (0..count).step_by(BACK_ROWS) {
             let rows = BACK_ROWS.min(count - row);
             let logits = &mut logits[..rows * cols];
@@ -242,10 +273,13 @@ pub(crate) fn backward<E: Stored>(
             let step = exec.rows_per_task(rows);
             exec.chunks(logits, step * cols, (rows * cols) as f64, |task, logits| {
                 let at = row + task * step;
-                let targets = &active.targets[at..];
-                exec.run(LogitGrad { logits, cols, first, targets, lse: &lse[at..], d_nll: &d_nll[at..] });
+                for (i, logits) in logits.chunks_exact_mut(cols).enumerate() {
+                    let target = active.targets[at + i] as usize;
+                    let (lse, d) = (lse[at + i], d_nll[at + i]);
+                    exec.run(LogitGrad { logits, pairs, target: target.checked_sub(first), lse, d });
+                }
             });
-            let logits = Mat::new(Data::F32(logits), cols);
+            let logits = gradients(logits, cols, pairs);
             let grad = &mut grad[row * width..][..rows * width];
             gemm(exec, (rows, width, cols), logits, Right::Panels(&panels_back), Out::Add(grad));
             gemm(exec, (cols, width, rows), logits.t(), Right::Mat(h), Out::Add(dw));
@@ -254,19 +288,107 @@ pub(crate) fn backward<E: Stored>(
     if count < saved.targets.len() {
         dh.fill(E::zeroed());
     }
-    for (x, &row) in grad.chunks_exact(width.max(1)).zip(&active.rows) {
-        exec.run(Convert { x, out: &mut dh[row * width..][..width] });
+    active.scatter(exec, 0, &grad, dh);
+}
+
+/// Rows whose logits are kept from loss to gradient: enough that going through `dw` once for each such chunk is cheap.
+const CHUNK: usize = 512;
+
+/// What [`with_gradient`] writes: per row, except `dw [V, C]`, which is added to.
+pub(crate) struct Outputs<'a, E> {
+    pub(crate) nll: &'a mut [f32],
+    pub(crate) lse: &'a mut [f32],
+    pub(crate) dh: &'a mut [E],
+    pub(crate) dw: &'a mut [f32],
+}
+
+/// [`forward`] and [`backward`] in one, each logit computed once.
+pub(crate) fn with_gradient<E: Stored>(
+    exec: &Exec,
+    (h, width): (Data<'_>, usize),
+    w: Mat<'_>,
+    (d_nll, targets): (&[f32], &[u32]),
+    out: Outputs<'_, E>,
+) {
+    out.nll.fill(0.0);
+    out.lse.fill(0.0);
+    let active = Active::new(exec, h, width, targets);
+    let (count, vocab) = (active.rows.len(), out.dw.len() / width.max(1));
+    if count < targets.len() {
+        out.dh.fill(E::zeroed());
+    }
+    if vocab == 0 || width == 0 {
+        return;
+    }
+    let d_nll = active.pick(d_nll);
+    let pairs = active.pairs(exec, w);
+    let panels = pack_panels(exec, w.t(), (width, vocab), pairs);
+    let panels_back = pack_panels(exec, w, (vocab, width), pairs);
+    let most = CHUNK.min(count);
+    let mut logits = exec.memory.stale::<f32>(most * vocab);
+    let mut grad = exec.memory.stale::<f32>(most * width);
+    let mut row_nll_lse = vec![[0.0f32; 2]; most];
+    for first in (0..count).step_by(CHUNK) {
+        let rows = CHUNK.min(count - first);
+        let logits = &mut logits[..rows * vocab];
+        let h = active.mat().from(first, 0);
+        gemm(exec, (rows, vocab, width), h, Right::Panels(&panels), Out::F32(logits));
+        let row_nll_lse = &mut row_nll_lse[..rows];
+        let all = Tile::new(logits, rows, vocab, vocab);
+        exec.chunks(row_nll_lse, 4, (rows * vocab) as f64 * 1.5, |task, out| {
+            for (i, out) in out.iter_mut().enumerate() {
+                let row = task * 4 + i;
+                let (target, d) = (active.targets[first + row] as usize, d_nll[first + row]);
+                // SAFETY: tasks have different rows.
+                let mut logits = unsafe { all.sub(row, 0, 1, vocab) };
+                let logits = logits.row(0);
+                let lse = exec.run(LogSumExp(logits));
+                *out = [lse - logits[target], lse];
+                exec.run(LogitGrad { logits, pairs, target: Some(target), lse, d });
+            }
+        });
+        for (&row, [nll, lse]) in active.rows[first..].iter().zip(row_nll_lse) {
+            (out.nll[row], out.lse[row]) = (*nll, *lse);
+        }
+        let d_logits = gradients(logits, vocab, pairs);
+        let grad = &mut grad[..rows * width];
+        gemm(exec, (rows, width, vocab), d_logits, Right::Panels(&panels_back), Out::F32(grad));
+        active.scatter(exec, first, grad, out.dh);
+        gemm(exec, (vocab, width, rows), d_logits.t(), Right::Mat(h), Out::Add(out.dw));
     }
 }
 
-/// Turns logits into their gradients.
+/// What [`LogitGrad`] has left in the place of logits.
+fn gradients(logits: &[f32], cols: usize, pairs: bool) -> Mat<'_> {
+    if pairs {
+        Mat::new(Data::Bf16(bytemuck::cast_slice(logits)), 2 * cols)
+    } else {
+        Mat::new(Data::F32(logits), cols)
+    }
+}
+
+/// Log-sum-exp of a row of logits; the same as by [`Reduce`] and [`Combine`].
+struct LogSumExp<'a>(&'a [f32]);
+
+impl Kernel for LogSumExp<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> f32 {
+        let parts = || self.0.chunks(BLOCK).map(|x| max_and_sum(s, x));
+        let max = parts_max(parts().map(|(max, _)| max));
+        max + ln(parts().fold(0.0, |sum, part| add_part(s, sum, part, max)))
+    }
+}
+
+/// Turns the logits of one row into their gradients, in place: f32, or bf16 at the beginning of the row.
 struct LogitGrad<'a> {
     logits: &'a mut [f32],
-    cols: usize,
-    first: usize,
-    targets: &'a [u32],
-    lse: &'a [f32],
-    d_nll: &'a [f32],
+    pairs: bool,
+    /// The target's place, which may lie beyond this row.
+    target: Option<usize>,
+    lse: f32,
+    d: f32,
 }
 
 impl Kernel for LogitGrad<'_> {
@@ -274,17 +396,28 @@ impl Kernel for LogitGrad<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for (row, x) in self.logits.chunks_exact_mut(self.cols).enumerate() {
-            let (lse, d) = (s.splat(self.lse[row]), s.splat(self.d_nll[row]));
-            let target = (self.targets[row] as usize).checked_sub(self.first).filter(|t| *t < x.len());
-            let logit = target.map(|t| x[t]);
-            for at in (0..x.len()).step_by(LANES) {
-                let p = exp(s, s.sub(load(s, x, at), lse));
-                store(s, s.mul(p, d), x, at);
+        let (lse, d) = (s.splat(self.lse), s.splat(self.d));
+        let x = self.logits;
+        let target = self.target.filter(|t| *t < x.len());
+        let at_target = target.map(|t| {
+            let p = exp(s, s.sub(s.splat(x[t]), lse));
+            s.array(s.mul(s.sub(p, s.splat(1.0)), d))[0]
+        });
+        for at in (0..x.len()).step_by(LANES) {
+            let g = s.mul(exp(s, s.sub(load(s, x, at), lse)), d);
+            if self.pairs {
+                // The first half of the row; what is there was read before.
+                let len = x.len();
+                store(s, g, &mut bytemuck::cast_slice_mut::<f32, bf16>(x)[..len], at);
+            } else {
+                store(s, g, x, at);
             }
-            if let (Some(t), Some(logit)) = (target, logit) {
-                let p = exp(s, s.sub(s.splat(logit), lse));
-                x[t] = s.array(s.mul(s.sub(p, s.splat(1.0)), d))[0];
+        }
+        if let (Some(t), Some(g)) = (target, at_target) {
+            if self.pairs {
+                bytemuck::cast_slice_mut::<f32, bf16>(x)[t] = bf16::from_f32(g);
+            } else {
+                x[t] = g;
             }
         }
     }
