@@ -14,6 +14,7 @@ use std::sync::Arc;
 use llamero_autograd::{Param, Tape, Var};
 use llamero_comm::Comm;
 use llamero_tensor::{Backend, DType, Heads, RopeTable, Segments};
+use serde::{Deserialize, Serialize};
 
 use crate::{Config, Linear, ParamSpec, Placement, Shard, rope_table};
 
@@ -39,18 +40,18 @@ pub struct Block {
 }
 
 impl Block {
-    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: &Var, segments: &Segments) -> Var {
-        let h = tape.rms_norm(x, &self.attention_norm, self.eps);
-        let qkv = self.wqkv.forward(tape, &h);
-        let qkv = tape.rope(&qkv, self.heads, segments, &self.rope);
-        let a = tape.attention(self.layer, &qkv, self.heads, segments);
-        let a = self.wo.forward(tape, &a);
-        let x = tape.add(x, &a);
-        let h = tape.rms_norm(&x, &self.ffn_norm, self.eps);
-        let h = self.w13.forward(tape, &h);
-        let h = tape.swiglu(&h);
-        let h = self.w2.forward(tape, &h);
-        tape.add(&x, &h)
+    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var, segments: &Segments) -> Var {
+        let h = tape.rms_norm(x.clone(), &self.attention_norm, self.eps);
+        let qkv = self.wqkv.forward(tape, h);
+        let qkv = tape.rope(qkv, self.heads, segments, &self.rope);
+        let a = tape.attention(self.layer, qkv, self.heads, segments);
+        let a = self.wo.forward(tape, a);
+        let x = tape.add(x, a);
+        let h = tape.rms_norm(x.clone(), &self.ffn_norm, self.eps);
+        let h = self.w13.forward(tape, h);
+        let h = tape.swiglu(h);
+        let h = self.w2.forward(tape, h);
+        tape.add(x, h)
     }
 }
 
@@ -62,13 +63,17 @@ pub enum Input<'m> {
     Hidden(Var),
 }
 
-/// What is computed again in the backward pass instead of being kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What is computed again in the backward pass instead of being kept. The gradients have the same bits whatever is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Recompute {
     /// Keep every activation.
-    #[default]
+    #[serde(rename = "none")]
     Nothing,
-    /// Keep each block's input only.
+    /// Keep all but the outputs of ops that cost next to nothing: norms and SwiGLU.
+    #[default]
+    Selective,
+    /// Keep each block's input only; within the block that is computed again, as `Selective`.
     Blocks,
 }
 
@@ -95,6 +100,9 @@ impl Llama {
         segments: &Segments,
         recompute: Recompute,
     ) -> Var {
+        if recompute != Recompute::Nothing {
+            tape.recompute_cheap();
+        }
         let mut x = match (input, &self.embedding) {
             (Input::Tokens(ids), Some(table)) => tape.embed(table, ids),
             (Input::Hidden(x), _) => x,
@@ -102,15 +110,15 @@ impl Llama {
         };
         for block in &self.blocks {
             x = match recompute {
-                Recompute::Nothing => block.forward(tape, &x, segments),
+                Recompute::Nothing | Recompute::Selective => block.forward(tape, x, segments),
                 Recompute::Blocks => {
                     let segments = segments.clone();
-                    tape.recompute(&x, move |tape, x| block.forward(tape, x, &segments))
+                    tape.recompute(x, move |tape, x| block.forward(tape, x, &segments))
                 }
             };
         }
         match &self.norm {
-            Some(norm) => tape.rms_norm(&x, norm, self.config.norm_eps),
+            Some(norm) => tape.rms_norm(x, norm, self.config.norm_eps),
             None => x,
         }
     }

@@ -183,6 +183,21 @@ pub trait Backend: Send + Sync {
         dw: &mut Tensor,
     ) -> Tensor;
 
+    /// [`Backend::linear_cross_entropy`] and its gradient for a `d_nll` that is known beforehand: losses, `dh`, and `dw`
+    /// added to. A backend that has the logits of a block once may do both with them; results differ from the two
+    /// separate calls in rounding only.
+    fn linear_cross_entropy_with_gradient(
+        &self,
+        d_nll: &Tensor,
+        input: (&Tensor, &Tensor),
+        targets: &[u32],
+        dw: &mut Tensor,
+    ) -> (CrossEntropy, Tensor) {
+        let loss = self.linear_cross_entropy(input.0, input.1, targets);
+        let dh = self.linear_cross_entropy_backward(d_nll, input, targets, &loss.lse, dw);
+        (loss, dh)
+    }
+
     /// One AdamW update of a parameter with gradient `grad` (f32), in one pass.
     fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW);
 

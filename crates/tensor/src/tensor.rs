@@ -98,6 +98,11 @@ impl Tensor {
         self.dtype
     }
 
+    /// Whether another tensor shares the storage, so that it cannot be written.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.storage) > 1
+    }
+
     /// The backend's storage, or `None` when the tensor belongs to another backend.
     pub fn storage<S: Any + Send + Sync>(&self) -> Option<&S> {
         self.storage.downcast_ref()

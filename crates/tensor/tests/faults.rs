@@ -40,6 +40,9 @@ enum Fault {
     HeadSwallowsNan,
     HeadGradientOverwrites,
     HeadGradientForgetsTarget,
+    HeadAtOnceForgetsScale,
+    HeadAtOnceCountsMasked,
+    HeadAtOnceSwallowsNan,
     AdamWCoupledDecay,
     AdamWWithoutBias,
     SquaresInF32,
@@ -252,6 +255,23 @@ impl Backend for Faulty {
             self.map(lse, |_, v| if self.is(Fault::HeadGradientForgetsTarget) { v + 0.1 } else { v });
         self.inner.linear_cross_entropy_backward(d_nll, input, targets, &shifted, dw)
     }
+    fn linear_cross_entropy_with_gradient(
+        &self,
+        d_nll: &Tensor,
+        input: (&Tensor, &Tensor),
+        targets: &[u32],
+        dw: &mut Tensor,
+    ) -> (CrossEntropy, Tensor) {
+        let scaled = self.map(d_nll, |_, v| if self.is(Fault::HeadAtOnceForgetsScale) { 1.0 } else { v });
+        let (mut loss, mut dh) = self.inner.linear_cross_entropy_with_gradient(&scaled, input, targets, dw);
+        if self.is(Fault::HeadAtOnceCountsMasked) {
+            loss.nll = self.map(&loss.nll, |i, v| if targets[i] == u32::MAX { 1.0 } else { v });
+        }
+        if self.is(Fault::HeadAtOnceSwallowsNan) {
+            dh = self.map(&dh, |_, v| if v.is_nan() { 0.0 } else { v });
+        }
+        (loss, dh)
+    }
     fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW) {
         let mut step = *step;
         if self.is(Fault::AdamWWithoutBias) {
@@ -322,6 +342,9 @@ fn faults_in_gate_embedding_head_and_optimizer_are_caught() {
     caught(suite::head::non_finite, Fault::HeadSwallowsNan);
     caught(suite::head::backward, Fault::HeadGradientOverwrites);
     caught(suite::head::backward, Fault::HeadGradientForgetsTarget);
+    caught(suite::head::with_gradient, Fault::HeadAtOnceForgetsScale);
+    caught(suite::head::no_target, Fault::HeadAtOnceCountsMasked);
+    caught(suite::head::non_finite, Fault::HeadAtOnceSwallowsNan);
     caught(suite::optimizer::adamw, Fault::AdamWCoupledDecay);
     caught(suite::optimizer::adamw, Fault::AdamWWithoutBias);
     caught(suite::optimizer::sum_of_squares, Fault::SquaresInF32);

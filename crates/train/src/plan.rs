@@ -136,7 +136,11 @@ pub fn estimate_memory(model: &Config, config: &TrainConfig, dtype: DType) -> u6
     // Block inputs and residuals, both norms' outputs, rotated qkv, attention output, gate and up, their product.
     let per_layer = (4 * c.dim + (q + 2 * kv) + q + 3 * c.ffn) as f64;
     let layers = c.layers as f64;
-    let kept = if config.recompute { layers * c.dim as f64 + per_layer } else { layers * per_layer };
+    let kept = if config.recompute == llamero_model::Recompute::Blocks {
+        layers * c.dim as f64 + per_layer
+    } else {
+        layers * per_layer
+    };
     // The widest moment of the backward pass holds a few block-wide gradients beside what is kept.
     let working = (6 * c.dim + 4 * c.ffn) as f64;
     let tokens = config.micro_batch.min(config.batch) as f64 * config.sequence as f64;

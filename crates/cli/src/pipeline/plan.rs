@@ -151,7 +151,7 @@ impl Run {
         if let Some(available) = crate::machine::available_memory().filter(|a| *a < needed) {
             bail!(
                 "training `{size}` needs about {}, but only {} of memory are free\n\
-                 hint: lower `pretrain.micro_batch` or `pretrain.sequence`, set `pretrain.recompute = true`, or take a \
+                 hint: lower `pretrain.micro_batch` or `pretrain.sequence`, set `pretrain.recompute = \"blocks\"`, or take a \
                  smaller `model.preset`",
                 bytes(needed),
                 bytes(available)

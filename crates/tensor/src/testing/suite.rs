@@ -63,6 +63,7 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("attention::cached", attention::cached),
     ("head::forward", head::forward),
     ("head::backward", head::backward),
+    ("head::with_gradient", head::with_gradient),
     ("head::large_logits", head::large_logits),
     ("head::no_target", head::no_target),
     ("head::row_invariance", head::row_invariance),
