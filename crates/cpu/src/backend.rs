@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use half::bf16;
 use llamero_tensor::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, Memory, NO_TARGET,
-    RopeDirection, RopeTable, Segments, Shape, Tensor,
+    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
+    Memory, NO_TARGET, RopeDirection, RopeTable, Segments, Shape, Tensor,
 };
 
 use crate::Cpu;
@@ -13,8 +13,12 @@ use crate::attention::{Document, Gradient, Job, attend, attention_backward};
 use crate::exec::Tile;
 use crate::gemm::{Mat, Out, Right, gemm, pack_panels};
 use crate::loss::{self, Head, Saved};
-use crate::ops;
-use crate::storage::{Storage, Stored, data, elements, elements_mut, f32s, mat, produce, storage, typed};
+use crate::master::{join_all, split_all};
+use crate::ops::{self, MasterMut};
+use crate::storage::{
+    Storage, Stored, data, elements, elements_mut, f32s, low_halves, low_halves_mut, mat, produce, storage,
+    typed,
+};
 
 /// Panics with the op and the shapes of its tensors unless the condition holds.
 macro_rules! fits {
@@ -129,6 +133,19 @@ impl Backend for Cpu {
         typed!(data("cast", x), x => {
             with_type!(dtype, E => produce::<E>(&self.exec, shape, |out| ops::convert(&self.exec, x, out)))
         })
+    }
+
+    fn split(&self, x: &Tensor) -> (Tensor, LowHalves) {
+        let (shape, values) = (x.shape(), f32s("split", x));
+        let mut low = self.exec.memory.stale::<i16>(shape.elements());
+        let high = produce(&self.exec, shape, |high| split_all(&self.exec, values, high, &mut low));
+        (high, LowHalves::from_storage(shape, low))
+    }
+
+    fn join(&self, high: &Tensor, low: &LowHalves) -> Tensor {
+        fits!("join", high.shape() == low.shape(), high, low);
+        let (upper, lower) = (elements::<bf16>("join", high), low_halves("join", low));
+        produce(&self.exec, high.shape(), |out| join_all(&self.exec, upper, lower, out))
     }
 
     fn pack(&self, w: &Tensor) -> Tensor {
@@ -391,9 +408,17 @@ impl Backend for Cpu {
     fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW) {
         let AdamWState { weight, m, v } = state;
         let shape = grad.shape();
-        fits!("adamw", [&*weight, m, v].iter().all(|x| x.shape() == shape), weight, m, v, grad);
-        let [weight, m, v] = [weight, m, v].map(|x| elements_mut::<f32>("adamw", x));
-        ops::adamw(&self.exec, (weight, m, v), f32s("adamw", grad), step);
+        let w = weight.shape();
+        fits!("adamw", w == shape && m.shape() == shape && v.shape() == shape, w, m, v, grad);
+        let weight = match weight {
+            Master::F32(weight) => MasterMut::F32(elements_mut("adamw", weight)),
+            Master::Split { high, low } => {
+                fits!("adamw", low.shape() == shape, high, low, grad);
+                MasterMut::Split(elements_mut("adamw", high), low_halves_mut("adamw", low))
+            }
+        };
+        let [m, v] = [m, v].map(|x| elements_mut::<f32>("adamw", x));
+        ops::adamw(&self.exec, weight, (m, v), f32s("adamw", grad), step);
     }
 
     fn sum_of_squares(&self, x: &Tensor) -> f64 {

@@ -7,7 +7,7 @@
 //! - a row of a result depends on that row's inputs only, never on how many rows stand beside it, nor on the
 //!   number of threads: scoring, training and decoding give the same bits.
 
-use crate::{CachedSegment, DType, Heads, RopeDirection, RopeTable, Segments, Shape, Tensor};
+use crate::{CachedSegment, DType, Heads, LowHalves, RopeDirection, RopeTable, Segments, Shape, Tensor};
 
 /// The target of a row that takes no part in the loss.
 pub const NO_TARGET: u32 = u32::MAX;
@@ -49,13 +49,36 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
-/// The f32 tensors of one parameter that AdamW updates, all of one shape.
+/// The f32 master weights of one parameter.
+pub enum Master<'a> {
+    /// As they are, when the model computes in f32.
+    F32(&'a mut Tensor),
+    /// In the two halves of [`Backend::split`], when it computes in bf16: no second copy.
+    Split {
+        /// The bf16 weights that the model computes with.
+        high: &'a mut Tensor,
+        /// The rest.
+        low: &'a mut LowHalves,
+    },
+}
+
+impl Master<'_> {
+    /// Rows and columns.
+    pub fn shape(&self) -> Shape {
+        match self {
+            Master::F32(weight) => weight.shape(),
+            Master::Split { high, .. } => high.shape(),
+        }
+    }
+}
+
+/// What AdamW updates of one parameter, all of one shape.
 pub struct AdamWState<'a> {
     /// Master weights.
-    pub weight: &'a mut Tensor,
-    /// First moment.
+    pub weight: Master<'a>,
+    /// First moment, f32.
     pub m: &'a mut Tensor,
-    /// Second moment.
+    /// Second moment, f32.
     pub v: &'a mut Tensor,
 }
 
@@ -90,6 +113,17 @@ pub trait Backend: Send + Sync {
 
     /// `x` in another dtype.
     fn cast(&self, x: &Tensor, dtype: DType) -> Tensor;
+
+    /// Divides f32 values into bf16 ones and the rest, from which [`Backend::join`] makes the same bits again.
+    ///
+    /// bf16 is rounded to nearest with ties away from zero, `high = (bits + 0x8000) >> 16`, so that the rest
+    /// `low = bits − (high << 16)` always fits a signed 16-bit number; of a tie rounded to even it could be +0x8000 or
+    /// −0x8000. Values beyond the largest bf16 round to infinity and still join to themselves. A NaN stays a NaN, but
+    /// loses the bits that tell it from others.
+    fn split(&self, x: &Tensor) -> (Tensor, LowHalves);
+
+    /// The f32 values that [`Backend::split`] divided.
+    fn join(&self, high: &Tensor, low: &LowHalves) -> Tensor;
 
     /// A copy of a weight `[N, K]` arranged for [`Backend::linear`], for weights that are used many times unchanged.
     /// The result behaves like `w` in `linear` (same bits) and in `linear_cross_entropy`, and nowhere else.
@@ -198,7 +232,8 @@ pub trait Backend: Send + Sync {
         (loss, dh)
     }
 
-    /// One AdamW update of a parameter with gradient `grad` (f32), in one pass.
+    /// One AdamW update of a parameter with gradient `grad` (f32), in one pass. Split weights come to the same bits as
+    /// weights that are not.
     fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW);
 
     /// Σ x² in f64, in a fixed order.

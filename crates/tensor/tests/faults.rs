@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use llamero_tensor::testing::Oracle;
 use llamero_tensor::testing::suite::{self, Group};
 use llamero_tensor::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, Memory, RopeDirection,
-    RopeTable, Segment, Segments, Shape, Tensor,
+    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
+    Memory, RopeDirection, RopeTable, Segment, Segments, Shape, Tensor,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,6 +45,9 @@ enum Fault {
     HeadAtOnceSwallowsNan,
     AdamWCoupledDecay,
     AdamWWithoutBias,
+    AdamWForgetsLowHalves,
+    SplitRoundsToEven,
+    JoinForgetsLowHalves,
     SquaresInF32,
 }
 
@@ -100,6 +103,16 @@ impl Backend for Faulty {
     }
     fn cast(&self, x: &Tensor, dtype: DType) -> Tensor {
         self.inner.cast(x, dtype)
+    }
+    fn split(&self, x: &Tensor) -> (Tensor, LowHalves) {
+        let (high, low) = self.inner.split(x);
+        (if self.is(Fault::SplitRoundsToEven) { self.inner.cast(x, DType::Bf16) } else { high }, low)
+    }
+    fn join(&self, high: &Tensor, low: &LowHalves) -> Tensor {
+        if self.is(Fault::JoinForgetsLowHalves) {
+            return self.inner.cast(high, DType::F32);
+        }
+        self.inner.join(high, low)
     }
     fn pack(&self, w: &Tensor) -> Tensor {
         self.inner.pack(w)
@@ -272,16 +285,22 @@ impl Backend for Faulty {
         }
         (loss, dh)
     }
-    fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW) {
+    fn adamw(&self, mut state: AdamWState<'_>, grad: &Tensor, step: &AdamW) {
         let mut step = *step;
         if self.is(Fault::AdamWWithoutBias) {
             (step.bias1, step.bias2) = (1.0, 1.0);
         }
         if self.is(Fault::AdamWCoupledDecay) {
-            let weight = self.download(state.weight);
+            let Master::F32(weight) = &state.weight else { panic!("not asked for") };
+            let weight = self.download(weight);
             let grad = self.map(grad, |i, g| g + step.weight_decay * weight[i] / step.grad_scale);
             step.weight_decay = 0.0;
             return self.inner.adamw(state, &grad, &step);
+        }
+        if let (true, Master::Split { high, low }) =
+            (self.is(Fault::AdamWForgetsLowHalves), &mut state.weight)
+        {
+            **low = self.inner.split(&self.inner.cast(high, DType::F32)).1;
         }
         self.inner.adamw(state, grad, &step);
     }
@@ -347,5 +366,8 @@ fn faults_in_gate_embedding_head_and_optimizer_are_caught() {
     caught(suite::head::non_finite, Fault::HeadAtOnceSwallowsNan);
     caught(suite::optimizer::adamw, Fault::AdamWCoupledDecay);
     caught(suite::optimizer::adamw, Fault::AdamWWithoutBias);
+    caught(suite::optimizer::split, Fault::SplitRoundsToEven);
+    caught(suite::optimizer::split, Fault::JoinForgetsLowHalves);
+    caught(suite::optimizer::adamw_split, Fault::AdamWForgetsLowHalves);
     caught(suite::optimizer::sum_of_squares, Fault::SquaresInF32);
 }

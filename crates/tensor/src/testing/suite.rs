@@ -69,6 +69,8 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("head::row_invariance", head::row_invariance),
     ("head::non_finite", head::non_finite),
     ("optimizer::adamw", optimizer::adamw),
+    ("optimizer::split", optimizer::split),
+    ("optimizer::adamw_split", optimizer::adamw_split),
     ("optimizer::sum_of_squares", optimizer::sum_of_squares),
     ("contract::shapes_that_do_not_fit", contract::shapes_that_do_not_fit),
     ("contract::shared_storage", contract::shared_storage),
