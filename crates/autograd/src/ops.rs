@@ -51,10 +51,11 @@ impl<'m> Tape<'m> {
 
     /// Rotary position embedding of the queries and keys in `qkv [T, (H+2G)·D]`.
     pub fn rope(&mut self, qkv: Var, heads: Heads, segments: &Segments, table: &RopeTable) -> Var {
-        let y = self.backend.rope(qkv.value(), heads, segments, table, RopeDirection::Forward);
+        let id = qkv.id();
+        let y = self.backend.rope(qkv.into_value(), heads, segments, table, RopeDirection::Forward);
         let (segments, table) = (segments.clone(), table.clone());
-        self.op(y, [qkv.id()], move |sweep, dy| {
-            Ok(vec![sweep.backend.rope(&dy, heads, &segments, &table, RopeDirection::Backward)])
+        self.op(y, [id], move |sweep, dy| {
+            Ok(vec![sweep.backend.rope(dy, heads, &segments, &table, RopeDirection::Backward)])
         })
     }
 

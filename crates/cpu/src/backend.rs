@@ -235,13 +235,13 @@ impl Backend for Cpu {
 
     fn rope(
         &self,
-        qkv: &Tensor,
+        mut qkv: Tensor,
         heads: Heads,
         segments: &Segments,
         table: &RopeTable,
         direction: RopeDirection,
     ) -> Tensor {
-        check_heads("rope", qkv, heads, segments.total_rows());
+        check_heads("rope", &qkv, heads, segments.total_rows());
         let last = segments.iter().map(|s| s.past + s.rows.len()).max().unwrap_or(0);
         assert!(
             2 * table.half == heads.dim && last <= table.positions(),
@@ -250,11 +250,13 @@ impl Backend for Cpu {
             2 * table.half
         );
         with_type!(qkv.dtype(), E => {
-            let x = elements::<E>("rope", qkv);
-            produce::<E>(&self.exec, qkv.shape(), |out| {
-                ops::rope(&self.exec, x, heads, (segments, table, direction), out);
-            })
-        })
+            if qkv.is_shared() {
+                let x = elements::<E>("rope", &qkv);
+                qkv = produce::<E>(&self.exec, qkv.shape(), |out| out.copy_from_slice(x));
+            }
+            ops::rope(&self.exec, elements_mut::<E>("rope", &mut qkv), heads, (segments, table, direction));
+        });
+        qkv
     }
 
     fn attention(&self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Attention {

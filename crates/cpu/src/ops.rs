@@ -75,12 +75,12 @@ pub(crate) fn rms_norm_backward<E: Element, W: Element>(
     });
 }
 
+/// In place.
 pub(crate) fn rope<E: Element>(
     exec: &Exec,
-    qkv: &[E],
+    qkv: &mut [E],
     heads: Heads,
     (segments, table, direction): (&Segments, &RopeTable, RopeDirection),
-    out: &mut [E],
 ) {
     let width = heads.width();
     if width == 0 {
@@ -90,15 +90,14 @@ pub(crate) fn rope<E: Element>(
     let turned = (heads.query + heads.kv) * heads.dim;
     let sign = if direction == RopeDirection::Forward { 1.0 } else { -1.0 };
     let step = exec.rows_per_task(positions.len());
-    let ns = out.len() as f64 * 0.4;
-    exec.chunks(out, step * width, ns, |i, out| {
-        for (row, out) in out.chunks_exact_mut(width).enumerate() {
-            let row = i * step + row;
-            let x = &qkv[row * width..][..width];
-            let at = positions[row] * table.half;
+    let ns = qkv.len() as f64 * 0.4;
+    exec.chunks(qkv, step * width, ns, |i, rows| {
+        let mut before = exec.memory.stale::<E>(turned);
+        for (row, out) in rows.chunks_exact_mut(width).enumerate() {
+            before.copy_from_slice(&out[..turned]);
+            let at = positions[i * step + row] * table.half;
             let (cos, sin) = (&table.cos[at..][..table.half], &table.sin[at..][..table.half]);
-            exec.run(Rope { heads: &x[..turned], cos, sin, sign, out: &mut out[..turned] });
-            out[turned..].copy_from_slice(&x[turned..]);
+            exec.run(Rope { heads: &before, cos, sin, sign, out: &mut out[..turned] });
         }
     });
 }

@@ -162,11 +162,12 @@ pub trait Backend: Send + Sync {
     /// Gradient of [`Backend::rms_norm`]: returns `dx [T, C]` and adds into `dw [1, C]` f32.
     fn rms_norm_backward(&self, dy: &Tensor, x: &Tensor, w: &Tensor, eps: f32, dw: &mut Tensor) -> Tensor;
 
-    /// Rotary embedding of the queries and keys of `qkv [T, (H+2G)·D]`; values pass unchanged. Rotation in f32.
+    /// Rotary embedding of the queries and keys of `qkv [T, (H+2G)·D]`; values pass unchanged. Rotation in f32. The
+    /// result takes the storage of `qkv` where that is not shared; otherwise `qkv` is copied.
     /// Linear and orthogonal, so the backward pass is the same op with [`RopeDirection::Backward`].
     fn rope(
         &self,
-        qkv: &Tensor,
+        qkv: Tensor,
         heads: Heads,
         segments: &Segments,
         table: &RopeTable,

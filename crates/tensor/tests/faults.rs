@@ -28,6 +28,8 @@ enum Fault {
     RopeTurnsValues,
     RopeDirectionLost,
     RopePositionsFromZero,
+    RopeWrongInPlace,
+    RopeAlwaysCopies,
     AttentionCrossesDocuments,
     AttentionUnscaled,
     AttentionGradientForgetsOutput,
@@ -167,7 +169,7 @@ impl Backend for Faulty {
     }
     fn rope(
         &self,
-        qkv: &Tensor,
+        qkv: Tensor,
         heads: Heads,
         segments: &Segments,
         table: &RopeTable,
@@ -177,10 +179,19 @@ impl Backend for Faulty {
         let from_zero =
             || Segments::new(segments.iter().map(|s| Segment { rows: s.rows.clone(), past: 0 }).collect());
         let segments = if self.is(Fault::RopePositionsFromZero) { from_zero() } else { segments.clone() };
+        let direction = match direction {
+            RopeDirection::Backward if self.is(Fault::RopeWrongInPlace) && !qkv.is_shared() => {
+                RopeDirection::Forward
+            }
+            direction => direction,
+        };
+        let qkv = if self.is(Fault::RopeAlwaysCopies) { self.map(&qkv, |_, v| v) } else { qkv };
         let turned = self.inner.rope(qkv, heads, &segments, table, direction);
         let values_at = heads.query_width() + heads.kv_width();
-        let turns = |i: usize| self.is(Fault::RopeTurnsValues) && i % heads.width() >= values_at;
-        self.map(&turned, |i, v| if turns(i) { -v } else { v })
+        if self.is(Fault::RopeTurnsValues) {
+            return self.map(&turned, |i, v| if i % heads.width() >= values_at { -v } else { v });
+        }
+        turned
     }
     fn attention(&self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Attention {
         let one = Segments::documents([segments.total_rows()]);
@@ -344,6 +355,8 @@ fn faults_in_norm_rope_and_attention_are_caught() {
     caught(suite::norm::backward, Fault::NormGradientOverwrites);
     caught(suite::rope::forward_and_backward, Fault::RopeTurnsValues);
     caught(suite::rope::forward_and_backward, Fault::RopePositionsFromZero);
+    caught(suite::rope::forward_and_backward, Fault::RopeWrongInPlace);
+    caught(suite::rope::forward_and_backward, Fault::RopeAlwaysCopies);
     caught(suite::rope::identity, Fault::RopeDirectionLost);
     caught(suite::attention::forward, Fault::AttentionCrossesDocuments);
     caught(suite::attention::forward, Fault::AttentionUnscaled);

@@ -291,31 +291,38 @@ impl Backend for Oracle {
 
     fn rope(
         &self,
-        qkv: &Tensor,
+        mut qkv: Tensor,
         heads: Heads,
         segments: &Segments,
         table: &RopeTable,
         direction: RopeDirection,
     ) -> Tensor {
-        attention::require_packed("rope", qkv, heads, segments);
+        attention::require_packed("rope", &qkv, heads, segments);
         assert!(table.half * 2 == heads.dim, "rope: table of {} pairs for {heads:?}", table.half);
         let positions: Vec<usize> = segments.positions().collect();
         let past_end = positions.iter().find(|&&p| p >= table.positions());
         assert!(past_end.is_none(), "rope: position {past_end:?} outside a table of {}", table.positions());
         let half = table.half;
-        self.build(qkv.shape(), qkv.dtype(), |t, c| {
+        let turned = |t: usize, c: usize| {
             if c >= heads.query_width() + heads.kv_width() {
-                return row(qkv, t)[c];
+                return row(&qkv, t)[c];
             }
             let angle = positions[t] * half + c % heads.dim % half;
             let (cos, sin) = (f64::from(table.cos[angle]), f64::from(table.sin[angle]));
             let sin = if direction == RopeDirection::Forward { sin } else { -sin };
             if c % heads.dim < half {
-                row(qkv, t)[c] * cos - row(qkv, t)[c + half] * sin
+                row(&qkv, t)[c] * cos - row(&qkv, t)[c + half] * sin
             } else {
-                row(qkv, t)[c] * cos + row(qkv, t)[c - half] * sin
+                row(&qkv, t)[c] * cos + row(&qkv, t)[c - half] * sin
             }
-        })
+        };
+        let cells = (0..qkv.rows()).flat_map(|t| (0..qkv.cols()).map(move |c| (t, c)));
+        let values: Vec<f64> = cells.map(|(t, c)| turned(t, c)).collect();
+        if qkv.is_shared() {
+            return self.make(qkv.shape(), qkv.dtype(), values);
+        }
+        self.update(&mut qkv, |i, _| values[i]);
+        qkv
     }
 
     fn attention(&self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Attention {

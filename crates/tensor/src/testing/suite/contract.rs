@@ -52,10 +52,10 @@ pub fn shapes_that_do_not_fit(backend: &dyn Backend) {
         backend.rms_norm_backward(&z(2, 3), &z(3, 3), &z(1, 3), 1e-5, &mut z(1, 3))
     });
     panics(backend, "rope", what, || {
-        backend.rope(&z(5, 15), heads, &segments, &rope_table(9, 4), RopeDirection::Forward)
+        backend.rope(z(5, 15), heads, &segments, &rope_table(9, 4), RopeDirection::Forward)
     });
     panics(backend, "rope", "a position outside the table", || {
-        backend.rope(&z(5, 16), heads, &segments, &rope_table(2, 4), RopeDirection::Forward)
+        backend.rope(z(5, 16), heads, &segments, &rope_table(2, 4), RopeDirection::Forward)
     });
     panics(backend, "attention", "a wrong number of rows", || backend.attention(&z(6, 16), heads, &segments));
     panics(backend, "attention_backward", what, || {
@@ -150,7 +150,7 @@ pub fn fingerprint(backend: &dyn Backend) -> Vec<(String, u64)> {
         let segments = Segments::documents([70, 1, 79]);
         note(
             "rope",
-            &backend.rope(&qkv, heads, &segments, &rope_table(80, heads.dim), RopeDirection::Forward),
+            &backend.rope(qkv.clone(), heads, &segments, &rope_table(80, heads.dim), RopeDirection::Forward),
         );
         let saved = backend.attention(&qkv, heads, &segments);
         note("attention", &saved.out);
