@@ -125,7 +125,10 @@ impl Backend for Cpu {
     }
 
     fn zeros(&self, shape: Shape, dtype: DType) -> Tensor {
-        with_type!(dtype, E => produce::<E>(&self.exec, shape, |out| out.fill(E::default())))
+        with_type!(dtype, E => {
+            let zeros = self.exec.memory.zeros::<E>(shape.elements());
+            Tensor::from_storage(shape, dtype, E::wrap(zeros))
+        })
     }
 
     fn cast(&self, x: &Tensor, dtype: DType) -> Tensor {

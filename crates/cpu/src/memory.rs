@@ -1,7 +1,11 @@
-//! The caching allocator: blocks in size classes, 64-byte aligned, returned when dropped.
+//! The caching allocator: 64-byte aligned blocks, kept for reuse when dropped.
 //!
-//! Blocks are zeroed when they come from the system, so a reused block holds old values but never
-//! uninitialised memory.
+//! Small blocks come from the heap in size classes. Large ones are mappings of their own: whole pages that the system
+//! fills with zeros when they are first touched, and that go back to it at once, whatever the heap does with freed
+//! memory. All blocks together, in use and kept, never take much more than the blocks in use ever took, so the
+//! resident memory of the process stays close to the peak that is counted.
+//!
+//! Blocks are zero when they come from the system, so a reused block holds old values but never uninitialised memory.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::collections::BTreeMap;
@@ -12,15 +16,29 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use llamero_tensor::Memory;
+use memmap2::MmapMut;
 
 const ALIGN: usize = 64;
-/// Cached blocks may exceed the highest use so far by this fraction (one over it).
-const SLACK: usize = 4;
+/// From here on blocks are mappings.
+const LARGE: usize = 1 << 20;
+/// Large blocks are multiples of this.
+const PAGE: usize = 1 << 12;
+/// All blocks may exceed the highest use so far by this fraction (one over it).
+const SLACK: usize = 16;
+/// A kept block may exceed what is asked for by this fraction (one over it).
+const WASTE: usize = 8;
 
-/// A block of memory of one size class.
+enum Source {
+    Heap(NonNull<u8>),
+    Mapping(MmapMut),
+}
+
+/// A block of memory.
 struct Block {
-    ptr: NonNull<u8>,
-    class: usize,
+    source: Source,
+    size: usize,
+    /// Still all zeros.
+    fresh: bool,
 }
 
 // SAFETY: a block owns its memory and has no thread affinity.
@@ -29,41 +47,116 @@ unsafe impl Send for Block {}
 unsafe impl Sync for Block {}
 
 impl Block {
-    fn layout(class: usize) -> Layout {
-        Layout::from_size_align(class, ALIGN).expect("size classes fit the address space")
+    fn layout(size: usize) -> Layout {
+        Layout::from_size_align(size, ALIGN).expect("sizes of blocks fit the address space")
     }
 
-    fn new(class: usize) -> Self {
-        let layout = Self::layout(class);
-        // SAFETY: the size of a class is never zero.
-        let ptr = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(ptr) else { handle_alloc_error(layout) };
-        Self { ptr, class }
+    fn new(size: usize) -> Self {
+        let source = if size < LARGE {
+            // SAFETY: the size of a block is never zero.
+            let ptr = unsafe { alloc_zeroed(Self::layout(size)) };
+            NonNull::new(ptr).map(Source::Heap)
+        } else {
+            MmapMut::map_anon(size).ok().map(|mapping| {
+                // Fewer page faults and better reach of the processor's address cache; only a wish.
+                #[cfg(target_os = "linux")]
+                drop(mapping.advise(memmap2::Advice::HugePage));
+                Source::Mapping(mapping)
+            })
+        };
+        let Some(source) = source else { handle_alloc_error(Self::layout(size)) };
+        Self { source, size, fresh: true }
+    }
+
+    fn as_ptr(&self) -> *const u8 {
+        match &self.source {
+            Source::Heap(ptr) => ptr.as_ptr(),
+            Source::Mapping(mapping) => mapping.as_ptr(),
+        }
+    }
+
+    fn as_mut_ptr(&mut self) -> *mut u8 {
+        match &mut self.source {
+            Source::Heap(ptr) => ptr.as_ptr(),
+            Source::Mapping(mapping) => mapping.as_mut_ptr(),
+        }
     }
 }
 
 impl Drop for Block {
     fn drop(&mut self) {
-        // SAFETY: allocated in `new` with the same layout.
-        unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.class)) }
+        if let Source::Heap(ptr) = &self.source {
+            // SAFETY: allocated in `new` with the same layout.
+            unsafe { dealloc(ptr.as_ptr(), Self::layout(self.size)) }
+        }
     }
 }
 
 #[derive(Default)]
 struct State {
+    /// Kept blocks by size.
     free: BTreeMap<usize, Vec<Block>>,
     free_bytes: usize,
-    live: Memory,
+    /// Sizes of the blocks in use.
+    used_bytes: usize,
+    /// Largest `used_bytes` so far.
     highest: usize,
+    /// What was asked for.
+    live: Memory,
 }
 
-/// Hands out [`Buffer`]s. Clones share the cache.
+impl State {
+    /// Takes out the smallest kept block of at least `size`.
+    fn smallest_from(&mut self, size: usize) -> Option<Block> {
+        let found = *self.free.range(size..).next()?.0;
+        self.remove(found)
+    }
+
+    fn remove(&mut self, size: usize) -> Option<Block> {
+        let blocks = self.free.get_mut(&size)?;
+        let block = blocks.pop()?;
+        if blocks.is_empty() {
+            self.free.remove(&size);
+        }
+        self.free_bytes -= size;
+        Some(block)
+    }
+
+    fn keep(&mut self, block: Block) {
+        self.free_bytes += block.size;
+        self.free.entry(block.size).or_default().push(block);
+    }
+
+    /// A kept block for `size` bytes that is not much larger.
+    fn reuse(&mut self, size: usize) -> Option<Block> {
+        let (&found, _) = self.free.range(size..=size + size / WASTE).next()?;
+        self.remove(found)
+    }
+
+    /// Kept blocks to give back to the system so that all blocks stay within their bounds.
+    fn excess(&mut self) -> Vec<Block> {
+        let room = self.highest + self.highest / SLACK;
+        let mut excess = Vec::new();
+        while self.used_bytes + self.free_bytes > room {
+            // One that is large enough, or else the largest and more.
+            let over = self.used_bytes + self.free_bytes - room;
+            let largest = self.free.keys().next_back().copied();
+            let Some(block) = self.smallest_from(largest.map_or(over, |largest| over.min(largest))) else {
+                break;
+            };
+            excess.push(block);
+        }
+        excess
+    }
+}
+
+/// Hands out [`Buffer`]s. Clones share the kept blocks.
 #[derive(Clone, Default)]
 pub(crate) struct Allocator(Arc<Mutex<State>>);
 
-/// Sizes in steps of an eighth of the power of two below.
-fn class_of(bytes: usize) -> usize {
-    let step = (bytes.max(512).next_power_of_two() / 16).max(ALIGN);
+/// Small sizes in steps of an eighth of the power of two below, large ones in pages.
+fn size_of_block(bytes: usize) -> usize {
+    let step = if bytes < LARGE { (bytes.max(512).next_power_of_two() / 16).max(ALIGN) } else { PAGE };
     bytes.max(ALIGN).next_multiple_of(step)
 }
 
@@ -85,46 +178,42 @@ impl Allocator {
 
     /// `len` elements with whatever values the block held last.
     pub(crate) fn stale<T: Pod>(&self, len: usize) -> Buffer<T> {
-        let bytes = len.checked_mul(size_of::<T>()).expect("a tensor fits the address space");
-        let class = class_of(bytes);
-        let cached = {
-            let mut state = self.state();
-            state.live.live_bytes += bytes;
-            state.live.peak_bytes = state.live.peak_bytes.max(state.live.live_bytes);
-            state.highest = state.highest.max(state.live.live_bytes);
-            let cached = state.free.get_mut(&class).and_then(Vec::pop);
-            if cached.is_some() {
-                state.free_bytes -= class;
-            }
-            cached
-        };
-        let block = cached.unwrap_or_else(|| Block::new(class));
-        Buffer { block: Some(block), len, owner: self.clone(), marker: PhantomData }
+        let mut buffer = self.take(len);
+        buffer.block_mut().fresh = false;
+        buffer
     }
 
-    /// `len` zeros.
+    /// `len` zeros. Those of a new block are not touched.
     pub(crate) fn zeros<T: Pod>(&self, len: usize) -> Buffer<T> {
-        let mut buffer = self.stale(len);
-        buffer.fill(T::zeroed());
+        let mut buffer = self.take(len);
+        if !std::mem::take(&mut buffer.block_mut().fresh) {
+            buffer.fill(T::zeroed());
+        }
         buffer
+    }
+
+    fn take<T: Pod>(&self, len: usize) -> Buffer<T> {
+        let bytes = len.checked_mul(size_of::<T>()).expect("a tensor fits the address space");
+        let size = size_of_block(bytes);
+        let mut state = self.state();
+        state.live.live_bytes += bytes;
+        state.live.peak_bytes = state.live.peak_bytes.max(state.live.live_bytes);
+        let kept = state.reuse(size);
+        state.used_bytes += kept.as_ref().map_or(size, |block| block.size);
+        state.highest = state.highest.max(state.used_bytes);
+        let excess = if kept.is_some() { Vec::new() } else { state.excess() };
+        drop(state);
+        // Before the new block comes, so that both are never there together.
+        drop(excess);
+        let block = kept.unwrap_or_else(|| Block::new(size));
+        Buffer { block: Some(block), len, owner: self.clone(), marker: PhantomData }
     }
 
     fn give_back(&self, block: Block, bytes: usize) {
         let mut state = self.state();
         state.live.live_bytes -= bytes;
-        let room = state.highest + state.highest / SLACK;
-        state.free_bytes += block.class;
-        state.free.entry(block.class).or_default().push(block);
-        while state.live.live_bytes + state.free_bytes > room {
-            // The class that holds most is the likeliest to be left over from a shape no longer used.
-            let Some(class) = state.free.iter().max_by_key(|(c, v)| *c * v.len()).map(|(c, _)| *c) else {
-                break;
-            };
-            if state.free.get_mut(&class).and_then(Vec::pop).is_none() {
-                break;
-            }
-            state.free_bytes -= class;
-        }
+        state.used_bytes -= block.size;
+        state.keep(block);
     }
 }
 
@@ -137,8 +226,12 @@ pub(crate) struct Buffer<T: Pod> {
 }
 
 impl<T: Pod> Buffer<T> {
-    fn ptr(&self) -> NonNull<T> {
-        self.block.as_ref().expect("the block is only taken by drop").ptr.cast()
+    fn block(&self) -> &Block {
+        self.block.as_ref().expect("the block is only taken by drop")
+    }
+
+    fn block_mut(&mut self) -> &mut Block {
+        self.block.as_mut().expect("the block is only taken by drop")
     }
 }
 
@@ -148,14 +241,15 @@ impl<T: Pod> Deref for Buffer<T> {
     fn deref(&self) -> &[T] {
         // SAFETY: the block is aligned to 64 bytes, holds `len` elements, was zeroed or written before, and
         // every bit pattern is a `T` (`Pod`).
-        unsafe { std::slice::from_raw_parts(self.ptr().as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts(self.block().as_ptr().cast(), self.len) }
     }
 }
 
 impl<T: Pod> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
+        let len = self.len;
         // SAFETY: as in `deref`; the buffer owns the block.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr().as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.block_mut().as_mut_ptr().cast(), len) }
     }
 }
 
@@ -172,36 +266,69 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_waste_little() {
-        for bytes in 1..100_000 {
-            let class = class_of(bytes);
-            assert!(class >= bytes && class.is_multiple_of(ALIGN));
-            assert!(bytes < 1024 || class <= bytes + bytes / 8, "{bytes} -> {class}");
-            assert_eq!(class_of(class), class);
+    fn blocks_waste_little() {
+        for bytes in (1..100_000).chain((1 << 20) - 100..(1 << 20) + 5000) {
+            let size = size_of_block(bytes);
+            assert!(size >= bytes && size.is_multiple_of(ALIGN));
+            assert!(bytes < 1024 || size <= bytes + bytes / 8, "{bytes} -> {size}");
+            assert_eq!(size_of_block(size), size);
         }
     }
 
     #[test]
-    fn blocks_are_reused_counted_and_bounded() {
+    fn blocks_are_reused_and_counted() {
         let a = Allocator::default();
-        let first = a.stale::<f32>(1000);
-        let at = first.as_ptr();
-        assert_eq!(at as usize % ALIGN, 0);
-        assert_eq!(a.memory().live_bytes, 4000);
-        drop(first);
-        assert_eq!(a.memory(), Memory { live_bytes: 0, peak_bytes: 4000 });
-        let mut again = a.stale::<f32>(1000);
-        assert_eq!(again.as_ptr(), at);
-        again[0] = 1.0;
-        drop(again);
-        assert_eq!(a.zeros::<f32>(1000)[0], 0.0);
-        for n in 1..200 {
-            drop(a.stale::<u16>(n * 100));
-            let state = a.state();
-            assert!(state.free_bytes <= state.highest + state.highest / SLACK);
-            assert_eq!(state.free_bytes, state.free.iter().map(|(c, v)| c * v.len()).sum::<usize>());
+        for len in [1000, 1 << 20] {
+            let first = a.stale::<f32>(len);
+            let at = first.as_ptr();
+            assert_eq!(at as usize % ALIGN, 0);
+            assert_eq!(a.memory().live_bytes, 4 * len);
+            drop(first);
+            assert_eq!(a.memory(), Memory { live_bytes: 0, peak_bytes: 4 * len });
+            let mut again = a.stale::<f32>(len);
+            assert_eq!(again.as_ptr(), at);
+            again[len - 1] = 1.0;
+            drop(again);
+            assert_eq!(a.zeros::<f32>(len)[len - 1], 0.0);
+            // A little less fits too, much less does not.
+            assert_eq!(a.stale::<f32>(len - len / 10).as_ptr(), at);
+            assert!(a.stale::<f32>(len / 2).block().size < 3 * len);
+            a.reset_peak();
+            assert_eq!(a.memory(), Memory::default());
         }
-        a.reset_peak();
-        assert_eq!(a.memory(), Memory::default());
+    }
+
+    #[test]
+    fn all_blocks_together_stay_within_their_bounds() {
+        let a = Allocator::default();
+        let mut held = Vec::new();
+        for n in 1..300usize {
+            held.push(a.stale::<u16>(n * 7919 % 100 * 20_000 + 1));
+            if n % 3 == 0 {
+                held.swap_remove(n * 31 % held.len());
+            }
+            if n % 50 == 0 {
+                held.clear();
+            }
+            let state = a.state();
+            let used: usize = held.iter().map(|b| b.block().size).sum();
+            assert_eq!(state.used_bytes, used);
+            assert_eq!(state.free_bytes, state.free.iter().map(|(size, v)| size * v.len()).sum::<usize>());
+            assert!(used + state.free_bytes <= state.highest + state.highest / SLACK);
+        }
+    }
+
+    #[test]
+    fn new_blocks_are_zero_and_old_ones_are_filled() {
+        let a = Allocator::default();
+        for len in [100, 1 << 19] {
+            assert!(a.zeros::<u32>(len).iter().all(|x| *x == 0));
+            let mut x = a.stale::<u32>(len);
+            x.fill(7);
+            let at = x.as_ptr();
+            drop(x);
+            let zeros = a.zeros::<u32>(len);
+            assert!(zeros.as_ptr() == at && zeros.iter().all(|x| *x == 0));
+        }
     }
 }

@@ -9,11 +9,12 @@
 //! A final norm follows the last block. The output projection is not part of the forward pass: training fuses it with
 //! the loss, sampling needs it for the last row only.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use llamero_autograd::{Param, Tape, Var};
 use llamero_comm::Comm;
-use llamero_tensor::{Backend, DType, Heads, RopeTable, Segments};
+use llamero_tensor::{Backend, DType, Heads, RopeTable, Segments, Shape, pieces};
 use serde::{Deserialize, Serialize};
 
 use crate::{Config, Linear, ParamSpec, Placement, Shard, rope_table};
@@ -130,19 +131,26 @@ impl Llama {
         self.output.as_ref().or(self.embedding.as_ref())
     }
 
-    /// Builds what `place` holds from whole tensors given by `values`, one at a time.
+    /// Builds what `place` holds from `values`, which gives runs of rows of whole tensors: never more than a piece of a
+    /// tensor is there twice.
     pub fn build<E>(
         config: &Config,
         place: &Placement,
         device: (&dyn Backend, DType),
         ranks: &Arc<dyn Comm>,
-        mut values: impl FnMut(&ParamSpec) -> Result<Vec<f32>, E>,
+        mut values: impl FnMut(&ParamSpec, Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
         let (backend, dtype) = device;
         let mut params = Vec::new();
         for spec in config.params().into_iter().filter(|s| place.holds(config, s)) {
-            let slice = spec.slice(&values(&spec)?, place);
-            let value = backend.upload(&slice, spec.local_shape(place), dtype);
+            let mut value = backend.zeros(spec.local_shape(place), dtype);
+            let (cols, mut at) = (spec.shape.cols, 0);
+            for rows in spec.local_rows(place).flat_map(|run| pieces(run, cols)) {
+                let part = Shape::new(rows.len(), cols);
+                let piece = backend.upload(&values(&spec, rows)?, part, dtype);
+                backend.copy_rows(&mut value, at, &piece, 0..part.rows, spec.local_cols(place));
+                at += part.rows;
+            }
             params.push((spec.shard, Param { id: spec.id, name: spec.name, value }));
         }
         Ok(Self::assemble(config, place, ranks, params))
