@@ -170,10 +170,14 @@ impl Allocator {
         self.state().live
     }
 
-    /// Starts a new measurement of the peak.
+    /// Starts a new measurement of the peak. What is kept on account of the old one goes back to the system.
     pub(crate) fn reset_peak(&self) {
         let mut state = self.state();
         state.live.peak_bytes = state.live.live_bytes;
+        state.highest = state.used_bytes;
+        let excess = state.excess();
+        drop(state);
+        drop(excess);
     }
 
     /// `len` elements with whatever values the block held last.
@@ -295,6 +299,7 @@ mod tests {
             assert!(a.stale::<f32>(len / 2).block().size < 3 * len);
             a.reset_peak();
             assert_eq!(a.memory(), Memory::default());
+            assert_eq!(a.state().free_bytes, 0);
         }
     }
 

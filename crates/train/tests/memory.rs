@@ -39,7 +39,7 @@ fn the_estimate_is_within_a_tenth_of_the_peak() {
     let deep = (sized(128, 6, 352, 2_000), (256, 4, 4));
     let wide = (sized(256, 2, 704, 1_000), (512, 2, 2));
     let many_words = (sized(128, 3, 352, 24_000), (512, 2, 2));
-    let accumulated = (sized(128, 4, 352, 4_000), (256, 4, 2));
+    let accumulated = (Config { tied: true, ..sized(128, 4, 352, 4_000) }, (256, 4, 2));
     for (model, (sequence, batch, micro_batch)) in [deep, wide, many_words, accumulated] {
         for recompute in [Recompute::Nothing, Recompute::Selective, Recompute::Blocks] {
             for dtype in [DType::F32, DType::Bf16] {
