@@ -1,13 +1,13 @@
-//! The caching allocator: 64-byte aligned blocks, kept for reuse when dropped.
+//! The allocator: 64-byte aligned blocks out of one large reservation of addresses.
 //!
-//! Small blocks come from the heap in size classes. Large ones are mappings of their own: whole pages that the system
-//! fills with zeros when they are first touched, and that go back to it at once, whatever the heap does with freed
-//! memory. All blocks together, in use and kept, never take much more than the blocks in use ever took, so the
-//! resident memory of the process stays close to the peak that is counted.
+//! Addresses cost nothing; the system gives memory to a page when it is first written, and gives it zeroed. A block is
+//! taken from the lowest gap that holds it, and gaps that touch become one, so blocks of any size reuse each other's
+//! memory. The resident memory of the process is what lies below the highest address ever used, which stays close to
+//! the peak of the bytes in use.
 //!
-//! Blocks are zero when they come from the system, so a reused block holds old values but never uninitialised memory.
+//! A reused block holds old values, but never uninitialised memory.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, handle_alloc_error};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -16,149 +16,132 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use llamero_tensor::Memory;
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 
 const ALIGN: usize = 64;
-/// From here on blocks are mappings.
-const LARGE: usize = 1 << 20;
-/// Large blocks are multiples of this.
+/// Addresses to reserve, where the system lets us; far more than a machine has memory.
+const RESERVED: usize = 1 << 40;
 const PAGE: usize = 1 << 12;
-/// All blocks may exceed the highest use so far by this fraction (one over it).
-const SLACK: usize = 16;
-/// A kept block may exceed what is asked for by this fraction (one over it).
-const WASTE: usize = 8;
 
-enum Source {
-    Heap(NonNull<u8>),
-    Mapping(MmapMut),
+/// A reservation of addresses.
+struct Arena {
+    mapping: MmapMut,
+    /// Its address, through which all access goes.
+    base: NonNull<u8>,
+    /// Gaps between blocks: offset and length. No two touch.
+    gaps: BTreeMap<usize, usize>,
+    /// Nothing from here on was ever handed out, so it is still zero.
+    touched: usize,
 }
 
-/// A block of memory.
+// SAFETY: the addresses belong to the mapping, which has no thread affinity.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    /// Reserves addresses for at least `size` bytes, as many as the system allows.
+    fn new(size: usize) -> Option<Self> {
+        let sizes = std::iter::successors(Some(RESERVED.max(size)), |n| Some(n / 2));
+        let mut mapping = sizes
+            .take_while(|n| *n >= size)
+            .find_map(|n| MmapOptions::new().len(n).no_reserve_swap().map_anon().ok())?;
+        // Fewer page faults and better reach of the processor's address cache; only a wish.
+        #[cfg(target_os = "linux")]
+        drop(mapping.advise(memmap2::Advice::HugePage));
+        let base = NonNull::new(mapping.as_mut_ptr())?;
+        let gaps = [(0, mapping.len())].into();
+        Some(Self { mapping, base, gaps, touched: 0 })
+    }
+
+    fn take(&mut self, size: usize) -> Option<Block> {
+        let (&offset, &len) = self.gaps.iter().find(|(_, len)| **len >= size)?;
+        self.gaps.remove(&offset);
+        if len > size {
+            self.gaps.insert(offset + size, len - size);
+        }
+        let fresh = offset >= self.touched;
+        self.touched = self.touched.max(offset + size);
+        // SAFETY: inside the mapping.
+        let ptr = unsafe { self.base.add(offset) };
+        Some(Block { ptr, size, fresh })
+    }
+
+    /// Where a block begins, if it is of this arena.
+    fn offset_of(&self, block: &Block) -> Option<usize> {
+        let offset = block.ptr.addr().get().checked_sub(self.base.addr().get())?;
+        (offset < self.mapping.len()).then_some(offset)
+    }
+
+    fn give_back(&mut self, offset: usize, size: usize) {
+        let (mut start, mut end) = (offset, offset + size);
+        if let Some((&before, &len)) = self.gaps.range(..offset).next_back()
+            && before + len == offset
+        {
+            self.gaps.remove(&before);
+            start = before;
+        }
+        if let Some(len) = self.gaps.remove(&end) {
+            end += len;
+        }
+        self.gaps.insert(start, end - start);
+    }
+
+    /// Gives the memory above the last block back to the system.
+    fn trim(&mut self) {
+        let last = self.gaps.last_key_value().filter(|(start, len)| *start + *len == self.mapping.len());
+        let unused = last.map_or(self.mapping.len(), |(start, _)| start.next_multiple_of(PAGE));
+        if unused < self.touched {
+            // SAFETY: no block is in this part, and it reads as zeros afterwards.
+            #[cfg(target_os = "linux")]
+            let done = unsafe {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                self.mapping.unchecked_advise_range(advice, unused, self.touched - unused)
+            };
+            #[cfg(target_os = "linux")]
+            if done.is_ok() {
+                self.touched = unused;
+            }
+        }
+    }
+}
+
+/// A run of bytes that belongs to one buffer.
 struct Block {
-    source: Source,
+    ptr: NonNull<u8>,
     size: usize,
     /// Still all zeros.
     fresh: bool,
 }
 
-// SAFETY: a block owns its memory and has no thread affinity.
+// SAFETY: a block is a unique borrow of plain bytes.
 unsafe impl Send for Block {}
 // SAFETY: a shared block gives shared access to plain bytes only.
 unsafe impl Sync for Block {}
 
-impl Block {
-    fn layout(size: usize) -> Layout {
-        Layout::from_size_align(size, ALIGN).expect("sizes of blocks fit the address space")
-    }
-
-    fn new(size: usize) -> Self {
-        let source = if size < LARGE {
-            // SAFETY: the size of a block is never zero.
-            let ptr = unsafe { alloc_zeroed(Self::layout(size)) };
-            NonNull::new(ptr).map(Source::Heap)
-        } else {
-            MmapMut::map_anon(size).ok().map(|mapping| {
-                // Fewer page faults and better reach of the processor's address cache; only a wish.
-                #[cfg(target_os = "linux")]
-                drop(mapping.advise(memmap2::Advice::HugePage));
-                Source::Mapping(mapping)
-            })
-        };
-        let Some(source) = source else { handle_alloc_error(Self::layout(size)) };
-        Self { source, size, fresh: true }
-    }
-
-    fn as_ptr(&self) -> *const u8 {
-        match &self.source {
-            Source::Heap(ptr) => ptr.as_ptr(),
-            Source::Mapping(mapping) => mapping.as_ptr(),
-        }
-    }
-
-    fn as_mut_ptr(&mut self) -> *mut u8 {
-        match &mut self.source {
-            Source::Heap(ptr) => ptr.as_ptr(),
-            Source::Mapping(mapping) => mapping.as_mut_ptr(),
-        }
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        if let Source::Heap(ptr) = &self.source {
-            // SAFETY: allocated in `new` with the same layout.
-            unsafe { dealloc(ptr.as_ptr(), Self::layout(self.size)) }
-        }
-    }
-}
-
 #[derive(Default)]
 struct State {
-    /// Kept blocks by size.
-    free: BTreeMap<usize, Vec<Block>>,
-    free_bytes: usize,
-    /// Sizes of the blocks in use.
-    used_bytes: usize,
-    /// Largest `used_bytes` so far.
-    highest: usize,
-    /// What was asked for.
+    /// One, unless the system does not let us reserve enough at once.
+    arenas: Vec<Arena>,
     live: Memory,
 }
 
 impl State {
-    /// Takes out the smallest kept block of at least `size`.
-    fn smallest_from(&mut self, size: usize) -> Option<Block> {
-        let found = *self.free.range(size..).next()?.0;
-        self.remove(found)
-    }
-
-    fn remove(&mut self, size: usize) -> Option<Block> {
-        let blocks = self.free.get_mut(&size)?;
-        let block = blocks.pop()?;
-        if blocks.is_empty() {
-            self.free.remove(&size);
+    fn take(&mut self, size: usize) -> Block {
+        if let Some(block) = self.arenas.iter_mut().find_map(|arena| arena.take(size)) {
+            return block;
         }
-        self.free_bytes -= size;
-        Some(block)
-    }
-
-    fn keep(&mut self, block: Block) {
-        self.free_bytes += block.size;
-        self.free.entry(block.size).or_default().push(block);
-    }
-
-    /// A kept block for `size` bytes that is not much larger.
-    fn reuse(&mut self, size: usize) -> Option<Block> {
-        let (&found, _) = self.free.range(size..=size + size / WASTE).next()?;
-        self.remove(found)
-    }
-
-    /// Kept blocks to give back to the system so that all blocks stay within their bounds.
-    fn excess(&mut self) -> Vec<Block> {
-        let room = self.highest + self.highest / SLACK;
-        let mut excess = Vec::new();
-        while self.used_bytes + self.free_bytes > room {
-            // One that is large enough, or else the largest and more.
-            let over = self.used_bytes + self.free_bytes - room;
-            let largest = self.free.keys().next_back().copied();
-            let Some(block) = self.smallest_from(largest.map_or(over, |largest| over.min(largest))) else {
-                break;
-            };
-            excess.push(block);
-        }
-        excess
+        let block = Arena::new(size).and_then(|mut arena| {
+            let block = arena.take(size);
+            self.arenas.push(arena);
+            block
+        });
+        let layout = Layout::from_size_align(size, ALIGN).expect("a tensor fits the address space");
+        block.unwrap_or_else(|| handle_alloc_error(layout))
     }
 }
 
-/// Hands out [`Buffer`]s. Clones share the kept blocks.
+/// Hands out [`Buffer`]s. Clones share the memory.
 #[derive(Clone, Default)]
 pub(crate) struct Allocator(Arc<Mutex<State>>);
-
-/// Small sizes in steps of an eighth of the power of two below, large ones in pages.
-fn size_of_block(bytes: usize) -> usize {
-    let step = if bytes < LARGE { (bytes.max(512).next_power_of_two() / 16).max(ALIGN) } else { PAGE };
-    bytes.max(ALIGN).next_multiple_of(step)
-}
 
 impl Allocator {
     fn state(&self) -> MutexGuard<'_, State> {
@@ -170,27 +153,24 @@ impl Allocator {
         self.state().live
     }
 
-    /// Starts a new measurement of the peak. What is kept on account of the old one goes back to the system.
+    /// Starts a new measurement of the peak. Memory above what is in use goes back to the system.
     pub(crate) fn reset_peak(&self) {
         let mut state = self.state();
         state.live.peak_bytes = state.live.live_bytes;
-        state.highest = state.used_bytes;
-        let excess = state.excess();
-        drop(state);
-        drop(excess);
+        state.arenas.iter_mut().for_each(Arena::trim);
     }
 
-    /// `len` elements with whatever values the block held last.
+    /// `len` elements with whatever values were there last.
     pub(crate) fn stale<T: Pod>(&self, len: usize) -> Buffer<T> {
         let mut buffer = self.take(len);
-        buffer.block_mut().fresh = false;
+        buffer.block.fresh = false;
         buffer
     }
 
-    /// `len` zeros. Those of a new block are not touched.
+    /// `len` zeros. Those that were never used are not touched.
     pub(crate) fn zeros<T: Pod>(&self, len: usize) -> Buffer<T> {
         let mut buffer = self.take(len);
-        if !std::mem::take(&mut buffer.block_mut().fresh) {
+        if !std::mem::take(&mut buffer.block.fresh) {
             buffer.fill(T::zeroed());
         }
         buffer
@@ -198,69 +178,48 @@ impl Allocator {
 
     fn take<T: Pod>(&self, len: usize) -> Buffer<T> {
         let bytes = len.checked_mul(size_of::<T>()).expect("a tensor fits the address space");
-        let size = size_of_block(bytes);
         let mut state = self.state();
+        let block = state.take(bytes.max(1).next_multiple_of(ALIGN));
         state.live.live_bytes += bytes;
         state.live.peak_bytes = state.live.peak_bytes.max(state.live.live_bytes);
-        let kept = state.reuse(size);
-        state.used_bytes += kept.as_ref().map_or(size, |block| block.size);
-        state.highest = state.highest.max(state.used_bytes);
-        let excess = if kept.is_some() { Vec::new() } else { state.excess() };
         drop(state);
-        // Before the new block comes, so that both are never there together.
-        drop(excess);
-        let block = kept.unwrap_or_else(|| Block::new(size));
-        Buffer { block: Some(block), len, owner: self.clone(), marker: PhantomData }
-    }
-
-    fn give_back(&self, block: Block, bytes: usize) {
-        let mut state = self.state();
-        state.live.live_bytes -= bytes;
-        state.used_bytes -= block.size;
-        state.keep(block);
+        Buffer { block, len, owner: self.clone(), marker: PhantomData }
     }
 }
 
 /// A run of elements from an [`Allocator`].
 pub(crate) struct Buffer<T: Pod> {
-    block: Option<Block>,
+    block: Block,
     len: usize,
     owner: Allocator,
     marker: PhantomData<T>,
-}
-
-impl<T: Pod> Buffer<T> {
-    fn block(&self) -> &Block {
-        self.block.as_ref().expect("the block is only taken by drop")
-    }
-
-    fn block_mut(&mut self) -> &mut Block {
-        self.block.as_mut().expect("the block is only taken by drop")
-    }
 }
 
 impl<T: Pod> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: the block is aligned to 64 bytes, holds `len` elements, was zeroed or written before, and
-        // every bit pattern is a `T` (`Pod`).
-        unsafe { std::slice::from_raw_parts(self.block().as_ptr().cast(), self.len) }
+        // SAFETY: the block is aligned to 64 bytes, holds `len` elements, was zero or written before, and every bit
+        // pattern is a `T` (`Pod`). The arena lives as long as `owner`.
+        unsafe { std::slice::from_raw_parts(self.block.ptr.as_ptr().cast(), self.len) }
     }
 }
 
 impl<T: Pod> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        let len = self.len;
         // SAFETY: as in `deref`; the buffer owns the block.
-        unsafe { std::slice::from_raw_parts_mut(self.block_mut().as_mut_ptr().cast(), len) }
+        unsafe { std::slice::from_raw_parts_mut(self.block.ptr.as_ptr().cast(), self.len) }
     }
 }
 
 impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if let Some(block) = self.block.take() {
-            self.owner.give_back(block, self.len * size_of::<T>());
+        let mut state = self.owner.state();
+        state.live.live_bytes -= self.len * size_of::<T>();
+        for arena in &mut state.arenas {
+            if let Some(offset) = arena.offset_of(&self.block) {
+                arena.give_back(offset, self.block.size);
+            }
         }
     }
 }
@@ -270,17 +229,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn blocks_waste_little() {
-        for bytes in (1..100_000).chain((1 << 20) - 100..(1 << 20) + 5000) {
-            let size = size_of_block(bytes);
-            assert!(size >= bytes && size.is_multiple_of(ALIGN));
-            assert!(bytes < 1024 || size <= bytes + bytes / 8, "{bytes} -> {size}");
-            assert_eq!(size_of_block(size), size);
-        }
-    }
-
-    #[test]
-    fn blocks_are_reused_and_counted() {
+    fn memory_is_reused_and_counted() {
         let a = Allocator::default();
         for len in [1000, 1 << 20] {
             let first = a.stale::<f32>(len);
@@ -289,42 +238,40 @@ mod tests {
             assert_eq!(a.memory().live_bytes, 4 * len);
             drop(first);
             assert_eq!(a.memory(), Memory { live_bytes: 0, peak_bytes: 4 * len });
-            let mut again = a.stale::<f32>(len);
-            assert_eq!(again.as_ptr(), at);
-            again[len - 1] = 1.0;
-            drop(again);
-            assert_eq!(a.zeros::<f32>(len)[len - 1], 0.0);
-            // A little less fits too, much less does not.
-            assert_eq!(a.stale::<f32>(len - len / 10).as_ptr(), at);
-            assert!(a.stale::<f32>(len / 2).block().size < 3 * len);
+            // Two that together need no more than the first.
+            let (x, y) = (a.stale::<u8>(2 * len), a.stale::<f64>(len / 8));
+            assert!(
+                x.as_ptr() as usize == at as usize
+                    && y.as_ptr() as usize == at as usize + (2 * len).next_multiple_of(ALIGN)
+            );
+            drop((x, y));
             a.reset_peak();
             assert_eq!(a.memory(), Memory::default());
-            assert_eq!(a.state().free_bytes, 0);
         }
     }
 
     #[test]
-    fn all_blocks_together_stay_within_their_bounds() {
+    fn blocks_do_not_overlap_and_gaps_become_one() {
         let a = Allocator::default();
-        let mut held = Vec::new();
-        for n in 1..300usize {
-            held.push(a.stale::<u16>(n * 7919 % 100 * 20_000 + 1));
-            if n % 3 == 0 {
-                held.swap_remove(n * 31 % held.len());
+        let mut held: Vec<Buffer<u64>> = Vec::new();
+        for n in 1..400u64 {
+            let mut x = a.stale::<u64>((n * 7919 % 101 * 37) as usize);
+            x.fill(n);
+            held.push(x);
+            if n % 3 != 0 {
+                held.swap_remove(n as usize * 31 % held.len());
             }
-            if n % 50 == 0 {
-                held.clear();
-            }
-            let state = a.state();
-            let used: usize = held.iter().map(|b| b.block().size).sum();
-            assert_eq!(state.used_bytes, used);
-            assert_eq!(state.free_bytes, state.free.iter().map(|(size, v)| size * v.len()).sum::<usize>());
-            assert!(used + state.free_bytes <= state.highest + state.highest / SLACK);
+            let whole = held.iter().all(|x| x.iter().all(|v| *v == x.first().copied().unwrap_or(0)));
+            assert!(whole, "a block was written by another");
         }
+        held.clear();
+        let state = a.state();
+        assert_eq!(state.arenas.len(), 1);
+        assert_eq!(state.arenas[0].gaps, [(0, state.arenas[0].mapping.len())].into());
     }
 
     #[test]
-    fn new_blocks_are_zero_and_old_ones_are_filled() {
+    fn zeros_are_zero_whatever_was_there() {
         let a = Allocator::default();
         for len in [100, 1 << 19] {
             assert!(a.zeros::<u32>(len).iter().all(|x| *x == 0));
@@ -334,6 +281,11 @@ mod tests {
             drop(x);
             let zeros = a.zeros::<u32>(len);
             assert!(zeros.as_ptr() == at && zeros.iter().all(|x| *x == 0));
+            drop(zeros);
+            a.stale::<u32>(len).fill(7);
+            a.reset_peak();
+            // Above what was in use when the measurement began, memory is new again.
+            assert!(a.zeros::<u32>(2 * len).iter().all(|x| *x == 0));
         }
     }
 }

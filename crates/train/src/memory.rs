@@ -24,7 +24,7 @@ pub struct MemoryEstimate {
     pub working_space: u64,
     /// Logits of a chunk and what the kernel of the head needs beside them.
     pub head_chunk: u64,
-    /// What the process takes beside its tensors: program and stacks, and blocks that the allocator keeps.
+    /// What the process takes beside its tensors: program and stacks, and gaps between blocks of the allocator.
     pub process_base: u64,
 }
 
@@ -65,8 +65,8 @@ impl fmt::Display for MemoryEstimate {
 /// Program, libraries, stacks and small things.
 const PROCESS: u64 = 12 << 20;
 
-/// The allocator of the CPU keeps blocks for reuse up to this fraction (one over it) of the peak.
-const KEPT_BLOCKS: u64 = 16;
+/// Gaps between blocks of the CPU's allocator come to about this fraction (one over it) of the peak.
+const GAPS: u64 = 32;
 
 /// Work space of the CPU's kernels. The one place to change when they do.
 mod scratch {
@@ -192,5 +192,5 @@ pub fn estimate_memory(model: &Config, config: &TrainConfig, dtype: DType, threa
     let at_embedding = MemoryEstimate { gradients: all, working_space: sizes.activations(c), ..state };
     let moments = [at_head, at_last_block, at_first_block, at_embedding];
     let peak = moments.into_iter().max_by_key(MemoryEstimate::tensors).unwrap_or(at_embedding);
-    MemoryEstimate { process_base: PROCESS + peak.tensors() / KEPT_BLOCKS, ..peak }
+    MemoryEstimate { process_base: PROCESS + peak.tensors() / GAPS, ..peak }
 }
