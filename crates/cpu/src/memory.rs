@@ -240,10 +240,8 @@ mod tests {
             assert_eq!(a.memory(), Memory { live_bytes: 0, peak_bytes: 4 * len });
             // Two that together need no more than the first.
             let (x, y) = (a.stale::<u8>(2 * len), a.stale::<f64>(len / 8));
-            assert!(
-                x.as_ptr() as usize == at as usize
-                    && y.as_ptr() as usize == at as usize + (2 * len).next_multiple_of(ALIGN)
-            );
+            let offsets = [x.as_ptr().addr(), y.as_ptr().addr()].map(|address| address - at.addr());
+            assert_eq!(offsets, [0, (2 * len).next_multiple_of(ALIGN)]);
             drop((x, y));
             a.reset_peak();
             assert_eq!(a.memory(), Memory::default());
