@@ -7,17 +7,21 @@ use crate::{Tape, Var};
 
 impl<'m> Tape<'m> {
     /// Identity forward, sum over ranks backward: before a weight whose outputs are divided among ranks.
-    pub fn copy_to_ranks(&mut self, x: &Var, comm: &'m dyn Comm) -> Var {
+    pub fn copy_to_ranks(&mut self, x: Var, comm: &'m dyn Comm) -> Var {
         if comm.size() == 1 {
-            return x.clone();
+            return x;
         }
-        self.op(x.value().clone(), [x], move |sweep, dy| Ok(vec![all_reduce(sweep.backend, dy, comm)?]))
+        let y = self.op(x.value().clone(), [x.id()], move |sweep, dy| {
+            Ok(vec![all_reduce(sweep.backend, &dy, comm)?])
+        });
+        self.same_value(&y, &x);
+        y
     }
 
     /// Sum over ranks forward, identity backward: after a weight whose inputs are divided among ranks.
-    pub fn sum_over_ranks(&mut self, x: &Var, comm: &'m dyn Comm) -> Var {
+    pub fn sum_over_ranks(&mut self, x: Var, comm: &'m dyn Comm) -> Var {
         if comm.size() == 1 {
-            return x.clone();
+            return x;
         }
         let y = match all_reduce(self.backend, x.value(), comm) {
             Ok(y) => y,
@@ -26,7 +30,7 @@ impl<'m> Tape<'m> {
                 x.value().clone()
             }
         };
-        self.op(y, [x], |_, dy| Ok(vec![dy.clone()]))
+        self.op(y, [x.id()], |_, dy| Ok(vec![dy]))
     }
 }
 

@@ -15,4 +15,4 @@ mod param;
 mod tape;
 
 pub use param::{GradSink, Gradients, Param};
-pub use tape::{KvStore, Tape, Var};
+pub use tape::{KvStore, Tape, Targets, Var};

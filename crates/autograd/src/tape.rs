@@ -21,6 +21,14 @@ impl Var {
     pub fn value(&self) -> &Tensor {
         &self.value
     }
+
+    pub(crate) fn into_value(self) -> Tensor {
+        self.value
+    }
+
+    pub(crate) fn id(&self) -> usize {
+        self.id
+    }
 }
 
 /// Keys and values kept between the calls of one request's forward passes. Implemented by the inference engine;
@@ -40,11 +48,42 @@ pub trait KvStore {
 
 /// Maps the gradient of an op's output to those of its inputs, in the order the inputs were named.
 pub(crate) type Backward<'m> =
-    Box<dyn FnOnce(&mut Sweep<'m, '_>, &Tensor) -> Result<Vec<Tensor>, CommError> + 'm>;
+    Box<dyn FnOnce(&mut Sweep<'m, '_>, Tensor) -> Result<Vec<Tensor>, CommError> + 'm>;
+
+/// Computes a value once more.
+type Again<'m> = Rc<dyn Fn() -> Tensor + 'm>;
+
+/// What an op remembers of a value for its backward pass.
+#[derive(Clone)]
+pub(crate) enum Saved<'m> {
+    /// The value.
+    Kept(Tensor),
+    /// How to compute it: same kernel on the same inputs, so the same bits.
+    Again(Again<'m>),
+}
+
+impl Saved<'_> {
+    pub(crate) fn value(&self) -> Tensor {
+        match self {
+            Saved::Kept(value) => value.clone(),
+            Saved::Again(again) => again(),
+        }
+    }
+
+    /// The value, not kept here any longer.
+    pub(crate) fn into_value(self) -> Tensor {
+        match self {
+            Saved::Kept(value) => value,
+            Saved::Again(again) => again(),
+        }
+    }
+}
 
 struct Node<'m> {
     inputs: Vec<usize>,
     backward: Option<Backward<'m>>,
+    /// Set when the value is not worth keeping.
+    again: Option<Again<'m>>,
 }
 
 /// How often each parameter still has to be met before its gradient is final.
@@ -91,6 +130,8 @@ pub struct Tape<'m> {
     mode: Mode,
     nodes: Vec<Node<'m>>,
     uses: Uses,
+    /// Whether outputs of cheap ops are computed again instead of being kept.
+    cheap_again: bool,
     kv: Option<&'m mut dyn KvStore>,
     failure: Option<CommError>,
 }
@@ -99,7 +140,7 @@ const NOT_RECORDED: usize = usize::MAX;
 
 impl<'m> Tape<'m> {
     fn with_mode(backend: &'m dyn Backend, mode: Mode, uses: Uses) -> Self {
-        Self { backend, mode, nodes: Vec::new(), uses, kv: None, failure: None }
+        Self { backend, mode, nodes: Vec::new(), uses, cheap_again: false, kv: None, failure: None }
     }
 
     /// A tape that records for a backward sweep.
@@ -120,6 +161,12 @@ impl<'m> Tape<'m> {
     /// The device that runs the ops.
     pub fn backend(&self) -> &'m dyn Backend {
         self.backend
+    }
+
+    /// From here on the outputs of ops that are cheap to compute again (`rms_norm`, `swiglu`) are not kept for the
+    /// backward pass; their inputs are kept anyway.
+    pub fn recompute_cheap(&mut self) {
+        self.cheap_again = true;
     }
 
     /// Number of recorded ops.
@@ -149,7 +196,7 @@ impl<'m> Tape<'m> {
         if !self.records() {
             return Var { id: NOT_RECORDED, value };
         }
-        self.nodes.push(Node { inputs: Vec::new(), backward: None });
+        self.nodes.push(Node { inputs: Vec::new(), backward: None, again: None });
         Var { id: self.nodes.len() - 1, value }
     }
 
@@ -163,38 +210,62 @@ impl<'m> Tape<'m> {
     pub(crate) fn op<const N: usize>(
         &mut self,
         value: Tensor,
-        inputs: [&Var; N],
-        backward: impl FnOnce(&mut Sweep<'m, '_>, &Tensor) -> Result<Vec<Tensor>, CommError> + 'm,
+        inputs: [usize; N],
+        backward: impl FnOnce(&mut Sweep<'m, '_>, Tensor) -> Result<Vec<Tensor>, CommError> + 'm,
     ) -> Var {
         if !self.records() {
             return Var { id: NOT_RECORDED, value };
         }
-        let inputs = inputs.iter().map(|v| v.id).collect();
-        self.nodes.push(Node { inputs, backward: Some(Box::new(backward)) });
+        self.nodes.push(Node { inputs: inputs.into(), backward: Some(Box::new(backward)), again: None });
         Var { id: self.nodes.len() - 1, value }
+    }
+
+    /// What to remember of `x`.
+    pub(crate) fn saved(&self, x: &Var) -> Saved<'m> {
+        match self.nodes.get(x.id).and_then(|node| node.again.clone()) {
+            Some(again) => Saved::Again(again),
+            None => Saved::Kept(x.value.clone()),
+        }
+    }
+
+    /// Notes how the value of `y` is computed, so that [`Tape::saved`] need not keep it.
+    pub(crate) fn cheap(&mut self, y: &Var, again: impl Fn() -> Tensor + 'm) {
+        if let Some(node) = self.nodes.get_mut(y.id).filter(|_| self.cheap_again) {
+            node.again = Some(Rc::new(again));
+        }
+    }
+
+    /// Makes `y`, which has the value of `x`, remembered as `x` is.
+    pub(crate) fn same_value(&mut self, y: &Var, x: &Var) {
+        let again = self.nodes.get(x.id).and_then(|node| node.again.clone());
+        if let Some(node) = self.nodes.get_mut(y.id) {
+            node.again = again;
+        }
     }
 
     /// Runs `segment` without keeping its activations and runs it again, recording, when the backward sweep
     /// comes by (Chen et al. 2016). Same kernels on the same inputs, so the gradients have the same bits.
-    pub fn recompute(&mut self, x: &Var, segment: impl Fn(&mut Tape<'m>, &Var) -> Var + 'm) -> Var {
+    pub fn recompute(&mut self, x: Var, segment: impl Fn(&mut Tape<'m>, Var) -> Var + 'm) -> Var {
         if !self.records() {
             return segment(self, x);
         }
         let rehearsal = if self.mode == Mode::Record { Mode::Rehearse } else { Mode::Infer };
         let mut first = Tape::with_mode(self.backend, rehearsal, Rc::clone(&self.uses));
         let input = first.leaf(x.value.clone());
-        let y = segment(&mut first, &input).value;
+        let y = segment(&mut first, input).value;
         if let Some(error) = first.failure {
             self.fail(error);
         }
-        let saved = x.value.clone();
-        self.op(y, [x], move |sweep, dy| {
+        let (saved, cheap_again) = (self.saved(&x), self.cheap_again);
+        self.op(y, [x.id], move |sweep, dy| {
             let mut again = Tape::with_mode(sweep.backend, Mode::Replay, Rc::clone(&sweep.uses));
-            let input = again.leaf(saved);
-            let y = segment(&mut again, &input);
+            again.cheap_again = cheap_again;
+            let input = again.leaf(saved.into_value());
+            let wanted = input.id;
+            let y = segment(&mut again, input);
             again.check()?;
-            let nodes = std::mem::take(&mut again.nodes);
-            let dx = run(nodes, &y, dy.clone(), Some(&input), sweep)?;
+            let from = y.seeded(&dy);
+            let dx = run(again.nodes, (from, dy), Some(wanted), sweep)?;
             Ok(dx.into_iter().collect())
         })
     }
@@ -203,7 +274,7 @@ impl<'m> Tape<'m> {
     /// `wanted` (a leaf) is returned when given and reached.
     pub fn backward(
         self,
-        from: &Var,
+        from: Var,
         seed: Tensor,
         wanted: Option<&Var>,
         sink: &mut dyn GradSink,
@@ -211,33 +282,91 @@ impl<'m> Tape<'m> {
         self.check()?;
         assert!(self.records(), "backward: this tape records nothing");
         let mut sweep = Sweep { backend: self.backend, sink, uses: self.uses };
-        run(self.nodes, from, seed, wanted, &mut sweep)
+        let from = from.seeded(&seed);
+        run(self.nodes, (from, seed), wanted.map(|w| w.id), &mut sweep)
+    }
+}
+
+/// The end of a training pass whose loss is `Σ d_nll · nll` with `d_nll` known beforehand.
+#[derive(Clone, Copy)]
+pub struct Targets<'a> {
+    /// Target of each row; [`llamero_tensor::NO_TARGET`] where it does not count.
+    pub ids: &'a [u32],
+    /// Derivative of the loss by the negative log-likelihood of each row, `[T, 1]` f32.
+    pub d_nll: &'a Tensor,
+}
+
+impl<'m> Tape<'m> {
+    /// [`Tape::linear_cross_entropy`] of `h` and the backward sweep in one: the logits are computed once, and `h` is
+    /// gone before the sweep begins. Returns the negative log-likelihoods `[T, 1]`, and the gradient of `wanted` as
+    /// [`Tape::backward`] does.
+    pub fn finish_with_cross_entropy(
+        mut self,
+        h: Var,
+        w: &'m Param,
+        targets: Targets<'_>,
+        wanted: Option<&Var>,
+        sink: &mut dyn GradSink,
+    ) -> Result<(Tensor, Option<Tensor>), CommError> {
+        self.check()?;
+        assert!(self.records(), "finish_with_cross_entropy: this tape records nothing");
+        // Counted like any other use, so that a table that is also the embedding's is not final yet.
+        self.uses(w);
+        let backend = self.backend;
+        let mut sweep = Sweep { backend, sink, uses: self.uses };
+        let (loss, dh) = sweep.accumulate(w, |dw| {
+            let Targets { ids, d_nll } = targets;
+            backend.linear_cross_entropy_with_gradient(d_nll, (h.value(), &w.value), ids, dw)
+        });
+        let from = h.seeded(&dh);
+        let found = run(self.nodes, (from, dh), wanted.map(|w| w.id), &mut sweep)?;
+        Ok((loss.nll, found))
+    }
+}
+
+impl Var {
+    /// Lets go of the value: its gradient `seed` is all that the sweep needs.
+    fn seeded(self, seed: &Tensor) -> usize {
+        assert_eq!(seed.shape(), self.value.shape(), "backward: the seed has another shape than the value");
+        self.id
     }
 }
 
 fn run<'m>(
     nodes: Vec<Node<'m>>,
-    from: &Var,
-    seed: Tensor,
-    wanted: Option<&Var>,
+    (from, seed): (usize, Tensor),
+    wanted: Option<usize>,
     sweep: &mut Sweep<'m, '_>,
 ) -> Result<Option<Tensor>, CommError> {
-    assert_eq!(seed.shape(), from.value.shape(), "backward: the seed has another shape than the value");
     let mut gradients: Vec<Option<Tensor>> = vec![None; nodes.len()];
-    gradients[from.id] = Some(seed);
+    gradients[from] = Some(seed);
     let mut found = None;
-    for (id, node) in nodes.into_iter().enumerate().rev() {
+    for (id, Node { inputs, backward, again }) in nodes.into_iter().enumerate().rev() {
+        drop(again);
         let Some(dy) = gradients[id].take() else { continue };
-        if let Some(backward) = node.backward {
-            for (input, dx) in node.inputs.into_iter().zip(backward(sweep, &dy)?) {
+        if let Some(backward) = backward {
+            for (input, dx) in inputs.into_iter().zip(backward(sweep, dy)?) {
                 gradients[input] = Some(match gradients[input].take() {
-                    Some(earlier) => sweep.backend.add(&earlier, &dx),
+                    Some(earlier) => sum(sweep.backend, earlier, dx),
                     None => dx,
                 });
             }
-        } else if wanted.is_some_and(|w| w.id == id) {
+        } else if wanted == Some(id) {
             found = Some(dy);
         }
     }
     Ok(found)
+}
+
+/// `a + b`, in the storage of one of them where nothing else needs it.
+pub(crate) fn sum(backend: &dyn Backend, mut a: Tensor, mut b: Tensor) -> Tensor {
+    if !a.is_shared() {
+        backend.add_assign(&mut a, &b);
+        a
+    } else if !b.is_shared() {
+        backend.add_assign(&mut b, &a);
+        b
+    } else {
+        backend.add(&a, &b)
+    }
 }

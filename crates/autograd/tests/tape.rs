@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use llamero_autograd::{GradSink, Gradients, Param, Tape, Var};
+use llamero_autograd::{GradSink, Gradients, Param, Tape, Targets, Var};
 use llamero_comm::{Comm, CommError, Solo, Threads};
 use llamero_tensor::testing::{Oracle, random};
-use llamero_tensor::{Backend, DType, Shape, Tensor};
+use llamero_tensor::{Backend, DType, NO_TARGET, Shape, Tensor};
 
 const WIDTH: usize = 5;
 const ROWS: usize = 7;
@@ -63,38 +63,38 @@ enum Keep {
 
 /// A chain in which `p[0]` is used outside and inside the segments, `p[1]` twice inside one, `p[2]` once in each of two,
 /// and `p[3]` never.
-fn chain<'m>(tape: &mut Tape<'m>, p: &'m [Param], x: &Var, keep: Keep) -> Var {
-    let body = |tape: &mut Tape<'m>, x: &Var| {
-        let h = tape.linear(x, &p[1]);
-        let h = tape.add(&h, x);
-        let h = tape.linear(&h, &p[1]);
-        let h = tape.linear(&h, &p[0]);
-        tape.linear(&h, &p[2])
+fn chain<'m>(tape: &mut Tape<'m>, p: &'m [Param], x: Var, keep: Keep) -> Var {
+    let body = |tape: &mut Tape<'m>, x: Var| {
+        let h = tape.linear(x.clone(), &p[1]);
+        let h = tape.add(h, x);
+        let h = tape.linear(h, &p[1]);
+        let h = tape.linear(h, &p[0]);
+        tape.linear(h, &p[2])
     };
     let mut h = tape.linear(x, &p[0]);
     for _ in 0..2 {
         h = match keep {
-            Keep::All => body(tape, &h),
-            Keep::Inputs => tape.recompute(&h, body),
-            Keep::Nested => tape.recompute(&h, move |tape, x| {
+            Keep::All => body(tape, h),
+            Keep::Inputs => tape.recompute(h, body),
+            Keep::Nested => tape.recompute(h, move |tape, x| {
                 let x = tape.recompute(x, body);
-                tape.add(&x, &x)
+                tape.add(x.clone(), x)
             }),
         };
         if keep != Keep::Nested {
-            h = tape.add(&h, &h);
+            h = tape.add(h.clone(), h);
         }
     }
-    tape.linear(&h, &p[0])
+    tape.linear(h, &p[0])
 }
 
 /// The spy after a sweep, and the gradient of the input.
 fn sweep<'b>(backend: &'b Oracle, p: &[Param], keep: Keep) -> (Spy<'b>, Vec<f32>) {
     let mut tape = Tape::record(backend);
     let x = tape.leaf(input(backend, 11));
-    let y = chain(&mut tape, p, &x, keep);
+    let y = chain(&mut tape, p, x.clone(), keep);
     let mut spy = Spy::new(backend);
-    let dx = tape.backward(&y, input(backend, 12), Some(&x), &mut spy).unwrap().unwrap();
+    let dx = tape.backward(y, input(backend, 12), Some(&x), &mut spy).unwrap().unwrap();
     (spy, backend.download(&dx))
 }
 
@@ -126,7 +126,7 @@ fn recomputation_keeps_fewer_ops() {
     let ops = |keep| {
         let mut tape = Tape::record(&oracle);
         let x = tape.leaf(input(&oracle, 11));
-        chain(&mut tape, &p, &x, keep);
+        chain(&mut tape, &p, x, keep);
         tape.ops()
     };
     assert_eq!((ops(Keep::All), ops(Keep::Inputs), ops(Keep::Nested)), (15, 7, 5));
@@ -140,7 +140,7 @@ fn a_tape_that_infers_keeps_nothing_and_computes_the_same() {
     for mut tape in [Tape::record(&oracle), Tape::infer(&oracle)] {
         let recording = values.is_empty();
         let x = tape.leaf(input(&oracle, 11));
-        let y = chain(&mut tape, &p, &x, Keep::Inputs);
+        let y = chain(&mut tape, &p, x, Keep::Inputs);
         assert_eq!(tape.ops() > 0, recording);
         values.push(oracle.download(y.value()));
     }
@@ -155,8 +155,8 @@ fn gradients_add_up_over_sweeps_until_cleared() {
     let once = |gradients: &mut Gradients<'_>| {
         let mut tape = Tape::record(&oracle);
         let x = tape.leaf(input(&oracle, 1));
-        let y = tape.linear(&x, &p);
-        tape.backward(&y, input(&oracle, 2), None, gradients).unwrap();
+        let y = tape.linear(x, &p);
+        tape.backward(y, input(&oracle, 2), None, gradients).unwrap();
     };
     once(&mut gradients);
     let first = oracle.download_f64(gradients.get(2).unwrap());
@@ -178,8 +178,8 @@ fn collectives_of_one_rank_are_no_ops() {
     let mut tape = Tape::record(&oracle);
     let x = tape.leaf(input(&oracle, 1));
     let before = tape.ops();
-    let y = tape.copy_to_ranks(&x, &Solo);
-    let y = tape.sum_over_ranks(&y, &Solo);
+    let y = tape.copy_to_ranks(x.clone(), &Solo);
+    let y = tape.sum_over_ranks(y, &Solo);
     assert_eq!(tape.ops(), before);
     assert_eq!(oracle.download(y.value()), oracle.download(x.value()));
 }
@@ -204,10 +204,14 @@ fn each_collective_is_the_other_in_reverse() {
         for reduce_first in [true, false] {
             let mut tape = Tape::record(&backend);
             let x = tape.leaf(input(&backend, 20 + rank as u64));
-            let y = if reduce_first { tape.sum_over_ranks(&x, comm) } else { tape.copy_to_ranks(&x, comm) };
+            let y = if reduce_first {
+                tape.sum_over_ranks(x.clone(), comm)
+            } else {
+                tape.copy_to_ranks(x.clone(), comm)
+            };
             let seed = input(&backend, 30 + rank as u64);
             let value = backend.download(y.value());
-            let dx = tape.backward(&y, seed, Some(&x), &mut Gradients::new(&backend)).unwrap().unwrap();
+            let dx = tape.backward(y, seed, Some(&x), &mut Gradients::new(&backend)).unwrap().unwrap();
             out.push((value, backend.download(&dx)));
         }
         out
@@ -230,25 +234,129 @@ fn a_lost_rank_is_an_error_forwards_and_backwards() {
         let mut tape = Tape::record(&oracle);
         let x = tape.leaf(input(&oracle, 1));
         let y = if recompute {
-            tape.recompute(&x, |tape, x| tape.sum_over_ranks(x, &alone))
+            tape.recompute(x, |tape, x| tape.sum_over_ranks(x, &alone))
         } else {
-            tape.sum_over_ranks(&x, &alone)
+            tape.sum_over_ranks(x, &alone)
         };
         assert!(matches!(tape.check(), Err(CommError::PeerLost { .. })));
         let mut spy = Spy::new(&oracle);
-        let error = tape.backward(&y, input(&oracle, 2), None, &mut spy).unwrap_err();
+        let error = tape.backward(y, input(&oracle, 2), None, &mut spy).unwrap_err();
         assert!(matches!(error, CommError::PeerLost { .. }));
         // Backwards the sweep stops with it.
         let mut tape = Tape::record(&oracle);
         let x = tape.leaf(input(&oracle, 1));
         let y = if recompute {
-            tape.recompute(&x, |tape, x| tape.copy_to_ranks(x, &alone))
+            tape.recompute(x, |tape, x| tape.copy_to_ranks(x, &alone))
         } else {
-            tape.copy_to_ranks(&x, &alone)
+            tape.copy_to_ranks(x, &alone)
         };
-        let y = tape.linear(&y, &p);
+        let y = tape.linear(y, &p);
         tape.check().unwrap();
-        let error = tape.backward(&y, input(&oracle, 2), None, &mut spy).unwrap_err();
+        let error = tape.backward(y, input(&oracle, 2), None, &mut spy).unwrap_err();
         assert!(matches!(error, CommError::PeerLost { .. }));
     }
+}
+
+/// Two blocks of norm, product and gate, some of whose values are used twice.
+fn gated<'m>(tape: &mut Tape<'m>, p: &'m [Param], norm: &'m Param, mut x: Var) -> Var {
+    for _ in 0..2 {
+        let h = tape.rms_norm(x.clone(), norm, 1e-5);
+        let a = tape.linear(h.clone(), &p[0]);
+        let b = tape.linear(h, &p[1]);
+        let h = tape.add(a, b);
+        let h = tape.rms_norm(h, norm, 1e-5);
+        // A cheap value of a cheap value.
+        let h = tape.rms_norm(h, norm, 1e-5);
+        let h = tape.linear(h, &p[2]);
+        x = tape.add(x, h);
+    }
+    tape.linear(x, &p[0])
+}
+
+#[test]
+fn cheap_values_computed_again_change_no_bit_and_are_not_kept() {
+    let oracle = Oracle::rounding();
+    let p: Vec<Param> = (0..3).map(|id| param(&oracle, id)).collect();
+    let values = random(7, WIDTH, 1.0);
+    let norm =
+        Param { id: 3, name: "norm".into(), value: oracle.upload(&values, Shape::new(1, WIDTH), DType::F32) };
+    let run = |again: bool| {
+        let mut tape = Tape::record(&oracle);
+        if again {
+            tape.recompute_cheap();
+        }
+        let before = oracle.memory().live_bytes;
+        let x = tape.leaf(input(&oracle, 11));
+        let y = gated(&mut tape, &p, &norm, x.clone());
+        let kept = oracle.memory().live_bytes - before;
+        let mut spy = Spy::new(&oracle);
+        let dx = tape.backward(y, input(&oracle, 12), Some(&x), &mut spy).unwrap().unwrap();
+        (kept, spy.ready, oracle.download(&dx))
+    };
+    let ((all, ready, dx), (fewer, found_ready, found)) = (run(false), run(true));
+    assert!(found_ready == ready && found == dx, "recomputation changed a bit");
+    // Of three norms in each of two blocks, none keeps its output.
+    assert_eq!(all - fewer, 2 * 3 * ROWS * WIDTH * 4);
+}
+
+#[test]
+fn storage_is_overwritten_only_when_nothing_else_needs_it() {
+    let oracle = Oracle::rounding();
+    let host = |seed| oracle.download(&input(&oracle, seed));
+    let want: Vec<f32> = host(1).iter().zip(host(2)).map(|(a, b)| a + b).collect();
+    for (keep_a, keep_b) in [(false, false), (true, false), (false, true), (true, true)] {
+        let mut tape = Tape::infer(&oracle);
+        let (a, b) = (tape.leaf(input(&oracle, 1)), tape.leaf(input(&oracle, 2)));
+        let kept = (keep_a.then(|| a.clone()), keep_b.then(|| b.clone()));
+        let before = oracle.memory().live_bytes;
+        let sum = tape.add(a, b);
+        let more = oracle.memory().live_bytes as i64 - before as i64;
+        assert_eq!(oracle.download(sum.value()), want);
+        assert_eq!(more / (ROWS * WIDTH * 4) as i64, i64::from(keep_a) + i64::from(keep_b) - 1);
+        for (kept, seed) in [(kept.0, 1), (kept.1, 2)] {
+            assert!(kept.is_none_or(|k| oracle.download(k.value()) == host(seed)), "an input changed");
+        }
+    }
+}
+
+/// The table is looked up at the start and multiplied by at the end.
+#[test]
+fn finishing_with_the_loss_is_the_loss_and_then_the_sweep() {
+    let oracle = Oracle::rounding();
+    let (table, inner) = (param(&oracle, 0), param(&oracle, 1));
+    let ids = [0, 4, 2, 2, 1, 3, 0];
+    let targets = [1, NO_TARGET, 0, 4, 2, 2, NO_TARGET];
+    let d_nll = || oracle.upload(&random(5, ROWS, 1.0), Shape::new(ROWS, 1), DType::F32);
+    fn hidden<'m>(tape: &mut Tape<'m>, table: &'m Param, inner: &'m Param, ids: &'m [u32]) -> Var {
+        let x = tape.embed(table, ids);
+        tape.linear(x, inner)
+    }
+    let mut tape = Tape::record(&oracle);
+    let h = hidden(&mut tape, &table, &inner, &ids);
+    let nll = tape.linear_cross_entropy(h, &table, &targets);
+    let expected_nll = oracle.download(nll.value());
+    let mut expected = Spy::new(&oracle);
+    tape.backward(nll, d_nll(), None, &mut expected).unwrap();
+
+    let mut tape = Tape::record(&oracle);
+    let h = hidden(&mut tape, &table, &inner, &ids);
+    let mut spy = Spy::new(&oracle);
+    let d_nll = d_nll();
+    let targets = Targets { ids: &targets, d_nll: &d_nll };
+    let (nll, _) = tape.finish_with_cross_entropy(h, &table, targets, None, &mut spy).unwrap();
+    assert_eq!(oracle.download(&nll), expected_nll);
+    // The spy also checks that the table's gradient is not called final between its two uses.
+    assert!(spy.ready == expected.ready && spy.ready.len() == 2);
+    assert_eq!(spy.added, expected.added);
+
+    // The gradient of a wanted leaf comes back.
+    let mut tape = Tape::record(&oracle);
+    let x = tape.leaf(input(&oracle, 3));
+    let mut spy = Spy::new(&oracle);
+    let (_, dx) = tape.finish_with_cross_entropy(x.clone(), &table, targets, Some(&x), &mut spy).unwrap();
+    let loss = oracle.linear_cross_entropy(x.value(), &table.value, targets.ids);
+    let mut dw = oracle.zeros(table.value.shape(), DType::F32);
+    let input = (x.value(), &table.value);
+    let want = oracle.linear_cross_entropy_backward(&d_nll, input, targets.ids, &loss.lse, &mut dw);
+    assert_eq!(oracle.download(&dx.unwrap()), oracle.download(&want));
 }

@@ -8,7 +8,7 @@ use half::bf16;
 use llamero_cpu::{Cpu, CpuError, Path};
 use llamero_tensor::testing::{Oracle, random, random_ids, suite};
 use llamero_tensor::{
-    AdamW, AdamWState, Backend, DType, Heads, NO_TARGET, RopeDirection, Segments, Shape, Tensor,
+    AdamW, AdamWState, Backend, DType, Heads, Master, NO_TARGET, RopeDirection, Segments, Shape, Tensor,
 };
 
 /// Tokens, width, feed-forward width and vocabulary.
@@ -70,7 +70,8 @@ impl On<'_> {
     fn rope(&self) -> Results {
         let (x, segments) = (self.input(1, T, HEADS.width(), 2.0), Segments::documents([T / 3, T - T / 3]));
         let table = suite::rope_table(T, HEADS.dim);
-        let turn = |direction| (self.values)(&self.backend.rope(&x, HEADS, &segments, &table, direction));
+        let turn =
+            |direction| (self.values)(&self.backend.rope(x.clone(), HEADS, &segments, &table, direction));
         vec![("rope", turn(RopeDirection::Forward)), ("rope, backward", turn(RopeDirection::Backward))]
     }
 
@@ -134,7 +135,11 @@ impl On<'_> {
             bias2: 0.0975,
             grad_scale: 0.7,
         };
-        self.backend.adamw(AdamWState { weight: &mut weight, m: &mut m, v: &mut v }, &grad, &step);
+        self.backend.adamw(
+            AdamWState { weight: Master::F32(&mut weight), m: &mut m, v: &mut v },
+            &grad,
+            &step,
+        );
         vec![
             ("adamw, weight", (self.values)(&weight)),
             ("adamw, m", (self.values)(&m)),

@@ -4,17 +4,21 @@ use std::ops::Range;
 
 use half::bf16;
 use llamero_tensor::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, Memory, NO_TARGET,
-    RopeDirection, RopeTable, Segments, Shape, Tensor,
+    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
+    Memory, NO_TARGET, RopeDirection, RopeTable, Segments, Shape, Tensor,
 };
 
 use crate::Cpu;
 use crate::attention::{Document, Gradient, Job, attend, attention_backward};
 use crate::exec::Tile;
 use crate::gemm::{Mat, Out, Right, gemm, pack_panels};
-use crate::loss::{self, Head, Saved};
-use crate::ops;
-use crate::storage::{Storage, Stored, data, elements, elements_mut, f32s, mat, produce, storage, typed};
+use crate::loss::{self, Head, Outputs, Saved};
+use crate::master::{join_all, split_all};
+use crate::ops::{self, MasterMut};
+use crate::storage::{
+    Storage, Stored, data, elements, elements_mut, f32s, low_halves, low_halves_mut, mat, produce, storage,
+    typed,
+};
 
 /// Panics with the op and the shapes of its tensors unless the condition holds.
 macro_rules! fits {
@@ -121,7 +125,10 @@ impl Backend for Cpu {
     }
 
     fn zeros(&self, shape: Shape, dtype: DType) -> Tensor {
-        with_type!(dtype, E => produce::<E>(&self.exec, shape, |out| out.fill(E::default())))
+        with_type!(dtype, E => {
+            let zeros = self.exec.memory.zeros::<E>(shape.elements());
+            Tensor::from_storage(shape, dtype, E::wrap(zeros))
+        })
     }
 
     fn cast(&self, x: &Tensor, dtype: DType) -> Tensor {
@@ -129,6 +136,19 @@ impl Backend for Cpu {
         typed!(data("cast", x), x => {
             with_type!(dtype, E => produce::<E>(&self.exec, shape, |out| ops::convert(&self.exec, x, out)))
         })
+    }
+
+    fn split(&self, x: &Tensor) -> (Tensor, LowHalves) {
+        let (shape, values) = (x.shape(), f32s("split", x));
+        let mut low = self.exec.memory.stale::<i16>(shape.elements());
+        let high = produce(&self.exec, shape, |high| split_all(&self.exec, values, high, &mut low));
+        (high, LowHalves::from_storage(shape, low))
+    }
+
+    fn join(&self, high: &Tensor, low: &LowHalves) -> Tensor {
+        fits!("join", high.shape() == low.shape(), high, low);
+        let (upper, lower) = (elements::<bf16>("join", high), low_halves("join", low));
+        produce(&self.exec, high.shape(), |out| join_all(&self.exec, upper, lower, out))
     }
 
     fn pack(&self, w: &Tensor) -> Tensor {
@@ -219,13 +239,13 @@ impl Backend for Cpu {
 
     fn rope(
         &self,
-        qkv: &Tensor,
+        mut qkv: Tensor,
         heads: Heads,
         segments: &Segments,
         table: &RopeTable,
         direction: RopeDirection,
     ) -> Tensor {
-        check_heads("rope", qkv, heads, segments.total_rows());
+        check_heads("rope", &qkv, heads, segments.total_rows());
         let last = segments.iter().map(|s| s.past + s.rows.len()).max().unwrap_or(0);
         assert!(
             2 * table.half == heads.dim && last <= table.positions(),
@@ -234,11 +254,13 @@ impl Backend for Cpu {
             2 * table.half
         );
         with_type!(qkv.dtype(), E => {
-            let x = elements::<E>("rope", qkv);
-            produce::<E>(&self.exec, qkv.shape(), |out| {
-                ops::rope(&self.exec, x, heads, (segments, table, direction), out);
-            })
-        })
+            if qkv.is_shared() {
+                let x = elements::<E>("rope", &qkv);
+                qkv = produce::<E>(&self.exec, qkv.shape(), |out| out.copy_from_slice(x));
+            }
+            ops::rope(&self.exec, elements_mut::<E>("rope", &mut qkv), heads, (segments, table, direction));
+        });
+        qkv
     }
 
     fn attention(&self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Attention {
@@ -389,12 +411,43 @@ impl Backend for Cpu {
         }))
     }
 
+    fn linear_cross_entropy_with_gradient(
+        &self,
+        d_nll: &Tensor,
+        (h, w): (&Tensor, &Tensor),
+        targets: &[u32],
+        dw: &mut Tensor,
+    ) -> (CrossEntropy, Tensor) {
+        const OP: &str = "linear_cross_entropy_with_gradient";
+        check_targets(OP, targets, h, w);
+        let shape = Shape::new(h.rows(), 1);
+        let fits = d_nll.shape() == shape && dw.shape() == w.shape();
+        fits!("linear_cross_entropy_with_gradient", fits, d_nll, h, w, dw);
+        let [mut nll, mut lse] = [(); 2].map(|()| self.exec.memory.stale::<f32>(h.rows()));
+        let dw = elements_mut::<f32>(OP, dw);
+        let (input, d_nll) = ((data(OP, h), h.cols()), f32s(OP, d_nll));
+        let dh = with_type!(h.dtype(), E => produce::<E>(&self.exec, h.shape(), |dh| {
+            let out = Outputs { nll: &mut nll, lse: &mut lse, dh, dw };
+            loss::with_gradient(&self.exec, input, mat(OP, w), (d_nll, targets), out);
+        }));
+        let [nll, lse] = [nll, lse].map(|x| Tensor::from_storage(shape, DType::F32, Storage::F32(x)));
+        (CrossEntropy { nll, lse }, dh)
+    }
+
     fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW) {
         let AdamWState { weight, m, v } = state;
         let shape = grad.shape();
-        fits!("adamw", [&*weight, m, v].iter().all(|x| x.shape() == shape), weight, m, v, grad);
-        let [weight, m, v] = [weight, m, v].map(|x| elements_mut::<f32>("adamw", x));
-        ops::adamw(&self.exec, (weight, m, v), f32s("adamw", grad), step);
+        let w = weight.shape();
+        fits!("adamw", w == shape && m.shape() == shape && v.shape() == shape, w, m, v, grad);
+        let weight = match weight {
+            Master::F32(weight) => MasterMut::F32(elements_mut("adamw", weight)),
+            Master::Split { high, low } => {
+                fits!("adamw", low.shape() == shape, high, low, grad);
+                MasterMut::Split(elements_mut("adamw", high), low_halves_mut("adamw", low))
+            }
+        };
+        let [m, v] = [m, v].map(|x| elements_mut::<f32>("adamw", x));
+        ops::adamw(&self.exec, weight, (m, v), f32s("adamw", grad), step);
     }
 
     fn sum_of_squares(&self, x: &Tensor) -> f64 {

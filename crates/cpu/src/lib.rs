@@ -47,6 +47,7 @@ mod backend;
 mod exec;
 mod gemm;
 mod loss;
+mod master;
 mod math;
 mod memory;
 mod ops;

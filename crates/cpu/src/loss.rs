@@ -192,22 +192,30 @@ impl Kernel for Reduce<'_> {
 /// The largest of some logits and Σ e^(logit − largest).
 #[inline(always)]
 fn max_and_sum<S: Simd>(s: S, x: &[f32]) -> (f32, f32) {
-    let lowest = s.splat(f32::NEG_INFINITY);
-    let part = |at: usize| s.first(x.len() - at, load(s, x, at), lowest);
-    let mut max = lowest;
-    for at in (0..x.len()).step_by(LANES) {
-        max = s.max(max, part(at));
-    }
-    let max = s.largest(max);
+    let max = s.largest(max_of(s, x));
     let mut sum = s.splat(0.0);
     for at in (0..x.len()).step_by(LANES) {
-        sum = s.add(sum, exp(s, s.sub(part(at), s.splat(max))));
+        let x = s.first(x.len() - at, load(s, x, at), s.splat(f32::NEG_INFINITY));
+        sum = s.add(sum, exp(s, s.sub(x, s.splat(max))));
     }
     (max, s.sum(sum))
 }
 
-fn parts_max(parts: impl Iterator<Item = f32>) -> f32 {
-    parts.fold(f32::NEG_INFINITY, |m, p| if p > m { p } else { m })
+/// The largest of some logits, lane by lane.
+#[inline(always)]
+fn max_of<S: Simd>(s: S, x: &[f32]) -> S::V {
+    let lowest = s.splat(f32::NEG_INFINITY);
+    let mut max = lowest;
+    for at in (0..x.len()).step_by(LANES) {
+        max = s.max(max, s.first(x.len() - at, load(s, x, at), lowest));
+    }
+    max
+}
+
+/// The larger; `a` where `b` is NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if b > a { b } else { a }
 }
 
 /// Adds the sum of a block to that of the blocks before, relative to the largest of all.
@@ -230,9 +238,15 @@ impl Kernel for Combine<'_> {
     fn run<S: Simd>(self, s: S) {
         let count = self.out.len();
         for (row, out) in self.out.iter_mut().enumerate() {
-            let parts = || self.parts[row..].iter().step_by(count);
-            let max = parts_max(parts().map(|p| p.max));
-            *out = max + ln(parts().fold(0.0, |sum, p| add_part(s, sum, (p.max, p.sum), max)));
+            let mut max = f32::NEG_INFINITY;
+            for part in self.parts[row..].iter().step_by(count) {
+                max = larger(max, part.max);
+            }
+            let mut sum = 0.0;
+            for part in self.parts[row..].iter().step_by(count) {
+                sum = add_part(s, sum, (part.max, part.sum), max);
+            }
+            *out = max + ln(sum);
         }
     }
 }
@@ -375,9 +389,16 @@ impl Kernel for LogSumExp<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> f32 {
-        let parts = || self.0.chunks(BLOCK).map(|x| max_and_sum(s, x));
-        let max = parts_max(parts().map(|(max, _)| max));
-        max + ln(parts().fold(0.0, |sum, part| add_part(s, sum, part, max)))
+        // Loops and not closures: only what is inlined here may use the instructions.
+        let mut high = f32::NEG_INFINITY;
+        for x in self.0.chunks(BLOCK) {
+            high = larger(high, s.largest(max_of(s, x)));
+        }
+        let mut sum = 0.0;
+        for x in self.0.chunks(BLOCK) {
+            sum = add_part(s, sum, max_and_sum(s, x), high);
+        }
+        high + ln(sum)
     }
 }
 
@@ -399,10 +420,8 @@ impl Kernel for LogitGrad<'_> {
         let (lse, d) = (s.splat(self.lse), s.splat(self.d));
         let x = self.logits;
         let target = self.target.filter(|t| *t < x.len());
-        let at_target = target.map(|t| {
-            let p = exp(s, s.sub(s.splat(x[t]), lse));
-            s.array(s.mul(s.sub(p, s.splat(1.0)), d))[0]
-        });
+        let logit = s.splat(target.map_or(0.0, |t| x[t]));
+        let at_target = s.array(s.mul(s.sub(exp(s, s.sub(logit, lse)), s.splat(1.0)), d))[0];
         for at in (0..x.len()).step_by(LANES) {
             let g = s.mul(exp(s, s.sub(load(s, x, at), lse)), d);
             if self.pairs {
@@ -413,12 +432,10 @@ impl Kernel for LogitGrad<'_> {
                 store(s, g, x, at);
             }
         }
-        if let (Some(t), Some(g)) = (target, at_target) {
-            if self.pairs {
-                bytemuck::cast_slice_mut::<f32, bf16>(x)[t] = bf16::from_f32(g);
-            } else {
-                x[t] = g;
-            }
+        match target {
+            Some(t) if self.pairs => bytemuck::cast_slice_mut::<f32, bf16>(x)[t] = bf16::from_f32(at_target),
+            Some(t) => x[t] = at_target,
+            None => {}
         }
     }
 }

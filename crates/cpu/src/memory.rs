@@ -1,9 +1,13 @@
-//! The caching allocator: blocks in size classes, 64-byte aligned, returned when dropped.
+//! The allocator: 64-byte aligned blocks out of one large reservation of addresses.
 //!
-//! Blocks are zeroed when they come from the system, so a reused block holds old values but never
-//! uninitialised memory.
+//! Addresses cost nothing; the system gives memory to a page when it is first written, and gives it zeroed. A block is
+//! taken from the lowest gap that holds it, and gaps that touch become one, so blocks of any size reuse each other's
+//! memory. The resident memory of the process is what lies below the highest address ever used, which stays close to
+//! the peak of the bytes in use.
+//!
+//! A reused block holds old values, but never uninitialised memory.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, handle_alloc_error};
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
@@ -12,60 +16,132 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use llamero_tensor::Memory;
+use memmap2::{MmapMut, MmapOptions};
 
 const ALIGN: usize = 64;
-/// Cached blocks may exceed the highest use so far by this fraction (one over it).
-const SLACK: usize = 4;
+/// Addresses to reserve, where the system lets us; far more than a machine has memory.
+const RESERVED: usize = 1 << 40;
+const PAGE: usize = 1 << 12;
 
-/// A block of memory of one size class.
-struct Block {
-    ptr: NonNull<u8>,
-    class: usize,
+/// A reservation of addresses.
+struct Arena {
+    mapping: MmapMut,
+    /// Its address, through which all access goes.
+    base: NonNull<u8>,
+    /// Gaps between blocks: offset and length. No two touch.
+    gaps: BTreeMap<usize, usize>,
+    /// Nothing from here on was ever handed out, so it is still zero.
+    touched: usize,
 }
 
-// SAFETY: a block owns its memory and has no thread affinity.
+// SAFETY: the addresses belong to the mapping, which has no thread affinity.
+unsafe impl Send for Arena {}
+
+impl Arena {
+    /// Reserves addresses for at least `size` bytes, as many as the system allows.
+    fn new(size: usize) -> Option<Self> {
+        let sizes = std::iter::successors(Some(RESERVED.max(size)), |n| Some(n / 2));
+        let mut mapping = sizes
+            .take_while(|n| *n >= size)
+            .find_map(|n| MmapOptions::new().len(n).no_reserve_swap().map_anon().ok())?;
+        // Fewer page faults and better reach of the processor's address cache; only a wish.
+        #[cfg(target_os = "linux")]
+        drop(mapping.advise(memmap2::Advice::HugePage));
+        let base = NonNull::new(mapping.as_mut_ptr())?;
+        let gaps = [(0, mapping.len())].into();
+        Some(Self { mapping, base, gaps, touched: 0 })
+    }
+
+    fn take(&mut self, size: usize) -> Option<Block> {
+        let (&offset, &len) = self.gaps.iter().find(|(_, len)| **len >= size)?;
+        self.gaps.remove(&offset);
+        if len > size {
+            self.gaps.insert(offset + size, len - size);
+        }
+        let fresh = offset >= self.touched;
+        self.touched = self.touched.max(offset + size);
+        // SAFETY: inside the mapping.
+        let ptr = unsafe { self.base.add(offset) };
+        Some(Block { ptr, size, fresh })
+    }
+
+    /// Where a block begins, if it is of this arena.
+    fn offset_of(&self, block: &Block) -> Option<usize> {
+        let offset = block.ptr.addr().get().checked_sub(self.base.addr().get())?;
+        (offset < self.mapping.len()).then_some(offset)
+    }
+
+    fn give_back(&mut self, offset: usize, size: usize) {
+        let (mut start, mut end) = (offset, offset + size);
+        if let Some((&before, &len)) = self.gaps.range(..offset).next_back()
+            && before + len == offset
+        {
+            self.gaps.remove(&before);
+            start = before;
+        }
+        if let Some(len) = self.gaps.remove(&end) {
+            end += len;
+        }
+        self.gaps.insert(start, end - start);
+    }
+
+    /// Gives the memory above the last block back to the system.
+    fn trim(&mut self) {
+        let last = self.gaps.last_key_value().filter(|(start, len)| *start + *len == self.mapping.len());
+        let unused = last.map_or(self.mapping.len(), |(start, _)| start.next_multiple_of(PAGE));
+        if unused < self.touched {
+            // SAFETY: no block is in this part, and it reads as zeros afterwards.
+            #[cfg(target_os = "linux")]
+            let done = unsafe {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                self.mapping.unchecked_advise_range(advice, unused, self.touched - unused)
+            };
+            #[cfg(target_os = "linux")]
+            if done.is_ok() {
+                self.touched = unused;
+            }
+        }
+    }
+}
+
+/// A run of bytes that belongs to one buffer.
+struct Block {
+    ptr: NonNull<u8>,
+    size: usize,
+    /// Still all zeros.
+    fresh: bool,
+}
+
+// SAFETY: a block is a unique borrow of plain bytes.
 unsafe impl Send for Block {}
 // SAFETY: a shared block gives shared access to plain bytes only.
 unsafe impl Sync for Block {}
 
-impl Block {
-    fn layout(class: usize) -> Layout {
-        Layout::from_size_align(class, ALIGN).expect("size classes fit the address space")
-    }
-
-    fn new(class: usize) -> Self {
-        let layout = Self::layout(class);
-        // SAFETY: the size of a class is never zero.
-        let ptr = unsafe { alloc_zeroed(layout) };
-        let Some(ptr) = NonNull::new(ptr) else { handle_alloc_error(layout) };
-        Self { ptr, class }
-    }
-}
-
-impl Drop for Block {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `new` with the same layout.
-        unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.class)) }
-    }
-}
-
 #[derive(Default)]
 struct State {
-    free: BTreeMap<usize, Vec<Block>>,
-    free_bytes: usize,
+    /// One, unless the system does not let us reserve enough at once.
+    arenas: Vec<Arena>,
     live: Memory,
-    highest: usize,
 }
 
-/// Hands out [`Buffer`]s. Clones share the cache.
+impl State {
+    fn take(&mut self, size: usize) -> Block {
+        if let Some(block) = self.arenas.iter_mut().find_map(|arena| arena.take(size)) {
+            return block;
+        }
+        let block = Arena::new(size).and_then(|mut arena| {
+            let block = arena.take(size);
+            self.arenas.push(arena);
+            block
+        });
+        let layout = Layout::from_size_align(size, ALIGN).expect("a tensor fits the address space");
+        block.unwrap_or_else(|| handle_alloc_error(layout))
+    }
+}
+
+/// Hands out [`Buffer`]s. Clones share the memory.
 #[derive(Clone, Default)]
 pub(crate) struct Allocator(Arc<Mutex<State>>);
-
-/// Sizes in steps of an eighth of the power of two below.
-fn class_of(bytes: usize) -> usize {
-    let step = (bytes.max(512).next_power_of_two() / 16).max(ALIGN);
-    bytes.max(ALIGN).next_multiple_of(step)
-}
 
 impl Allocator {
     fn state(&self) -> MutexGuard<'_, State> {
@@ -77,92 +153,73 @@ impl Allocator {
         self.state().live
     }
 
-    /// Starts a new measurement of the peak.
+    /// Starts a new measurement of the peak. Memory above what is in use goes back to the system.
     pub(crate) fn reset_peak(&self) {
         let mut state = self.state();
         state.live.peak_bytes = state.live.live_bytes;
+        state.arenas.iter_mut().for_each(Arena::trim);
     }
 
-    /// `len` elements with whatever values the block held last.
+    /// `len` elements with whatever values were there last.
     pub(crate) fn stale<T: Pod>(&self, len: usize) -> Buffer<T> {
-        let bytes = len.checked_mul(size_of::<T>()).expect("a tensor fits the address space");
-        let class = class_of(bytes);
-        let cached = {
-            let mut state = self.state();
-            state.live.live_bytes += bytes;
-            state.live.peak_bytes = state.live.peak_bytes.max(state.live.live_bytes);
-            state.highest = state.highest.max(state.live.live_bytes);
-            let cached = state.free.get_mut(&class).and_then(Vec::pop);
-            if cached.is_some() {
-                state.free_bytes -= class;
-            }
-            cached
-        };
-        let block = cached.unwrap_or_else(|| Block::new(class));
-        Buffer { block: Some(block), len, owner: self.clone(), marker: PhantomData }
-    }
-
-    /// `len` zeros.
-    pub(crate) fn zeros<T: Pod>(&self, len: usize) -> Buffer<T> {
-        let mut buffer = self.stale(len);
-        buffer.fill(T::zeroed());
+        let mut buffer = self.take(len);
+        buffer.block.fresh = false;
         buffer
     }
 
-    fn give_back(&self, block: Block, bytes: usize) {
-        let mut state = self.state();
-        state.live.live_bytes -= bytes;
-        let room = state.highest + state.highest / SLACK;
-        state.free_bytes += block.class;
-        state.free.entry(block.class).or_default().push(block);
-        while state.live.live_bytes + state.free_bytes > room {
-            // The class that holds most is the likeliest to be left over from a shape no longer used.
-            let Some(class) = state.free.iter().max_by_key(|(c, v)| *c * v.len()).map(|(c, _)| *c) else {
-                break;
-            };
-            if state.free.get_mut(&class).and_then(Vec::pop).is_none() {
-                break;
-            }
-            state.free_bytes -= class;
+    /// `len` zeros. Those that were never used are not touched.
+    pub(crate) fn zeros<T: Pod>(&self, len: usize) -> Buffer<T> {
+        let mut buffer = self.take(len);
+        if !std::mem::take(&mut buffer.block.fresh) {
+            buffer.fill(T::zeroed());
         }
+        buffer
+    }
+
+    fn take<T: Pod>(&self, len: usize) -> Buffer<T> {
+        let bytes = len.checked_mul(size_of::<T>()).expect("a tensor fits the address space");
+        let mut state = self.state();
+        let block = state.take(bytes.max(1).next_multiple_of(ALIGN));
+        state.live.live_bytes += bytes;
+        state.live.peak_bytes = state.live.peak_bytes.max(state.live.live_bytes);
+        drop(state);
+        Buffer { block, len, owner: self.clone(), marker: PhantomData }
     }
 }
 
 /// A run of elements from an [`Allocator`].
 pub(crate) struct Buffer<T: Pod> {
-    block: Option<Block>,
+    block: Block,
     len: usize,
     owner: Allocator,
     marker: PhantomData<T>,
-}
-
-impl<T: Pod> Buffer<T> {
-    fn ptr(&self) -> NonNull<T> {
-        self.block.as_ref().expect("the block is only taken by drop").ptr.cast()
-    }
 }
 
 impl<T: Pod> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // SAFETY: the block is aligned to 64 bytes, holds `len` elements, was zeroed or written before, and
-        // every bit pattern is a `T` (`Pod`).
-        unsafe { std::slice::from_raw_parts(self.ptr().as_ptr(), self.len) }
+        // SAFETY: the block is aligned to 64 bytes, holds `len` elements, was zero or written before, and every bit
+        // pattern is a `T` (`Pod`). The arena lives as long as `owner`.
+        unsafe { std::slice::from_raw_parts(self.block.ptr.as_ptr().cast(), self.len) }
     }
 }
 
 impl<T: Pod> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as in `deref`; the buffer owns the block.
-        unsafe { std::slice::from_raw_parts_mut(self.ptr().as_ptr(), self.len) }
+        unsafe { std::slice::from_raw_parts_mut(self.block.ptr.as_ptr().cast(), self.len) }
     }
 }
 
 impl<T: Pod> Drop for Buffer<T> {
     fn drop(&mut self) {
-        if let Some(block) = self.block.take() {
-            self.owner.give_back(block, self.len * size_of::<T>());
+        let mut state = self.owner.state();
+        state.live.live_bytes -= self.len * size_of::<T>();
+        for arena in &mut state.arenas {
+            if let Some(offset) = arena.offset_of(&self.block) {
+                arena.give_back(offset, self.block.size);
+            }
         }
     }
 }
@@ -172,36 +229,61 @@ mod tests {
     use super::*;
 
     #[test]
-    fn classes_waste_little() {
-        for bytes in 1..100_000 {
-            let class = class_of(bytes);
-            assert!(class >= bytes && class.is_multiple_of(ALIGN));
-            assert!(bytes < 1024 || class <= bytes + bytes / 8, "{bytes} -> {class}");
-            assert_eq!(class_of(class), class);
+    fn memory_is_reused_and_counted() {
+        let a = Allocator::default();
+        for len in [1000, 1 << 20] {
+            let first = a.stale::<f32>(len);
+            let at = first.as_ptr();
+            assert_eq!(at as usize % ALIGN, 0);
+            assert_eq!(a.memory().live_bytes, 4 * len);
+            drop(first);
+            assert_eq!(a.memory(), Memory { live_bytes: 0, peak_bytes: 4 * len });
+            // Two that together need no more than the first.
+            let (x, y) = (a.stale::<u8>(2 * len), a.stale::<f64>(len / 8));
+            let offsets = [x.as_ptr().addr(), y.as_ptr().addr()].map(|address| address - at.addr());
+            assert_eq!(offsets, [0, (2 * len).next_multiple_of(ALIGN)]);
+            drop((x, y));
+            a.reset_peak();
+            assert_eq!(a.memory(), Memory::default());
         }
     }
 
     #[test]
-    fn blocks_are_reused_counted_and_bounded() {
+    fn blocks_do_not_overlap_and_gaps_become_one() {
         let a = Allocator::default();
-        let first = a.stale::<f32>(1000);
-        let at = first.as_ptr();
-        assert_eq!(at as usize % ALIGN, 0);
-        assert_eq!(a.memory().live_bytes, 4000);
-        drop(first);
-        assert_eq!(a.memory(), Memory { live_bytes: 0, peak_bytes: 4000 });
-        let mut again = a.stale::<f32>(1000);
-        assert_eq!(again.as_ptr(), at);
-        again[0] = 1.0;
-        drop(again);
-        assert_eq!(a.zeros::<f32>(1000)[0], 0.0);
-        for n in 1..200 {
-            drop(a.stale::<u16>(n * 100));
-            let state = a.state();
-            assert!(state.free_bytes <= state.highest + state.highest / SLACK);
-            assert_eq!(state.free_bytes, state.free.iter().map(|(c, v)| c * v.len()).sum::<usize>());
+        let mut held: Vec<Buffer<u64>> = Vec::new();
+        for n in 1..400u64 {
+            let mut x = a.stale::<u64>((n * 7919 % 101 * 37) as usize);
+            x.fill(n);
+            held.push(x);
+            if n % 3 != 0 {
+                held.swap_remove(n as usize * 31 % held.len());
+            }
+            let whole = held.iter().all(|x| x.iter().all(|v| *v == x.first().copied().unwrap_or(0)));
+            assert!(whole, "a block was written by another");
         }
-        a.reset_peak();
-        assert_eq!(a.memory(), Memory::default());
+        held.clear();
+        let state = a.state();
+        assert_eq!(state.arenas.len(), 1);
+        assert_eq!(state.arenas[0].gaps, [(0, state.arenas[0].mapping.len())].into());
+    }
+
+    #[test]
+    fn zeros_are_zero_whatever_was_there() {
+        let a = Allocator::default();
+        for len in [100, 1 << 19] {
+            assert!(a.zeros::<u32>(len).iter().all(|x| *x == 0));
+            let mut x = a.stale::<u32>(len);
+            x.fill(7);
+            let at = x.as_ptr();
+            drop(x);
+            let zeros = a.zeros::<u32>(len);
+            assert!(zeros.as_ptr() == at && zeros.iter().all(|x| *x == 0));
+            drop(zeros);
+            a.stale::<u32>(len).fill(7);
+            a.reset_peak();
+            // Above what was in use when the measurement began, memory is new again.
+            assert!(a.zeros::<u32>(2 * len).iter().all(|x| *x == 0));
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! The row-wise ops: splitting into tasks. `T` tokens, `C` model width.
 
+use half::bf16;
 use llamero_tensor::{AdamW, Heads, RopeDirection, RopeTable, Segments};
 
 use crate::exec::{Exec, Tile};
+use crate::master::Halves;
 use crate::math::Element;
 use crate::rows::{
     AdamWStep, Add, AddAssign, Convert, InverseRms, RmsNorm, RmsNormInput, RmsNormWeight, Rope, SumOfSquares,
@@ -73,12 +75,12 @@ pub(crate) fn rms_norm_backward<E: Element, W: Element>(
     });
 }
 
+/// In place.
 pub(crate) fn rope<E: Element>(
     exec: &Exec,
-    qkv: &[E],
+    qkv: &mut [E],
     heads: Heads,
     (segments, table, direction): (&Segments, &RopeTable, RopeDirection),
-    out: &mut [E],
 ) {
     let width = heads.width();
     if width == 0 {
@@ -88,15 +90,14 @@ pub(crate) fn rope<E: Element>(
     let turned = (heads.query + heads.kv) * heads.dim;
     let sign = if direction == RopeDirection::Forward { 1.0 } else { -1.0 };
     let step = exec.rows_per_task(positions.len());
-    let ns = out.len() as f64 * 0.4;
-    exec.chunks(out, step * width, ns, |i, out| {
-        for (row, out) in out.chunks_exact_mut(width).enumerate() {
-            let row = i * step + row;
-            let x = &qkv[row * width..][..width];
-            let at = positions[row] * table.half;
+    let ns = qkv.len() as f64 * 0.4;
+    exec.chunks(qkv, step * width, ns, |i, rows| {
+        let mut before = exec.memory.stale::<E>(turned);
+        for (row, out) in rows.chunks_exact_mut(width).enumerate() {
+            before.copy_from_slice(&out[..turned]);
+            let at = positions[i * step + row] * table.half;
             let (cos, sin) = (&table.cos[at..][..table.half], &table.sin[at..][..table.half]);
-            exec.run(Rope { heads: &x[..turned], cos, sin, sign, out: &mut out[..turned] });
-            out[turned..].copy_from_slice(&x[turned..]);
+            exec.run(Rope { heads: &before, cos, sin, sign, out: &mut out[..turned] });
         }
     });
 }
@@ -157,21 +158,49 @@ pub(crate) fn embed_backward<E: Element>(
     });
 }
 
+/// Master weights, whole or in halves.
+pub(crate) enum MasterMut<'a> {
+    F32(&'a mut [f32]),
+    Split(&'a mut [bf16], &'a mut [i16]),
+}
+
 pub(crate) fn adamw(
     exec: &Exec,
-    (weight, m, v): (&mut [f32], &mut [f32], &mut [f32]),
+    weight: MasterMut<'_>,
+    (m, v): (&mut [f32], &mut [f32]),
     grad: &[f32],
     step: &AdamW,
 ) {
-    let n = weight.len();
-    let [weight, m, v] = [weight, m, v].map(|x| Tile::new(x, 1, n, n));
+    enum Tiles<'a> {
+        F32(Tile<'a, f32>),
+        Split(Tile<'a, bf16>, Tile<'a, i16>),
+    }
+    let n = grad.len();
+    let [m, v] = [m, v].map(|x| Tile::new(x, 1, n, n));
+    let weight = match weight {
+        MasterMut::F32(weight) => Tiles::F32(Tile::new(weight, 1, n, n)),
+        MasterMut::Split(high, low) => Tiles::Split(Tile::new(high, 1, n, n), Tile::new(low, 1, n, n)),
+    };
     exec.tasks(n.div_ceil(RUN), n as f64 * 1.5, |i| {
         let at = i * RUN;
         let len = RUN.min(n - at);
-        // SAFETY: tasks have different columns.
-        let [mut weight, mut m, mut v] = unsafe { [&weight, &m, &v].map(|x| x.sub(0, at, 1, len)) };
         let grad = &grad[at..][..len];
-        exec.run(AdamWStep { weight: weight.row(0), m: m.row(0), v: v.row(0), grad, step });
+        // SAFETY: tasks have different columns.
+        let [mut m, mut v] = unsafe { [&m, &v].map(|x| x.sub(0, at, 1, len)) };
+        let (m, v) = (m.row(0), v.row(0));
+        match &weight {
+            Tiles::F32(weight) => {
+                // SAFETY: as above.
+                let mut weight = unsafe { weight.sub(0, at, 1, len) };
+                exec.run(AdamWStep { weight: weight.row(0), m, v, grad, step });
+            }
+            Tiles::Split(high, low) => {
+                // SAFETY: as above.
+                let (mut high, mut low) = unsafe { (high.sub(0, at, 1, len), low.sub(0, at, 1, len)) };
+                let weight = Halves { high: high.row(0), low: low.row(0) };
+                exec.run(AdamWStep { weight, m, v, grad, step });
+            }
+        }
     });
 }
 

@@ -2,6 +2,7 @@
 
 use llamero_tensor::AdamW;
 
+use crate::master::Weights;
 use crate::math::{Element, dot, exp, load, store};
 use crate::path::Kernel;
 use crate::simd::{LANES, Simd};
@@ -283,19 +284,19 @@ impl<E: Element> Kernel for SwigluBackward<'_, E> {
 }
 
 /// One AdamW step on a run of a parameter.
-pub(crate) struct AdamWStep<'a> {
-    pub(crate) weight: &'a mut [f32],
+pub(crate) struct AdamWStep<'a, W> {
+    pub(crate) weight: W,
     pub(crate) m: &'a mut [f32],
     pub(crate) v: &'a mut [f32],
     pub(crate) grad: &'a [f32],
     pub(crate) step: &'a AdamW,
 }
 
-impl Kernel for AdamWStep<'_> {
+impl<W: Weights> Kernel for AdamWStep<'_, W> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(mut self, s: S) {
         let p = self.step;
         let (beta1, rest1) = (s.splat(p.beta1), s.splat(1.0 - p.beta1));
         let (beta2, rest2) = (s.splat(p.beta2), s.splat(1.0 - p.beta2));
@@ -307,11 +308,11 @@ impl Kernel for AdamWStep<'_> {
             let m = s.fma(load(s, self.m, at), beta1, s.mul(g, rest1));
             let v = s.fma(load(s, self.v, at), beta2, s.mul(s.mul(g, g), rest2));
             let direction = s.div(s.div(m, bias1), s.add(s.sqrt(s.div(v, bias2)), eps));
-            let w = load(s, self.weight, at);
+            let w = self.weight.load(s, at);
             let w = s.fma(s.fma(w, decay, direction), minus_lr, w);
             store(s, m, self.m, at);
             store(s, v, self.v, at);
-            store(s, w, self.weight, at);
+            self.weight.store(s, w, at);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a tensor of this backend holds, and checked access to it.
 
 use half::bf16;
-use llamero_tensor::{Shape, Tensor};
+use llamero_tensor::{LowHalves, Shape, Tensor};
 
 use crate::exec::Exec;
 use crate::gemm::{Data, Mat, Panels};
@@ -98,6 +98,17 @@ pub(crate) fn elements_mut<'a, E: Stored>(op: &str, x: &'a mut Tensor) -> &'a mu
     let storage =
         x.storage_mut().unwrap_or_else(|| panic!("{op}: {what} is shared or belongs to another backend"));
     E::slice(storage).unwrap_or_else(|| panic!("{op}: {what} must be {} and not packed", E::DTYPE))
+}
+
+/// The elements of the lower halves of master weights.
+pub(crate) fn low_halves<'a>(op: &str, x: &'a LowHalves) -> &'a [i16] {
+    x.storage::<Buffer<i16>>().unwrap_or_else(|| panic!("{op}: {x:?} belong to another backend"))
+}
+
+/// The elements of the lower halves of master weights, for writing.
+pub(crate) fn low_halves_mut<'a>(op: &str, x: &'a mut LowHalves) -> &'a mut [i16] {
+    let what = format!("{x:?}");
+    x.storage_mut::<Buffer<i16>>().unwrap_or_else(|| panic!("{op}: {what} belong to another backend"))
 }
 
 /// A tensor as a matrix.

@@ -49,8 +49,9 @@ impl Engine {
         let dtype = dtype.into().unwrap_or(folder.dtype());
         let ranks: Arc<dyn Comm> = Arc::new(Solo);
         let place = Placement::whole(&folder.config);
-        let model =
-            Llama::build(&folder.config, &place, (&*backend, dtype), &ranks, |spec| folder.values(spec))?;
+        let model = Llama::build(&folder.config, &place, (&*backend, dtype), &ranks, |spec, rows| {
+            folder.values(spec, rows)
+        })?;
         Self::new(model, tokenizer, backend)
     }
 

@@ -5,6 +5,7 @@
 //! time, and checks every name, shape and dtype before a value is used.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use half::bf16;
@@ -253,19 +254,21 @@ impl ModelFolder {
         Ok(view)
     }
 
-    /// The whole values of a parameter, its parts joined.
-    pub fn values(&self, spec: &ParamSpec) -> Result<Vec<f32>, HfError> {
+    /// Rows `rows` of a parameter, its parts joined.
+    pub fn values(&self, spec: &ParamSpec, rows: Range<usize>) -> Result<Vec<f32>, HfError> {
         let tensors = self.tensors()?;
-        let mut out = Vec::with_capacity(spec.shape.elements());
-        for part in &spec.parts {
-            let view = self.checked(&tensors, &part.hf_name, part.rows, spec.shape.cols)?;
+        let cols = spec.shape.cols;
+        let mut out = Vec::with_capacity(rows.len() * cols);
+        for (part, own) in spec.parts_in(rows) {
+            let view = self.checked(&tensors, &part.hf_name, part.rows, cols)?;
             let start = out.len();
-            extend_f32(&mut out, &view);
+            let first = own.start * cols;
+            extend_f32(&mut out, &view, first..own.end * cols);
             if let Some(at) = out[start..].iter().position(|x| !x.is_finite()) {
                 return Err(HfError::Tensor {
                     path: self.path.clone(),
                     tensor: part.hf_name.clone(),
-                    reason: format!("holds {} at element {at}", out[start + at]),
+                    reason: format!("holds {} at element {}", out[start + at], first + at),
                 });
             }
         }
@@ -273,8 +276,9 @@ impl ModelFolder {
     }
 }
 
-fn extend_f32(out: &mut Vec<f32>, view: &TensorView<'_>) {
-    let data = view.data();
+fn extend_f32(out: &mut Vec<f32>, view: &TensorView<'_>, elements: Range<usize>) {
+    let width = if view.dtype() == Dtype::F32 { 4 } else { 2 };
+    let data = &view.data()[elements.start * width..elements.end * width];
     match view.dtype() {
         Dtype::BF16 => out.extend(data.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32())),
         Dtype::F16 => {

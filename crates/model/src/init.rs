@@ -1,17 +1,20 @@
 //! Initial values: a hash of (seed, parameter name, element index), so every mesh starts from the same bits.
 
+use std::ops::Range;
+
 use crate::{Init, ParamSpec};
 
-/// The whole initial tensor of a parameter, row-major.
-pub fn initial_values(spec: &ParamSpec, seed: u64) -> Vec<f32> {
-    let mut values = Vec::with_capacity(spec.shape.elements());
-    for part in &spec.parts {
-        let count = part.rows * spec.shape.cols;
+/// Rows `rows` of the initial tensor of a parameter, row-major.
+pub fn initial_values(spec: &ParamSpec, rows: Range<usize>, seed: u64) -> Vec<f32> {
+    let cols = spec.shape.cols;
+    let mut values = Vec::with_capacity(rows.len() * cols);
+    for (part, own) in spec.parts_in(rows) {
         match part.init {
-            Init::Ones => values.resize(values.len() + count, 1.0),
+            Init::Ones => values.resize(values.len() + own.len() * cols, 1.0),
             Init::Normal { std } => {
                 let key = stream_key(seed, &part.hf_name);
-                values.extend((0..count as u64).map(|i| (truncated_normal(key, i) * std) as f32));
+                let elements = (own.start * cols) as u64..(own.end * cols) as u64;
+                values.extend(elements.map(|i| (truncated_normal(key, i) * std) as f32));
             }
         }
     }
@@ -55,7 +58,7 @@ mod tests {
         let config = Config { vocab: 512, ..Config::preset("1m").unwrap() };
         let table = config.params();
         let spec = table.iter().find(|s| s.name == "layers.1.feed_forward.w13.weight").unwrap();
-        let values = initial_values(spec, 7);
+        let values = initial_values(spec, 0..spec.shape.rows, 7);
         let (w1, w3) = values.split_at(config.ffn * config.dim);
         for (part, std) in [(w1, 0.02), (w3, 0.01)] {
             let mean = part.iter().map(|&x| f64::from(x)).sum::<f64>() / part.len() as f64;
@@ -64,8 +67,13 @@ mod tests {
             // Cutting at three standard deviations leaves 98.66 % of the deviation.
             assert!((var.sqrt() / (0.98658 * std) - 1.0).abs() < 0.01, "{}", var.sqrt());
         }
-        assert_ne!(values, initial_values(spec, 8));
+        // Any rows alone, also across the border of the parts.
+        for rows in [0..1, 5..config.ffn + 7, config.ffn..config.ffn + 3] {
+            let want = &values[rows.start * config.dim..rows.end * config.dim];
+            assert_eq!(initial_values(spec, rows, 7), want);
+        }
+        assert_ne!(values, initial_values(spec, 0..spec.shape.rows, 8));
         let other = table.iter().find(|s| s.name == "layers.2.feed_forward.w13.weight").unwrap();
-        assert_ne!(values, initial_values(other, 7));
+        assert_ne!(values, initial_values(other, 0..other.shape.rows, 7));
     }
 }

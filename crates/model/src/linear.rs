@@ -24,16 +24,16 @@ impl Linear {
     }
 
     /// `[T, K]` → `[T, N]`.
-    pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: &Var) -> Var {
+    pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var) -> Var {
         match self.shard {
             Shard::Whole => tape.linear(x, &self.weight),
             Shard::Rows => {
                 let x = tape.copy_to_ranks(x, &*self.ranks);
-                tape.linear(&x, &self.weight)
+                tape.linear(x, &self.weight)
             }
             Shard::Columns => {
                 let y = tape.linear(x, &self.weight);
-                tape.sum_over_ranks(&y, &*self.ranks)
+                tape.sum_over_ranks(y, &*self.ranks)
             }
         }
     }

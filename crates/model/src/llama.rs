@@ -9,11 +9,13 @@
 //! A final norm follows the last block. The output projection is not part of the forward pass: training fuses it with
 //! the loss, sampling needs it for the last row only.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use llamero_autograd::{Param, Tape, Var};
 use llamero_comm::Comm;
-use llamero_tensor::{Backend, DType, Heads, RopeTable, Segments};
+use llamero_tensor::{Backend, DType, Heads, RopeTable, Segments, Shape, pieces};
+use serde::{Deserialize, Serialize};
 
 use crate::{Config, Linear, ParamSpec, Placement, Shard, rope_table};
 
@@ -39,18 +41,18 @@ pub struct Block {
 }
 
 impl Block {
-    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: &Var, segments: &Segments) -> Var {
-        let h = tape.rms_norm(x, &self.attention_norm, self.eps);
-        let qkv = self.wqkv.forward(tape, &h);
-        let qkv = tape.rope(&qkv, self.heads, segments, &self.rope);
-        let a = tape.attention(self.layer, &qkv, self.heads, segments);
-        let a = self.wo.forward(tape, &a);
-        let x = tape.add(x, &a);
-        let h = tape.rms_norm(&x, &self.ffn_norm, self.eps);
-        let h = self.w13.forward(tape, &h);
-        let h = tape.swiglu(&h);
-        let h = self.w2.forward(tape, &h);
-        tape.add(&x, &h)
+    fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var, segments: &Segments) -> Var {
+        let h = tape.rms_norm(x.clone(), &self.attention_norm, self.eps);
+        let qkv = self.wqkv.forward(tape, h);
+        let qkv = tape.rope(qkv, self.heads, segments, &self.rope);
+        let a = tape.attention(self.layer, qkv, self.heads, segments);
+        let a = self.wo.forward(tape, a);
+        let x = tape.add(x, a);
+        let h = tape.rms_norm(x.clone(), &self.ffn_norm, self.eps);
+        let h = self.w13.forward(tape, h);
+        let h = tape.swiglu(h);
+        let h = self.w2.forward(tape, h);
+        tape.add(x, h)
     }
 }
 
@@ -62,13 +64,17 @@ pub enum Input<'m> {
     Hidden(Var),
 }
 
-/// What is computed again in the backward pass instead of being kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What is computed again in the backward pass instead of being kept. The gradients have the same bits whatever is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Recompute {
     /// Keep every activation.
-    #[default]
+    #[serde(rename = "none")]
     Nothing,
-    /// Keep each block's input only.
+    /// Keep all but the outputs of ops that cost next to nothing: norms and SwiGLU.
+    #[default]
+    Selective,
+    /// Keep each block's input only; within the block that is computed again, as `Selective`.
     Blocks,
 }
 
@@ -95,6 +101,9 @@ impl Llama {
         segments: &Segments,
         recompute: Recompute,
     ) -> Var {
+        if recompute != Recompute::Nothing {
+            tape.recompute_cheap();
+        }
         let mut x = match (input, &self.embedding) {
             (Input::Tokens(ids), Some(table)) => tape.embed(table, ids),
             (Input::Hidden(x), _) => x,
@@ -102,15 +111,15 @@ impl Llama {
         };
         for block in &self.blocks {
             x = match recompute {
-                Recompute::Nothing => block.forward(tape, &x, segments),
+                Recompute::Nothing | Recompute::Selective => block.forward(tape, x, segments),
                 Recompute::Blocks => {
                     let segments = segments.clone();
-                    tape.recompute(&x, move |tape, x| block.forward(tape, x, &segments))
+                    tape.recompute(x, move |tape, x| block.forward(tape, x, &segments))
                 }
             };
         }
         match &self.norm {
-            Some(norm) => tape.rms_norm(&x, norm, self.config.norm_eps),
+            Some(norm) => tape.rms_norm(x, norm, self.config.norm_eps),
             None => x,
         }
     }
@@ -122,19 +131,26 @@ impl Llama {
         self.output.as_ref().or(self.embedding.as_ref())
     }
 
-    /// Builds what `place` holds from whole tensors given by `values`, one at a time.
+    /// Builds what `place` holds from `values`, which gives runs of rows of whole tensors: never more than a piece of a
+    /// tensor is there twice.
     pub fn build<E>(
         config: &Config,
         place: &Placement,
         device: (&dyn Backend, DType),
         ranks: &Arc<dyn Comm>,
-        mut values: impl FnMut(&ParamSpec) -> Result<Vec<f32>, E>,
+        mut values: impl FnMut(&ParamSpec, Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
         let (backend, dtype) = device;
         let mut params = Vec::new();
         for spec in config.params().into_iter().filter(|s| place.holds(config, s)) {
-            let slice = spec.slice(&values(&spec)?, place);
-            let value = backend.upload(&slice, spec.local_shape(place), dtype);
+            let mut value = backend.zeros(spec.local_shape(place), dtype);
+            let (cols, mut at) = (spec.shape.cols, 0);
+            for rows in spec.local_rows(place).flat_map(|run| pieces(run, cols)) {
+                let part = Shape::new(rows.len(), cols);
+                let piece = backend.upload(&values(&spec, rows)?, part, dtype);
+                backend.copy_rows(&mut value, at, &piece, 0..part.rows, spec.local_cols(place));
+                at += part.rows;
+            }
             params.push((spec.shard, Param { id: spec.id, name: spec.name, value }));
         }
         Ok(Self::assemble(config, place, ranks, params))

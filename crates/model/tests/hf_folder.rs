@@ -39,7 +39,7 @@ fn tokens() -> StopTokens {
 fn build<E: std::fmt::Debug>(
     config: &Config,
     device: (&dyn Backend, DType),
-    values: impl FnMut(&ParamSpec) -> Result<Vec<f32>, E>,
+    values: impl FnMut(&ParamSpec, std::ops::Range<usize>) -> Result<Vec<f32>, E>,
 ) -> Llama {
     let ranks: Arc<dyn Comm> = Arc::new(Solo);
     Llama::build(config, &Placement::whole(config), device, &ranks, values).unwrap()
@@ -48,7 +48,7 @@ fn build<E: std::fmt::Debug>(
 /// A folder with a model of made-up weights.
 fn saved(config: &Config, dtype: DType) -> (tempfile::TempDir, Llama, Cpu) {
     let backend = Cpu::new(1).unwrap();
-    let model = build(config, (&backend, dtype), |s| Ok::<_, HfError>(initial_values(s, 3)));
+    let model = build(config, (&backend, dtype), |s, rows| Ok::<_, HfError>(initial_values(s, rows, 3)));
     let dir = tempfile::tempdir().unwrap();
     hf::save(dir.path(), &model, &backend, &tokens()).unwrap();
     (dir, model, backend)
@@ -75,7 +75,7 @@ fn what_is_saved_is_opened_bit_for_bit() {
             assert_eq!(folder.config, config);
             assert_eq!(folder.dtype(), dtype);
             assert!(folder.weight_bytes() >= config.num_params() * dtype.bytes() as u64);
-            let again = build(&config, (&backend, dtype), |spec| folder.values(spec));
+            let again = build(&config, (&backend, dtype), |spec, rows| folder.values(spec, rows));
             assert!(bits(&again, &backend) == bits(&model, &backend), "{dtype}");
             // And the second folder has the bytes of the first.
             let copy = tempfile::tempdir().unwrap();
@@ -213,7 +213,7 @@ fn with_tensors(dir: &Path, change: impl FnOnce(&mut Vec<Stored>)) {
 /// Opens a folder and reads every value.
 fn read_all(dir: &Path) -> Result<Vec<Vec<f32>>, HfError> {
     let folder = ModelFolder::open(dir)?;
-    folder.config.params().iter().map(|spec| folder.values(spec)).collect()
+    folder.config.params().iter().map(|spec| folder.values(spec, 0..spec.shape.rows)).collect()
 }
 
 #[test]

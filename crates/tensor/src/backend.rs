@@ -7,7 +7,7 @@
 //! - a row of a result depends on that row's inputs only, never on how many rows stand beside it, nor on the
 //!   number of threads: scoring, training and decoding give the same bits.
 
-use crate::{CachedSegment, DType, Heads, RopeDirection, RopeTable, Segments, Shape, Tensor};
+use crate::{CachedSegment, DType, Heads, LowHalves, RopeDirection, RopeTable, Segments, Shape, Tensor};
 
 /// The target of a row that takes no part in the loss.
 pub const NO_TARGET: u32 = u32::MAX;
@@ -49,13 +49,36 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
-/// The f32 tensors of one parameter that AdamW updates, all of one shape.
+/// The f32 master weights of one parameter.
+pub enum Master<'a> {
+    /// As they are, when the model computes in f32.
+    F32(&'a mut Tensor),
+    /// In the two halves of [`Backend::split`], when it computes in bf16: no second copy.
+    Split {
+        /// The bf16 weights that the model computes with.
+        high: &'a mut Tensor,
+        /// The rest.
+        low: &'a mut LowHalves,
+    },
+}
+
+impl Master<'_> {
+    /// Rows and columns.
+    pub fn shape(&self) -> Shape {
+        match self {
+            Master::F32(weight) => weight.shape(),
+            Master::Split { high, .. } => high.shape(),
+        }
+    }
+}
+
+/// What AdamW updates of one parameter, all of one shape.
 pub struct AdamWState<'a> {
     /// Master weights.
-    pub weight: &'a mut Tensor,
-    /// First moment.
+    pub weight: Master<'a>,
+    /// First moment, f32.
     pub m: &'a mut Tensor,
-    /// Second moment.
+    /// Second moment, f32.
     pub v: &'a mut Tensor,
 }
 
@@ -90,6 +113,17 @@ pub trait Backend: Send + Sync {
 
     /// `x` in another dtype.
     fn cast(&self, x: &Tensor, dtype: DType) -> Tensor;
+
+    /// Divides f32 values into bf16 ones and the rest, from which [`Backend::join`] makes the same bits again.
+    ///
+    /// bf16 is rounded to nearest with ties away from zero, `high = (bits + 0x8000) >> 16`, so that the rest
+    /// `low = bits − (high << 16)` always fits a signed 16-bit number; of a tie rounded to even it could be +0x8000 or
+    /// −0x8000. Values beyond the largest bf16 round to infinity and still join to themselves. A NaN stays a NaN, but
+    /// loses the bits that tell it from others.
+    fn split(&self, x: &Tensor) -> (Tensor, LowHalves);
+
+    /// The f32 values that [`Backend::split`] divided.
+    fn join(&self, high: &Tensor, low: &LowHalves) -> Tensor;
 
     /// A copy of a weight `[N, K]` arranged for [`Backend::linear`], for weights that are used many times unchanged.
     /// The result behaves like `w` in `linear` (same bits) and in `linear_cross_entropy`, and nowhere else.
@@ -128,11 +162,12 @@ pub trait Backend: Send + Sync {
     /// Gradient of [`Backend::rms_norm`]: returns `dx [T, C]` and adds into `dw [1, C]` f32.
     fn rms_norm_backward(&self, dy: &Tensor, x: &Tensor, w: &Tensor, eps: f32, dw: &mut Tensor) -> Tensor;
 
-    /// Rotary embedding of the queries and keys of `qkv [T, (H+2G)·D]`; values pass unchanged. Rotation in f32.
+    /// Rotary embedding of the queries and keys of `qkv [T, (H+2G)·D]`; values pass unchanged. Rotation in f32. The
+    /// result takes the storage of `qkv` where that is not shared; otherwise `qkv` is copied.
     /// Linear and orthogonal, so the backward pass is the same op with [`RopeDirection::Backward`].
     fn rope(
         &self,
-        qkv: &Tensor,
+        qkv: Tensor,
         heads: Heads,
         segments: &Segments,
         table: &RopeTable,
@@ -183,7 +218,23 @@ pub trait Backend: Send + Sync {
         dw: &mut Tensor,
     ) -> Tensor;
 
-    /// One AdamW update of a parameter with gradient `grad` (f32), in one pass.
+    /// [`Backend::linear_cross_entropy`] and its gradient for a `d_nll` that is known beforehand: losses, `dh`, and `dw`
+    /// added to. A backend that has the logits of a block once may do both with them; results differ from the two
+    /// separate calls in rounding only.
+    fn linear_cross_entropy_with_gradient(
+        &self,
+        d_nll: &Tensor,
+        input: (&Tensor, &Tensor),
+        targets: &[u32],
+        dw: &mut Tensor,
+    ) -> (CrossEntropy, Tensor) {
+        let loss = self.linear_cross_entropy(input.0, input.1, targets);
+        let dh = self.linear_cross_entropy_backward(d_nll, input, targets, &loss.lse, dw);
+        (loss, dh)
+    }
+
+    /// One AdamW update of a parameter with gradient `grad` (f32), in one pass. Split weights come to the same bits as
+    /// weights that are not.
     fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW);
 
     /// Σ x² in f64, in a fixed order.

@@ -5,6 +5,16 @@ use std::sync::Arc;
 
 use crate::Tensor;
 
+/// Elements of a piece: 8 MiB of f32.
+const PIECE: usize = 1 << 21;
+
+/// Runs of rows, each of a few mebibytes, that make up `rows` of a tensor with `cols` columns: for moving a large tensor
+/// without a second copy of all of it.
+pub fn pieces(rows: Range<usize>, cols: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = (PIECE / cols.max(1)).max(1);
+    rows.clone().step_by(step).map(move |first| first..rows.end.min(first + step))
+}
+
 /// How a row of `wqkv`'s output is divided: `H` query heads, then `G` key heads, then `G` value heads, each `D` wide.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
@@ -139,5 +149,21 @@ impl RopeTable {
     /// Number of positions that the table covers.
     pub fn positions(&self) -> usize {
         self.cos.len() / self.half.max(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_small_and_make_up_the_rows() {
+        for (rows, cols) in
+            [(0..0, 5), (0..1, 7), (3..7000, 1000), (5..20, 1 << 20), (5..20, 1 << 22), (0..9, 0)]
+        {
+            let found: Vec<Range<usize>> = pieces(rows.clone(), cols).collect();
+            assert!(found.iter().all(|p| p.len() == 1 || p.len() * cols <= PIECE), "{found:?}");
+            assert!(found.iter().cloned().flatten().eq(rows), "{found:?}");
+        }
     }
 }

@@ -16,6 +16,6 @@ mod tensor;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use backend::{AdamW, AdamWState, Attention, Backend, CrossEntropy, Memory, NO_TARGET};
-pub use layout::{CachedSegment, Heads, RopeDirection, RopeTable, Segment, Segments};
-pub use tensor::{DType, Shape, Tensor};
+pub use backend::{AdamW, AdamWState, Attention, Backend, CrossEntropy, Master, Memory, NO_TARGET};
+pub use layout::{CachedSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces};
+pub use tensor::{DType, LowHalves, Shape, Tensor};

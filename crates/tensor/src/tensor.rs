@@ -98,6 +98,11 @@ impl Tensor {
         self.dtype
     }
 
+    /// Whether another tensor shares the storage, so that it cannot be written.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.storage) > 1
+    }
+
     /// The backend's storage, or `None` when the tensor belongs to another backend.
     pub fn storage<S: Any + Send + Sync>(&self) -> Option<&S> {
         self.storage.downcast_ref()
@@ -106,6 +111,41 @@ impl Tensor {
     /// The backend's storage for writing, or `None` when it is shared or belongs to another backend.
     pub fn storage_mut<S: Any + Send + Sync>(&mut self) -> Option<&mut S> {
         Arc::get_mut(&mut self.storage)?.downcast_mut()
+    }
+}
+
+/// What [`Backend::split`](crate::Backend::split) leaves of f32 values beside their bf16 half: 16 bits an element that
+/// only the backend can read. Never shared.
+pub struct LowHalves {
+    shape: Shape,
+    storage: Box<dyn Any + Send + Sync>,
+}
+
+impl LowHalves {
+    /// Wraps a backend's storage. Only backends call this.
+    pub fn from_storage<S: Any + Send + Sync>(shape: Shape, storage: S) -> Self {
+        Self { shape, storage: Box::new(storage) }
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The backend's storage, or `None` when it belongs to another backend.
+    pub fn storage<S: Any + Send + Sync>(&self) -> Option<&S> {
+        self.storage.downcast_ref()
+    }
+
+    /// The backend's storage for writing, or `None` when it belongs to another backend.
+    pub fn storage_mut<S: Any + Send + Sync>(&mut self) -> Option<&mut S> {
+        self.storage.downcast_mut()
+    }
+}
+
+impl fmt::Debug for LowHalves {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LowHalves({})", self.shape)
     }
 }
 

@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use llamero_tensor::testing::Oracle;
 use llamero_tensor::testing::suite::{self, Group};
 use llamero_tensor::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, Memory, RopeDirection,
-    RopeTable, Segment, Segments, Shape, Tensor,
+    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
+    Memory, RopeDirection, RopeTable, Segment, Segments, Shape, Tensor,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -28,6 +28,8 @@ enum Fault {
     RopeTurnsValues,
     RopeDirectionLost,
     RopePositionsFromZero,
+    RopeWrongInPlace,
+    RopeAlwaysCopies,
     AttentionCrossesDocuments,
     AttentionUnscaled,
     AttentionGradientForgetsOutput,
@@ -40,8 +42,14 @@ enum Fault {
     HeadSwallowsNan,
     HeadGradientOverwrites,
     HeadGradientForgetsTarget,
+    HeadAtOnceForgetsScale,
+    HeadAtOnceCountsMasked,
+    HeadAtOnceSwallowsNan,
     AdamWCoupledDecay,
     AdamWWithoutBias,
+    AdamWForgetsLowHalves,
+    SplitRoundsToEven,
+    JoinForgetsLowHalves,
     SquaresInF32,
 }
 
@@ -98,6 +106,16 @@ impl Backend for Faulty {
     fn cast(&self, x: &Tensor, dtype: DType) -> Tensor {
         self.inner.cast(x, dtype)
     }
+    fn split(&self, x: &Tensor) -> (Tensor, LowHalves) {
+        let (high, low) = self.inner.split(x);
+        (if self.is(Fault::SplitRoundsToEven) { self.inner.cast(x, DType::Bf16) } else { high }, low)
+    }
+    fn join(&self, high: &Tensor, low: &LowHalves) -> Tensor {
+        if self.is(Fault::JoinForgetsLowHalves) {
+            return self.inner.cast(high, DType::F32);
+        }
+        self.inner.join(high, low)
+    }
     fn pack(&self, w: &Tensor) -> Tensor {
         self.inner.pack(w)
     }
@@ -151,7 +169,7 @@ impl Backend for Faulty {
     }
     fn rope(
         &self,
-        qkv: &Tensor,
+        qkv: Tensor,
         heads: Heads,
         segments: &Segments,
         table: &RopeTable,
@@ -161,10 +179,19 @@ impl Backend for Faulty {
         let from_zero =
             || Segments::new(segments.iter().map(|s| Segment { rows: s.rows.clone(), past: 0 }).collect());
         let segments = if self.is(Fault::RopePositionsFromZero) { from_zero() } else { segments.clone() };
+        let direction = match direction {
+            RopeDirection::Backward if self.is(Fault::RopeWrongInPlace) && !qkv.is_shared() => {
+                RopeDirection::Forward
+            }
+            direction => direction,
+        };
+        let qkv = if self.is(Fault::RopeAlwaysCopies) { self.map(&qkv, |_, v| v) } else { qkv };
         let turned = self.inner.rope(qkv, heads, &segments, table, direction);
         let values_at = heads.query_width() + heads.kv_width();
-        let turns = |i: usize| self.is(Fault::RopeTurnsValues) && i % heads.width() >= values_at;
-        self.map(&turned, |i, v| if turns(i) { -v } else { v })
+        if self.is(Fault::RopeTurnsValues) {
+            return self.map(&turned, |i, v| if i % heads.width() >= values_at { -v } else { v });
+        }
+        turned
     }
     fn attention(&self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Attention {
         let one = Segments::documents([segments.total_rows()]);
@@ -252,16 +279,39 @@ impl Backend for Faulty {
             self.map(lse, |_, v| if self.is(Fault::HeadGradientForgetsTarget) { v + 0.1 } else { v });
         self.inner.linear_cross_entropy_backward(d_nll, input, targets, &shifted, dw)
     }
-    fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW) {
+    fn linear_cross_entropy_with_gradient(
+        &self,
+        d_nll: &Tensor,
+        input: (&Tensor, &Tensor),
+        targets: &[u32],
+        dw: &mut Tensor,
+    ) -> (CrossEntropy, Tensor) {
+        let scaled = self.map(d_nll, |_, v| if self.is(Fault::HeadAtOnceForgetsScale) { 1.0 } else { v });
+        let (mut loss, mut dh) = self.inner.linear_cross_entropy_with_gradient(&scaled, input, targets, dw);
+        if self.is(Fault::HeadAtOnceCountsMasked) {
+            loss.nll = self.map(&loss.nll, |i, v| if targets[i] == u32::MAX { 1.0 } else { v });
+        }
+        if self.is(Fault::HeadAtOnceSwallowsNan) {
+            dh = self.map(&dh, |_, v| if v.is_nan() { 0.0 } else { v });
+        }
+        (loss, dh)
+    }
+    fn adamw(&self, mut state: AdamWState<'_>, grad: &Tensor, step: &AdamW) {
         let mut step = *step;
         if self.is(Fault::AdamWWithoutBias) {
             (step.bias1, step.bias2) = (1.0, 1.0);
         }
         if self.is(Fault::AdamWCoupledDecay) {
-            let weight = self.download(state.weight);
+            let Master::F32(weight) = &state.weight else { panic!("not asked for") };
+            let weight = self.download(weight);
             let grad = self.map(grad, |i, g| g + step.weight_decay * weight[i] / step.grad_scale);
             step.weight_decay = 0.0;
             return self.inner.adamw(state, &grad, &step);
+        }
+        if let (true, Master::Split { high, low }) =
+            (self.is(Fault::AdamWForgetsLowHalves), &mut state.weight)
+        {
+            **low = self.inner.split(&self.inner.cast(high, DType::F32)).1;
         }
         self.inner.adamw(state, grad, &step);
     }
@@ -305,6 +355,8 @@ fn faults_in_norm_rope_and_attention_are_caught() {
     caught(suite::norm::backward, Fault::NormGradientOverwrites);
     caught(suite::rope::forward_and_backward, Fault::RopeTurnsValues);
     caught(suite::rope::forward_and_backward, Fault::RopePositionsFromZero);
+    caught(suite::rope::forward_and_backward, Fault::RopeWrongInPlace);
+    caught(suite::rope::forward_and_backward, Fault::RopeAlwaysCopies);
     caught(suite::rope::identity, Fault::RopeDirectionLost);
     caught(suite::attention::forward, Fault::AttentionCrossesDocuments);
     caught(suite::attention::forward, Fault::AttentionUnscaled);
@@ -322,7 +374,13 @@ fn faults_in_gate_embedding_head_and_optimizer_are_caught() {
     caught(suite::head::non_finite, Fault::HeadSwallowsNan);
     caught(suite::head::backward, Fault::HeadGradientOverwrites);
     caught(suite::head::backward, Fault::HeadGradientForgetsTarget);
+    caught(suite::head::with_gradient, Fault::HeadAtOnceForgetsScale);
+    caught(suite::head::no_target, Fault::HeadAtOnceCountsMasked);
+    caught(suite::head::non_finite, Fault::HeadAtOnceSwallowsNan);
     caught(suite::optimizer::adamw, Fault::AdamWCoupledDecay);
     caught(suite::optimizer::adamw, Fault::AdamWWithoutBias);
+    caught(suite::optimizer::split, Fault::SplitRoundsToEven);
+    caught(suite::optimizer::split, Fault::JoinForgetsLowHalves);
+    caught(suite::optimizer::adamw_split, Fault::AdamWForgetsLowHalves);
     caught(suite::optimizer::sum_of_squares, Fault::SquaresInF32);
 }

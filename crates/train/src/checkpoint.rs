@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use llamero_model::Config;
-use llamero_tensor::{DType, Tensor};
+use llamero_tensor::{Backend, DType, Shape, Tensor, pieces};
 use serde::{Deserialize, Serialize};
 
 use crate::fit::Progress;
@@ -81,9 +81,9 @@ impl Checkpoints {
             params: trainer.model.params().map(|p| (p.name.clone(), p.value.shape().elements())).collect(),
             files: Vec::new(),
         };
-        for (name, tensors) in tensors_of(trainer) {
+        for name in FILES {
             let path = temporary.join(name);
-            let hash = write_tensors(&path, trainer, tensors).map_err(fail(&path))?;
+            let hash = write_tensors(&path, trainer, name).map_err(fail(&path))?;
             let found = hash_file(&path).map_err(fail(&path))?;
             if found != hash {
                 let source = std::io::Error::other(format!("reads back as {found}, but {hash} was written"));
@@ -129,44 +129,66 @@ impl Checkpoints {
 
     /// Puts the newest whole checkpoint into `trainer`. Returns its progress, if there was one, and a line for every
     /// newer one that had to be passed over.
-    pub(crate) fn load(&self, trainer: &mut Trainer<'_>) -> (Option<Progress>, Vec<String>) {
+    pub(crate) fn load(
+        &self,
+        trainer: &mut Trainer<'_>,
+    ) -> Result<(Option<Progress>, Vec<String>), TrainError> {
         let mut passed_over = Vec::new();
         for dir in self.list().iter().rev() {
-            match read(dir, trainer) {
-                Ok(progress) => return (Some(progress), passed_over),
+            match check(dir, trainer) {
+                Ok(state) => return Ok((Some(restore(dir, trainer, state)?), passed_over)),
                 Err(reason) => {
                     passed_over.push(format!("checkpoint `{}` was passed over: {reason}", dir.display()))
                 }
             }
         }
-        (None, passed_over)
+        Ok((None, passed_over))
     }
 }
 
-type Files<'t> = Vec<(&'static str, Vec<&'t Tensor>)>;
+const WEIGHTS: &str = "weights.f32";
+const FIRST_MOMENTS: &str = "m.f32";
+const SECOND_MOMENTS: &str = "v.f32";
+const FILES: [&str; 3] = [WEIGHTS, FIRST_MOMENTS, SECOND_MOMENTS];
 
-fn tensors_of<'t>(trainer: &'t Trainer<'_>) -> Files<'t> {
-    let states = &trainer.optimizer.states;
-    let weights =
-        trainer.model.params().zip(states).map(|(p, s)| s.master.as_ref().unwrap_or(&p.value)).collect();
-    vec![
-        ("weights.f32", weights),
-        ("m.f32", states.iter().map(|s| &s.m).collect()),
-        ("v.f32", states.iter().map(|s| &s.v).collect()),
-    ]
-}
-
-fn write_tensors(path: &Path, trainer: &Trainer<'_>, tensors: Vec<&Tensor>) -> std::io::Result<String> {
+/// Writes the tensors of one file in pieces and returns its hash.
+fn write_tensors(path: &Path, trainer: &Trainer<'_>, name: &str) -> std::io::Result<String> {
+    let backend = trainer.backend();
     let mut out = BufWriter::new(File::create(path)?);
     let mut hasher = blake3::Hasher::new();
-    for tensor in tensors {
-        let bytes: Vec<u8> =
-            trainer.backend().download(tensor).iter().flat_map(|x| x.to_le_bytes()).collect();
-        hasher.update(&bytes);
-        out.write_all(&bytes)?;
+    for (param, state) in trainer.model.params().zip(&trainer.optimizer.states) {
+        let tensor = match (name, &state.low) {
+            (FIRST_MOMENTS, _) => state.m.clone(),
+            (SECOND_MOMENTS, _) => state.v.clone(),
+            (_, None) => param.value.clone(),
+            (_, Some(low)) => backend.join(&param.value, low),
+        };
+        let cols = tensor.cols();
+        for rows in pieces(0..tensor.rows(), cols) {
+            let mut piece = backend.zeros(Shape::new(rows.len(), cols), DType::F32);
+            backend.copy_rows(&mut piece, 0, &tensor, rows, 0..cols);
+            let bytes: Vec<u8> = backend.download(&piece).iter().flat_map(|x| x.to_le_bytes()).collect();
+            hasher.update(&bytes);
+            out.write_all(&bytes)?;
+        }
     }
     out.into_inner()?.sync_all()?;
     Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// The next tensor of a file, in pieces.
+fn read_tensor(file: &mut impl Read, backend: &dyn Backend, shape: Shape) -> std::io::Result<Tensor> {
+    let mut tensor = backend.zeros(shape, DType::F32);
+    for rows in pieces(0..shape.rows, shape.cols) {
+        let part = Shape::new(rows.len(), shape.cols);
+        let mut bytes = vec![0; part.elements() * 4];
+        file.read_exact(&mut bytes)?;
+        let host: Vec<f32> =
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let piece = backend.upload(&host, part, DType::F32);
+        backend.copy_rows(&mut tensor, rows.start, &piece, 0..part.rows, 0..part.cols);
+    }
+    Ok(tensor)
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -181,7 +203,8 @@ fn hash_file(path: &Path) -> std::io::Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-fn read(dir: &Path, trainer: &mut Trainer<'_>) -> Result<Progress, String> {
+/// Checks everything about a checkpoint before anything of it is used.
+fn check(dir: &Path, trainer: &Trainer<'_>) -> Result<State, String> {
     let bytes = |name: &str| std::fs::read(dir.join(name)).map_err(|e| format!("`{name}`: {e}"));
     let (text, expected) = (bytes("state.json")?, bytes("state.blake3")?);
     let found = blake3::hash(&text).to_hex();
@@ -195,36 +218,35 @@ fn read(dir: &Path, trainer: &mut Trainer<'_>) -> Result<Progress, String> {
     if state.model != trainer.model.config || state.params != expected {
         return Err("it belongs to another model".into());
     }
+    if !state.files.iter().map(|(name, _)| name.as_str()).eq(FILES) {
+        return Err(format!("`state.json` does not list {FILES:?}"));
+    }
     for (name, expected) in &state.files {
         let found = hash_file(&dir.join(name)).map_err(|e| format!("`{name}`: {e}"))?;
         if found != *expected {
             return Err(format!("`{name}` has hash {found}, but {expected} was written"));
         }
     }
-    let open =
-        |name: &str| File::open(dir.join(name)).map(BufReader::new).map_err(|e| format!("`{name}`: {e}"));
-    let (mut weights, mut m, mut v) = (open("weights.f32")?, open("m.f32")?, open("v.f32")?);
+    Ok(state)
+}
+
+/// Replaces the state of `trainer` tensor by tensor, so that no second copy of it is ever in memory. The files were
+/// read and found whole just before; one that cannot be read now ends the run, for what it leaves is a mixture.
+fn restore(dir: &Path, trainer: &mut Trainer<'_>, state: State) -> Result<Progress, TrainError> {
     let backend = trainer.backend();
-    let tensor = |file: &mut BufReader<File>, like: &Tensor| {
-        let mut bytes = vec![0; like.shape().elements() * 4];
-        file.read_exact(&mut bytes).map_err(|e| e.to_string())?;
-        let host: Vec<f32> =
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        Ok::<_, String>(backend.upload(&host, like.shape(), DType::F32))
-    };
-    // Everything is read before anything is changed: a failure half way must not leave a mixture.
-    let read = trainer.model.params().map(|p| {
-        let like = &p.value;
-        Ok([tensor(&mut weights, like)?, tensor(&mut m, like)?, tensor(&mut v, like)?])
-    });
-    let read: Vec<[Tensor; 3]> = read.collect::<Result<_, String>>()?;
-    let slots = trainer.model.params_mut().zip(&mut trainer.optimizer.states);
-    for ((param, slot), [weight, m, v]) in slots.zip(read) {
-        param.value = backend.cast(&weight, param.value.dtype());
-        if slot.master.is_some() {
-            slot.master = Some(weight);
+    for name in FILES {
+        let path = dir.join(name);
+        let fail = |source| TrainError::Checkpoint { path: path.clone(), source };
+        let mut file = BufReader::new(File::open(&path).map_err(fail)?);
+        for (param, slot) in trainer.model.params_mut().zip(&mut trainer.optimizer.states) {
+            let tensor = read_tensor(&mut file, backend, param.value.shape()).map_err(fail)?;
+            match (name, &mut slot.low) {
+                (FIRST_MOMENTS, _) => slot.m = tensor,
+                (SECOND_MOMENTS, _) => slot.v = tensor,
+                (_, None) => param.value = tensor,
+                (_, Some(low)) => (param.value, *low) = backend.split(&tensor),
+            }
         }
-        (slot.m, slot.v) = (m, v);
     }
     trainer.optimizer.updates = state.updates;
     trainer.mean_loss = state.mean_loss;

@@ -1,5 +1,6 @@
 //! Settings of a training run that are part of its recipe.
 
+use llamero_model::Recompute;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -64,8 +65,8 @@ pub struct TrainConfig {
     pub spike_factor: f64,
     /// Training stops after this many skipped steps in a row.
     pub max_skipped_steps: u32,
-    /// Keep only each block's input and compute the rest again in the backward pass.
-    pub recompute: bool,
+    /// What is computed again in the backward pass instead of being kept: `none`, `selective` or `blocks`.
+    pub recompute: Recompute,
 }
 
 impl Default for TrainConfig {
@@ -79,7 +80,7 @@ impl Default for TrainConfig {
             optimizer: OptimizerConfig::default(),
             spike_factor: 4.0,
             max_skipped_steps: 5,
-            recompute: false,
+            recompute: Recompute::default(),
         }
     }
 }

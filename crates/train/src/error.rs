@@ -15,7 +15,7 @@ pub enum TrainError {
     /// Ranks could not talk to each other.
     #[error(transparent)]
     Comm(#[from] CommError),
-    /// A checkpoint could not be written.
+    /// A checkpoint could not be written, or not be read although it was whole.
     #[error("checkpoint `{}`: {source}", path.display())]
     Checkpoint {
         /// The file or folder.

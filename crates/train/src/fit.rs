@@ -88,7 +88,7 @@ pub fn train(
 ) -> Result<TrainReport, TrainError> {
     let config = trainer.config().clone();
     config.validate()?;
-    let (resumed, mut remarks) = checkpoints.load(trainer);
+    let (resumed, mut remarks) = checkpoints.load(trainer)?;
     let resumed_at = resumed.as_ref().map(|p| p.step);
     let mut progress = resumed.unwrap_or_default();
     let (started, tokens_before) = (Instant::now(), progress.tokens);

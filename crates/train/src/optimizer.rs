@@ -2,20 +2,21 @@
 
 use llamero_autograd::Gradients;
 use llamero_model::Llama;
-use llamero_tensor::{AdamW, AdamWState, Backend, DType, Tensor};
+use llamero_tensor::{AdamW, AdamWState, Backend, DType, LowHalves, Master, Tensor};
 
 use crate::OptimizerConfig;
 
 /// State of one parameter.
 pub(crate) struct State {
     pub(crate) decay: bool,
-    /// f32 weights when the model computes in bf16; otherwise the model's own weights are the master.
-    pub(crate) master: Option<Tensor>,
+    /// What the model's bf16 weights lack to be f32 master weights; f32 weights lack nothing.
+    pub(crate) low: Option<LowHalves>,
     pub(crate) m: Tensor,
     pub(crate) v: Tensor,
 }
 
-/// First and second moments, and f32 master weights where the model computes in bf16.
+/// First and second moments, and the lower halves of f32 master weights where the model computes in bf16: with the
+/// weights, 12 bytes a parameter either way.
 pub struct Optimizer {
     /// In the order of the model's parameters.
     pub(crate) states: Vec<State>,
@@ -29,8 +30,9 @@ impl Optimizer {
         let table = model.config.params();
         let states = model.params().map(|p| {
             let zeros = || backend.zeros(p.value.shape(), DType::F32);
-            let master = (p.value.dtype() != DType::F32).then(|| backend.cast(&p.value, DType::F32));
-            State { decay: table[p.id].decay, master, m: zeros(), v: zeros() }
+            let low =
+                (p.value.dtype() != DType::F32).then(|| backend.split(&backend.cast(&p.value, DType::F32)).1);
+            State { decay: table[p.id].decay, low, m: zeros(), v: zeros() }
         });
         Self { states: states.collect(), updates: 0 }
     }
@@ -66,14 +68,12 @@ impl Optimizer {
         for (param, state) in model.params_mut().zip(&mut self.states) {
             let Some(grad) = gradients.get(param.id) else { continue };
             step.weight_decay = if state.decay { config.weight_decay as f32 } else { 0.0 };
-            let State { master, m, v, .. } = state;
-            match master {
-                None => backend.adamw(AdamWState { weight: &mut param.value, m, v }, grad, &step),
-                Some(master) => {
-                    backend.adamw(AdamWState { weight: master, m, v }, grad, &step);
-                    param.value = backend.cast(master, param.value.dtype());
-                }
-            }
+            let State { low, m, v, .. } = state;
+            let weight = match low {
+                None => Master::F32(&mut param.value),
+                Some(low) => Master::Split { high: &mut param.value, low },
+            };
+            backend.adamw(AdamWState { weight, m, v }, grad, &step);
         }
     }
 }

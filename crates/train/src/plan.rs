@@ -54,7 +54,7 @@ pub fn measure(
     let length = config.sequence;
     let ranks: Arc<dyn Comm> = Arc::new(Solo);
     let place = Placement::whole(model);
-    let values = |spec: &_| Ok::<_, TrainError>(initial_values(spec, 0));
+    let values = |spec: &_, rows| Ok::<_, TrainError>(initial_values(spec, rows, 0));
     let llama = Llama::build(model, &place, (backend, dtype), &ranks, values)?;
     let mut trainer =
         Trainer::new(llama, backend, TrainConfig { batch: config.micro_batch, ..config.clone() });
@@ -125,23 +125,6 @@ pub fn plan(
 }
 
 const MIN_STEPS: u64 = 20;
-
-/// Bytes of tensors that training holds at its peak: weights, gradients and moments, the activations kept for the
-/// backward pass of one micro-batch, and working space.
-pub fn estimate_memory(model: &Config, config: &TrainConfig, dtype: DType) -> u64 {
-    let c = model;
-    let (q, kv) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    let master = if dtype == DType::F32 { 0 } else { 4 };
-    let per_param = (dtype.bytes() + 12 + master) as f64;
-    // Block inputs and residuals, both norms' outputs, rotated qkv, attention output, gate and up, their product.
-    let per_layer = (4 * c.dim + (q + 2 * kv) + q + 3 * c.ffn) as f64;
-    let layers = c.layers as f64;
-    let kept = if config.recompute { layers * c.dim as f64 + per_layer } else { layers * per_layer };
-    // The widest moment of the backward pass holds a few block-wide gradients beside what is kept.
-    let working = (6 * c.dim + 4 * c.ffn) as f64;
-    let tokens = config.micro_batch.min(config.batch) as f64 * config.sequence as f64;
-    (c.num_params() as f64 * per_param + tokens * (kept + working) * dtype.bytes() as f64) as u64
-}
 
 #[cfg(test)]
 mod tests {

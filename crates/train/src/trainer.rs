@@ -1,8 +1,8 @@
 //! One update: forward and backward over micro-batches, checks, clipping, AdamW.
 
-use llamero_autograd::{Gradients, Tape};
+use llamero_autograd::{Gradients, Tape, Targets};
 use llamero_data::{Batch, Sequence};
-use llamero_model::{Input, Llama, Recompute};
+use llamero_model::{Input, Llama};
 use llamero_tensor::{Backend, DType, Segments, Shape};
 
 use crate::{Optimizer, TrainConfig, TrainError, learning_rate};
@@ -80,18 +80,14 @@ impl<'b> Trainer<'b> {
         gradients: &mut Gradients<'b>,
     ) -> Result<Vec<f32>, TrainError> {
         let segments = Segments::documents(batch.documents.iter().copied());
-        let recompute = if self.config.recompute { Recompute::Blocks } else { Recompute::Nothing };
         let Some(head) = self.model.head() else { unreachable!("a trainer holds a whole model") };
         let mut tape = Tape::record(self.backend);
-        let h = self.model.forward(&mut tape, Input::Tokens(&batch.tokens), &segments, recompute);
-        let nll = tape.linear_cross_entropy(&h, head, &batch.targets);
-        let rows = batch.tokens.len();
-        let seed =
-            self.backend.upload(&vec![(1.0 / targets as f64) as f32; rows], Shape::new(rows, 1), DType::F32);
-        let rows_nll = self.backend.download(nll.value());
-        drop(h);
-        tape.backward(&nll, seed, None, gradients)?;
-        Ok(rows_nll)
+        let h = self.model.forward(&mut tape, Input::Tokens(&batch.tokens), &segments, self.config.recompute);
+        let shape = Shape::new(batch.tokens.len(), 1);
+        let d_nll = self.backend.upload(&vec![(1.0 / targets as f64) as f32; shape.rows], shape, DType::F32);
+        let targets = Targets { ids: &batch.targets, d_nll: &d_nll };
+        let (nll, _) = tape.finish_with_cross_entropy(h, head, targets, None, gradients)?;
+        Ok(self.backend.download(&nll))
     }
 
     /// One update, or a reasoned refusal of it.

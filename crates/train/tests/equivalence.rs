@@ -9,7 +9,7 @@ use common::{Made, config, llama};
 use llamero_comm::Solo;
 use llamero_cpu::{Cpu, Path};
 use llamero_data::Sequence;
-use llamero_model::{Config, Placement};
+use llamero_model::{Config, Placement, Recompute};
 use llamero_tensor::{Backend, DType};
 use llamero_train::{OptimizerConfig, SequenceSource, StepOutcome, TrainConfig, Trainer};
 
@@ -133,9 +133,13 @@ fn recomputation_does_not_change_a_bit_and_saves_memory() {
             let outcome = run(&backend, dtype, TrainConfig { recompute, ..settings() });
             (backend.memory().peak_bytes, outcome)
         };
-        let ((kept, canonical), (less, recomputed)) = (peak_and_run(false), peak_and_run(true));
-        same(&format!("{dtype}"), &recomputed, &canonical);
-        assert!(less < kept, "{dtype}: peak of {less} bytes with recomputation, {kept} without");
+        let (mut kept, canonical) = peak_and_run(Recompute::Nothing);
+        for recompute in [Recompute::Selective, Recompute::Blocks] {
+            let (less, recomputed) = peak_and_run(recompute);
+            same(&format!("{dtype}, {recompute:?}"), &recomputed, &canonical);
+            assert!(less < kept, "{dtype}: peak of {less} bytes with {recompute:?}, {kept} with less of it");
+            kept = less;
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -71,7 +72,10 @@ impl Golden {
 
     fn model(&self, backend: &dyn Backend) -> Llama {
         let ranks: Arc<dyn Comm> = Arc::new(Solo);
-        let values = |spec: &_| Ok::<_, Infallible>(self.joined("", spec));
+        let values = |spec: &ParamSpec, rows: Range<usize>| {
+            let cols = spec.shape.cols;
+            Ok::<_, Infallible>(self.joined("", spec)[rows.start * cols..rows.end * cols].to_vec())
+        };
         let place = Placement::whole(&self.config);
         let Ok(model) = Llama::build(&self.config, &place, (backend, DType::F32), &ranks, values);
         model

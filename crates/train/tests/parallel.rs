@@ -67,7 +67,7 @@ fn stage(
     let mut gradients = Gradients::new(backend);
     let (from, seed, nll) = match model.head() {
         Some(head) => {
-            let nll = tape.linear_cross_entropy(&h, head, &batch.targets);
+            let nll = tape.linear_cross_entropy(h, head, &batch.targets);
             let shape = nll.value().shape();
             let seed = backend.upload(&vec![1.0 / batch.num_targets() as f32; shape.rows], shape, DType::F32);
             let rows = backend.download(nll.value());
@@ -80,7 +80,7 @@ fn stage(
             (h, seed, None)
         }
     };
-    let d_input = tape.backward(&from, seed, leaf.as_ref(), &mut gradients)?;
+    let d_input = tape.backward(from, seed, leaf.as_ref(), &mut gradients)?;
     if this > 0 {
         pipe.send(this - 1, &backend.download(&d_input.unwrap()))?;
     }
@@ -194,6 +194,7 @@ fn pipeline_stages_have_the_bits_of_one_rank() {
     for cuts in [&[1][..], &[2], &[1, 2]] {
         compare(&config(), 1, cuts, Recompute::Nothing);
     }
+    compare(&config(), 1, &[2], Recompute::Selective);
     compare(&config(), 1, &[2], Recompute::Blocks);
 }
 
@@ -216,10 +217,13 @@ fn recomputation_repeats_the_collectives_and_changes_no_bit() {
         ranks
     };
     let kept = by_place(mesh(&config(), 2, &[1], Recompute::Nothing));
-    let again = by_place(mesh(&config(), 2, &[1], Recompute::Blocks));
-    for (kept, again) in kept.iter().zip(&again) {
-        assert_eq!(kept.place, again.place);
-        assert!(kept.nll == again.nll && kept.gradients == again.gradients, "{:?}", kept.place);
+    for recompute in [Recompute::Selective, Recompute::Blocks] {
+        let again = by_place(mesh(&config(), 2, &[1], recompute));
+        for (kept, again) in kept.iter().zip(&again) {
+            assert_eq!(kept.place, again.place);
+            let same = kept.nll == again.nll && kept.gradients == again.gradients;
+            assert!(same, "{recompute:?}, {:?}", kept.place);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use llamero_artifact::Outcome;
 use llamero_model::Config;
-use llamero_train::{Measurement, estimate_memory, measure, plan};
+use llamero_train::{Measurement, MemoryEstimate, estimate_memory, measure, plan};
 use serde::{Deserialize, Serialize};
 
 use super::{Run, write_json};
@@ -51,7 +51,7 @@ pub(crate) struct PlanFile {
     pub(crate) measurements: Vec<Measurement>,
     pub(crate) expected: BTreeMap<String, f64>,
     pub(crate) expected_seconds: f64,
-    pub(crate) expected_tensor_bytes: u64,
+    pub(crate) expected_memory: MemoryEstimate,
 }
 
 impl Run {
@@ -147,11 +147,11 @@ impl Run {
     /// Trains a size for a moment, unless it would not fit into memory.
     fn measure(&self, recipe: &Recipe, size: &str) -> Result<Measurement> {
         let config = planned_model(recipe, size)?;
-        let needed = tensor_bytes(recipe, &config)?;
+        let needed = self.memory(recipe, &config)?.total();
         if let Some(available) = crate::machine::available_memory().filter(|a| *a < needed) {
             bail!(
                 "training `{size}` needs about {}, but only {} of memory are free\n\
-                 hint: lower `pretrain.micro_batch` or `pretrain.sequence`, set `pretrain.recompute = true`, or take a \
+                 hint: lower `pretrain.micro_batch` or `pretrain.sequence`, set `pretrain.recompute = \"blocks\"`, or take a \
                  smaller `model.preset`",
                 bytes(needed),
                 bytes(available)
@@ -172,13 +172,21 @@ impl Run {
         .into();
         let model = planned_model(&recipe, &chosen.preset)?;
         Ok(PlanFile {
-            expected_tensor_bytes: tensor_bytes(&recipe, &model)?,
+            expected_memory: self.memory(&recipe, &model)?,
             expected_seconds: expected.values().sum(),
             expected,
             measured_on: self.backend.name(),
             measurements,
             recipe,
         })
+    }
+
+    /// What the training stage that takes more is expected to take.
+    fn memory(&self, recipe: &Recipe, model: &Config) -> Result<MemoryEstimate> {
+        let (dtype, threads) =
+            (recipe.dtype()?, self.recipe.run.threads.unwrap_or_else(crate::machine::threads));
+        let [a, b] = [&recipe.pretrain, &recipe.sft].map(|t| estimate_memory(model, t, dtype, threads));
+        Ok(if a.total() >= b.total() { a } else { b })
     }
 
     fn print(&self, plan: &PlanFile) {
@@ -198,10 +206,12 @@ impl Run {
             let time = duration(plan.expected[name]);
             say!("           {name}: {steps} steps, {} tokens, about {time}", count(tokens));
         }
-        let (time, memory) = (duration(plan.expected_seconds), bytes(plan.expected_tensor_bytes));
+        let (time, memory) = (duration(plan.expected_seconds), plan.expected_memory);
         say!(
-            "           in all about {time}; tensors of about {memory} at the peak (text and work buffers come on top)"
+            "           in all about {time}; memory of about {} at the peak of training",
+            bytes(memory.total())
         );
+        say!("           ({memory})");
     }
 }
 
@@ -230,13 +240,6 @@ const MIN_OWN_CRATES: usize = 40;
 /// The model's sizes if the tokenizer reaches the vocabulary that is asked for.
 fn planned_model(recipe: &Recipe, preset: &str) -> Result<Config> {
     recipe.model_config(preset, recipe.tokenizer.vocab_size)
-}
-
-/// Expected bytes of tensors at the peak of either training stage.
-fn tensor_bytes(recipe: &Recipe, model: &Config) -> Result<u64> {
-    let dtype = recipe.dtype()?;
-    let needed = [&recipe.pretrain, &recipe.sft].map(|t| estimate_memory(model, t, dtype));
-    Ok(needed[0].max(needed[1]))
 }
 
 /// Scoring is about a third of training; both models read the held-out text and every choice.

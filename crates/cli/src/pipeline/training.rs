@@ -1,5 +1,6 @@
 //! The two training stages.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -50,7 +51,7 @@ impl Run {
             let model_config = run.recipe.model_config(&preset, store.vocab())?;
             let loader = Loader::new(store, config.sequence, config.seed)?;
             let seed = section.seed;
-            let values = |spec: &ParamSpec| Ok::<_, anyhow::Error>(initial_values(spec, seed));
+            let values = |spec: &ParamSpec, rows| Ok::<_, anyhow::Error>(initial_values(spec, rows, seed));
             let model = run.build(&model_config, values)?;
             run.train_stage("pretrain", draft, tokenizer, (model, config.clone(), &loader))
         })
@@ -79,7 +80,7 @@ impl Run {
                 run.remarks.push(text);
             }
             let folder = hf::ModelFolder::open(base.path())?;
-            let model = run.build(&folder.config, |spec| Ok(folder.values(spec)?))?;
+            let model = run.build(&folder.config, |spec, rows| Ok(folder.values(spec, rows)?))?;
             run.train_stage("sft", draft, tokenizer, (model, config.clone(), &source))
         })
     }
@@ -87,7 +88,7 @@ impl Run {
     fn build(
         &self,
         config: &llamero_model::Config,
-        values: impl FnMut(&ParamSpec) -> Result<Vec<f32>>,
+        values: impl FnMut(&ParamSpec, Range<usize>) -> Result<Vec<f32>>,
     ) -> Result<Llama> {
         let ranks: Arc<dyn Comm> = Arc::new(Solo);
         let device = (&*self.backend, self.recipe.dtype()?);

@@ -30,7 +30,7 @@ fn training_nll(config: &Config, dtype: DType, tokens: &[u32]) -> Vec<f32> {
     let segments = Segments::documents([inputs.len()]);
     let mut tape = Tape::record(&backend);
     let h = model.forward(&mut tape, Input::Tokens(inputs), &segments, Recompute::Nothing);
-    let nll = tape.linear_cross_entropy(&h, model.head().unwrap(), targets);
+    let nll = tape.linear_cross_entropy(h, model.head().unwrap(), targets);
     backend.download(nll.value())
 }
 

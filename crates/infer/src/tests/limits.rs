@@ -79,12 +79,19 @@ fn ids_of_another_vocabulary_are_named() {
 fn weights_that_overflow_are_an_error_and_not_an_answer() {
     let backend = backend();
     let ranks: Arc<dyn Comm> = Arc::new(Solo);
-    let model =
-        Llama::build(&config(), &Placement::whole(&config()), (&*backend, DType::F32), &ranks, |spec| {
+    let model = Llama::build(
+        &config(),
+        &Placement::whole(&config()),
+        (&*backend, DType::F32),
+        &ranks,
+        |spec, rows| {
             let scale = if spec.name == "output.weight" { 1e38 } else { 1.0 };
-            Ok::<_, std::convert::Infallible>(initial_values(spec, 1).iter().map(|x| x * scale).collect())
-        })
-        .unwrap();
+            Ok::<_, std::convert::Infallible>(
+                initial_values(spec, rows, 1).iter().map(|x| x * scale).collect(),
+            )
+        },
+    )
+    .unwrap();
     let engine = Engine::new(model, byte_tokenizer(), backend).unwrap();
     assert!(try_generate(&engine, &[1, 2, 3]).contains("weights may be damaged"));
     let whole = engine.score_tokens(&ids(1, 60)).unwrap_err();

@@ -42,8 +42,8 @@ fn config() -> Config {
 fn model(config: &Config, backend: &dyn Backend, dtype: DType, seed: u64) -> Llama {
     let ranks: Arc<dyn Comm> = Arc::new(Solo);
     let place = Placement::whole(config);
-    Llama::build(config, &place, (backend, dtype), &ranks, |spec| {
-        Ok::<_, std::convert::Infallible>(initial_values(spec, seed))
+    Llama::build(config, &place, (backend, dtype), &ranks, |spec, rows| {
+        Ok::<_, std::convert::Infallible>(initial_values(spec, rows, seed))
     })
     .unwrap()
 }

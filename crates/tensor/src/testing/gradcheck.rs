@@ -127,7 +127,7 @@ pub fn rope() {
     let table = rope_table(6, heads.dim);
     let (qkv, c) = (values(1, shape.elements()), values(2, shape.elements()));
     let turn =
-        |v: &[f64], direction| oracle.rope(&tensor(&oracle, v, shape), heads, &segments, &table, direction);
+        |v: &[f64], direction| oracle.rope(tensor(&oracle, v, shape), heads, &segments, &table, direction);
     let gradient = oracle.download_f64(&turn(&c, RopeDirection::Backward));
     let inputs = [Checked { name: "qkv", values: qkv, gradient }];
     check("rope", &inputs, |at| contract(&oracle, &turn(&at[0], RopeDirection::Forward), &c));

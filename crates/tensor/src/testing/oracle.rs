@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::bf16;
 
 use crate::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, Memory, NO_TARGET,
-    RopeDirection, RopeTable, Segments, Shape, Tensor,
+    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
+    Memory, NO_TARGET, RopeDirection, RopeTable, Segments, Shape, Tensor,
 };
 
 /// The scalar oracle. Every kernel computes in `f64`; the two kinds differ in what they store.
@@ -72,10 +72,25 @@ impl Oracle {
     fn make(&self, shape: Shape, dtype: DType, mut values: Vec<f64>) -> Tensor {
         debug_assert_eq!(values.len(), shape.elements());
         values.iter_mut().for_each(|v| *v = self.round(*v, dtype));
-        let bytes = shape.elements() * dtype.bytes();
+        Tensor::from_storage(shape, dtype, self.storage(values, dtype.bytes()))
+    }
+
+    fn storage(&self, values: Vec<f64>, element_bytes: usize) -> Storage {
+        let bytes = values.len() * element_bytes;
         let live = self.memory.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.memory.peak.fetch_max(live, Ordering::Relaxed);
-        Tensor::from_storage(shape, dtype, Storage { values, bytes, memory: self.memory.clone() })
+        Storage { values, bytes, memory: self.memory.clone() }
+    }
+
+    /// The bf16 half of a master weight.
+    fn high_half(&self, value: f64) -> f64 {
+        match (self.rounding, value as f32) {
+            (true, x) if !x.is_nan() => {
+                let bits = x.to_bits().wrapping_add(0x8000) & 0xffff_0000;
+                f64::from(f32::from_bits(bits))
+            }
+            _ => value,
+        }
     }
 
     /// A tensor whose element at `(row, column)` is `f(row, column)`.
@@ -104,6 +119,11 @@ fn values_mut(x: &mut Tensor) -> &mut [f64] {
         panic!("oracle: {what} is shared or belongs to another backend and cannot be written")
     };
     &mut storage.values
+}
+
+fn wholes(low: &LowHalves) -> &Storage {
+    let Some(storage) = low.storage() else { panic!("oracle: {low:?} belong to another backend") };
+    storage
 }
 
 fn row(x: &Tensor, i: usize) -> &[f64] {
@@ -167,6 +187,20 @@ impl Backend for Oracle {
 
     fn cast(&self, x: &Tensor, dtype: DType) -> Tensor {
         self.make(x.shape(), dtype, values(x).to_vec())
+    }
+
+    fn split(&self, x: &Tensor) -> (Tensor, LowHalves) {
+        assert!(x.dtype() == DType::F32, "split: {x:?} is not f32");
+        let high = values(x).iter().map(|&v| self.high_half(v)).collect();
+        // Two bytes an element are what the other half needs; the oracle keeps the whole value in it.
+        let low = LowHalves::from_storage(x.shape(), self.storage(values(x).to_vec(), 2));
+        (self.make(x.shape(), DType::Bf16, high), low)
+    }
+
+    fn join(&self, high: &Tensor, low: &LowHalves) -> Tensor {
+        let fits = high.dtype() == DType::Bf16 && high.shape() == low.shape();
+        assert!(fits, "join: {high:?} does not fit {low:?}");
+        self.make(high.shape(), DType::F32, wholes(low).values.clone())
     }
 
     fn pack(&self, w: &Tensor) -> Tensor {
@@ -257,31 +291,38 @@ impl Backend for Oracle {
 
     fn rope(
         &self,
-        qkv: &Tensor,
+        mut qkv: Tensor,
         heads: Heads,
         segments: &Segments,
         table: &RopeTable,
         direction: RopeDirection,
     ) -> Tensor {
-        attention::require_packed("rope", qkv, heads, segments);
+        attention::require_packed("rope", &qkv, heads, segments);
         assert!(table.half * 2 == heads.dim, "rope: table of {} pairs for {heads:?}", table.half);
         let positions: Vec<usize> = segments.positions().collect();
         let past_end = positions.iter().find(|&&p| p >= table.positions());
         assert!(past_end.is_none(), "rope: position {past_end:?} outside a table of {}", table.positions());
         let half = table.half;
-        self.build(qkv.shape(), qkv.dtype(), |t, c| {
+        let turned = |t: usize, c: usize| {
             if c >= heads.query_width() + heads.kv_width() {
-                return row(qkv, t)[c];
+                return row(&qkv, t)[c];
             }
             let angle = positions[t] * half + c % heads.dim % half;
             let (cos, sin) = (f64::from(table.cos[angle]), f64::from(table.sin[angle]));
             let sin = if direction == RopeDirection::Forward { sin } else { -sin };
             if c % heads.dim < half {
-                row(qkv, t)[c] * cos - row(qkv, t)[c + half] * sin
+                row(&qkv, t)[c] * cos - row(&qkv, t)[c + half] * sin
             } else {
-                row(qkv, t)[c] * cos + row(qkv, t)[c - half] * sin
+                row(&qkv, t)[c] * cos + row(&qkv, t)[c - half] * sin
             }
-        })
+        };
+        let cells = (0..qkv.rows()).flat_map(|t| (0..qkv.cols()).map(move |c| (t, c)));
+        let values: Vec<f64> = cells.map(|(t, c)| turned(t, c)).collect();
+        if qkv.is_shared() {
+            return self.make(qkv.shape(), qkv.dtype(), values);
+        }
+        self.update(&mut qkv, |i, _| values[i]);
+        qkv
     }
 
     fn attention(&self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Attention {
@@ -396,10 +437,15 @@ impl Backend for Oracle {
 
     fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW) {
         let AdamWState { weight, m, v } = state;
-        for x in [&*weight, &*m, &*v, grad] {
+        for x in [&*m, &*v, grad] {
             let fits = x.shape() == grad.shape() && x.dtype() == DType::F32;
             assert!(fits, "adamw: {x:?} does not fit gradient {grad:?}, or is not f32");
         }
+        let fits = match &weight {
+            Master::F32(weight) => weight.shape() == grad.shape() && weight.dtype() == DType::F32,
+            Master::Split { high, low } => high.shape() == grad.shape() && low.shape() == grad.shape(),
+        };
+        assert!(fits, "adamw: the weights do not fit {grad:?}");
         let [lr, beta1, beta2, eps] = [step.lr, step.beta1, step.beta2, step.eps].map(f64::from);
         let [decay, bias1, bias2, scale] =
             [step.weight_decay, step.bias1, step.bias2, step.grad_scale].map(f64::from);
@@ -407,7 +453,16 @@ impl Backend for Oracle {
         self.update(m, |i, m| beta1 * m + (1.0 - beta1) * gradient(i));
         self.update(v, |i, v| beta2 * v + (1.0 - beta2) * gradient(i).powi(2));
         let (m, v) = (values(m), values(v));
-        self.update(weight, |i, w| w - lr * decay * w - lr * (m[i] / bias1) / ((v[i] / bias2).sqrt() + eps));
+        let updated =
+            |i: usize, w: f64| w - lr * decay * w - lr * (m[i] / bias1) / ((v[i] / bias2).sqrt() + eps);
+        match weight {
+            Master::F32(weight) => self.update(weight, updated),
+            Master::Split { high, low } => {
+                let mut whole = self.join(high, low);
+                self.update(&mut whole, updated);
+                (*high, *low) = self.split(&whole);
+            }
+        }
     }
 
     fn sum_of_squares(&self, x: &Tensor) -> f64 {

@@ -1,6 +1,7 @@
 //! A small Llama with grouped heads and odd sizes, and sequences that it can learn.
 
 use std::convert::Infallible;
+use std::ops::Range;
 
 use llamero_comm::Comm;
 use llamero_data::{DataError, Sequence};
@@ -29,14 +30,19 @@ pub(crate) fn config() -> Config {
 }
 
 /// Weights that keep every part of the network busy: norms away from one, matrices of gain one.
-pub(crate) fn values(spec: &ParamSpec) -> Result<Vec<f32>, Infallible> {
+pub(crate) fn values(spec: &ParamSpec, rows: Range<usize>) -> Result<Vec<f32>, Infallible> {
+    let cols = spec.shape.cols;
+    Ok(whole(spec)[rows.start * cols..rows.end * cols].to_vec())
+}
+
+fn whole(spec: &ParamSpec) -> Vec<f32> {
     let elements = spec.shape.elements();
     let seed = spec.id as u64 + 1;
     if !spec.decay {
-        return Ok(random(seed, elements, 0.3).into_iter().map(|x| 1.0 + x).collect());
+        return random(seed, elements, 0.3).into_iter().map(|x| 1.0 + x).collect();
     }
     let gain = if spec.layer.is_none() { 0.5 } else { 1.0 };
-    Ok(random(seed, elements, gain * (3.0 / spec.shape.cols as f32).sqrt()))
+    random(seed, elements, gain * (3.0 / spec.shape.cols as f32).sqrt())
 }
 
 /// What `place` holds of the model.

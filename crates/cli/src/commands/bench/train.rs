@@ -9,7 +9,7 @@ use clap::{Args, ValueEnum};
 use llamero_comm::{Comm, Solo};
 use llamero_cpu::Cpu;
 use llamero_model::hf::{self, StopTokens};
-use llamero_model::{Llama, ParamSpec, Placement, initial_values};
+use llamero_model::{Llama, ParamSpec, Placement, Recompute, initial_values};
 use llamero_tensor::{Backend, DType};
 use llamero_train::{OptimizerConfig, TrainConfig, Trainer, estimate_memory, learning_rate};
 use serde::Serialize;
@@ -61,7 +61,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, default_value_t = 2)]
     warmup: usize,
     /// What is computed again in the backward pass instead of being kept.
-    #[arg(long, value_enum, default_value = "none")]
+    #[arg(long, value_enum, default_value = "selective")]
     recompute: RecomputeArg,
     /// Largest learning rate.
     #[arg(long, default_value_t = 3e-4)]
@@ -172,26 +172,24 @@ fn settings(args: &TrainArgs, work: &Workload) -> Result<TrainConfig> {
         spike_factor: 1e9,
         ..TrainConfig::default()
     };
-    with_recompute(config, args.recompute)
+    Ok(TrainConfig { recompute: args.recompute.into(), ..config })
 }
 
-/// The one place that knows how the settings of training say what is computed again.
-fn with_recompute(config: TrainConfig, policy: RecomputeArg) -> Result<TrainConfig> {
-    let recompute = match policy {
-        RecomputeArg::None => false,
-        RecomputeArg::Blocks => true,
-        RecomputeArg::Selective => {
-            return Err(usage("--recompute selective is not built yet; take `none` or `blocks`"));
+impl From<RecomputeArg> for Recompute {
+    fn from(arg: RecomputeArg) -> Self {
+        match arg {
+            RecomputeArg::None => Recompute::Nothing,
+            RecomputeArg::Selective => Recompute::Selective,
+            RecomputeArg::Blocks => Recompute::Blocks,
         }
-    };
-    Ok(TrainConfig { recompute, ..config })
+    }
 }
 
 fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
     let cpu = Cpu::new(args.common.threads())?;
     let (work, config) = (&job.work, &job.config);
-    let estimated_memory_bytes = estimate_memory(&work.model, config, job.dtype);
-    say!("estimated memory: {} of tensors", bytes(estimated_memory_bytes));
+    let estimate = estimate_memory(&work.model, config, job.dtype, cpu.threads());
+    say!("estimated memory: {} ({estimate})", bytes(estimate.total()));
     let model = build(&cpu, job)?;
     if let Some(dir) = &args.dump {
         dump(dir, &model, &cpu, job)?;
@@ -236,7 +234,7 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
         gflops,
         peak_gflops,
         mfu: gflops / peak_gflops,
-        estimated_memory_bytes,
+        estimated_memory_bytes: estimate.total(),
         peak_memory_bytes: crate::machine::peak_memory(),
         tensor_peak_bytes,
         first_loss: losses.first().copied().unwrap_or(f64::NAN),
@@ -247,8 +245,8 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
 /// The model at its start. Values are rounded to bf16 whatever the dtype, so that all dtypes start from the same.
 fn build(cpu: &Cpu, job: &Job) -> Result<Llama> {
     let ranks: Arc<dyn Comm> = Arc::new(Solo);
-    let values = |spec: &ParamSpec| -> Result<Vec<f32>> {
-        let mut values = initial_values(spec, 0);
+    let values = |spec: &ParamSpec, rows| -> Result<Vec<f32>> {
+        let mut values = initial_values(spec, rows, 0);
         values.iter_mut().for_each(|v| *v = round_to_bf16(*v));
         Ok(values)
     };

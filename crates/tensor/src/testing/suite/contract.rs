@@ -6,7 +6,8 @@ use super::check::{Bench, DTYPES};
 use super::rope::table as rope_table;
 use crate::testing::{random, random_ids};
 use crate::{
-    AdamW, AdamWState, Attention, Backend, DType, Heads, NO_TARGET, RopeDirection, Segments, Shape, Tensor,
+    AdamW, AdamWState, Attention, Backend, DType, Heads, Master, NO_TARGET, RopeDirection, Segments, Shape,
+    Tensor,
 };
 
 const STEP: AdamW = AdamW {
@@ -51,10 +52,10 @@ pub fn shapes_that_do_not_fit(backend: &dyn Backend) {
         backend.rms_norm_backward(&z(2, 3), &z(3, 3), &z(1, 3), 1e-5, &mut z(1, 3))
     });
     panics(backend, "rope", what, || {
-        backend.rope(&z(5, 15), heads, &segments, &rope_table(9, 4), RopeDirection::Forward)
+        backend.rope(z(5, 15), heads, &segments, &rope_table(9, 4), RopeDirection::Forward)
     });
     panics(backend, "rope", "a position outside the table", || {
-        backend.rope(&z(5, 16), heads, &segments, &rope_table(2, 4), RopeDirection::Forward)
+        backend.rope(z(5, 16), heads, &segments, &rope_table(2, 4), RopeDirection::Forward)
     });
     panics(backend, "attention", "a wrong number of rows", || backend.attention(&z(6, 16), heads, &segments));
     panics(backend, "attention_backward", what, || {
@@ -83,9 +84,16 @@ pub fn shapes_that_do_not_fit(backend: &dyn Backend) {
         backend.copy_rows(&mut z(4, 3), 3, &z(4, 3), 0..2, 0..3);
     });
     panics(backend, "adamw", what, || {
-        let state = AdamWState { weight: &mut z(2, 3), m: &mut z(2, 3), v: &mut z(2, 3) };
+        let state = AdamWState { weight: Master::F32(&mut z(2, 3)), m: &mut z(2, 3), v: &mut z(2, 3) };
         backend.adamw(state, &z(3, 2), &STEP);
     });
+    panics(backend, "adamw", "lower halves that do not fit", || {
+        let (mut high, mut low) = (backend.split(&z(2, 3)).0, backend.split(&z(3, 2)).1);
+        let weight = Master::Split { high: &mut high, low: &mut low };
+        let state = AdamWState { weight, m: &mut z(2, 3), v: &mut z(2, 3) };
+        backend.adamw(state, &z(2, 3), &STEP);
+    });
+    panics(backend, "join", what, || backend.join(&backend.split(&z(2, 3)).0, &backend.split(&z(3, 2)).1));
 }
 
 /// Writing to a tensor whose storage is shared panics and changes nothing.
@@ -142,7 +150,7 @@ pub fn fingerprint(backend: &dyn Backend) -> Vec<(String, u64)> {
         let segments = Segments::documents([70, 1, 79]);
         note(
             "rope",
-            &backend.rope(&qkv, heads, &segments, &rope_table(80, heads.dim), RopeDirection::Forward),
+            &backend.rope(qkv.clone(), heads, &segments, &rope_table(80, heads.dim), RopeDirection::Forward),
         );
         let saved = backend.attention(&qkv, heads, &segments);
         note("attention", &saved.out);
@@ -165,8 +173,12 @@ pub fn fingerprint(backend: &dyn Backend) -> Vec<(String, u64)> {
 
         let (mut weight, mut m, mut v) =
             (gradient(width, c), gradient(width, c), backend.zeros(dw.shape(), DType::F32));
-        backend.adamw(AdamWState { weight: &mut weight, m: &mut m, v: &mut v }, &dw, &STEP);
+        backend.adamw(AdamWState { weight: Master::F32(&mut weight), m: &mut m, v: &mut v }, &dw, &STEP);
         note("adamw", &weight);
+        let (mut high, mut low) = backend.split(&weight);
+        let split = Master::Split { high: &mut high, low: &mut low };
+        backend.adamw(AdamWState { weight: split, m: &mut m, v: &mut v }, &dw, &STEP);
+        note("adamw split", &backend.join(&high, &low));
         let sum = backend.sum_of_squares(&dy).to_bits();
         hashes.push((format!("sum_of_squares {dtype}"), sum));
     }

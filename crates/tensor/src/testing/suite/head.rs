@@ -2,7 +2,36 @@
 
 use super::check::{Bench, DTYPES, FEW, Input, U, operand_unit, rows_alone, same_bits};
 use crate::testing::{random, random_ids};
-use crate::{Backend, CrossEntropy, DType, NO_TARGET, Shape};
+use crate::{Backend, CrossEntropy, DType, NO_TARGET, Shape, Tensor};
+
+/// Losses, `dh`, and `dw` added to, from `(h, w)`, `d_nll` and targets.
+type Gradient = fn(&dyn Backend, (&Tensor, &Tensor), &Tensor, &[u32], &mut Tensor) -> (CrossEntropy, Tensor);
+
+/// Both ways to the gradient.
+const WAYS: [(&str, Gradient); 2] =
+    [("linear_cross_entropy_backward", separately), ("linear_cross_entropy_with_gradient", at_once)];
+
+fn separately(
+    backend: &dyn Backend,
+    (h, w): (&Tensor, &Tensor),
+    d_nll: &Tensor,
+    targets: &[u32],
+    dw: &mut Tensor,
+) -> (CrossEntropy, Tensor) {
+    let loss = backend.linear_cross_entropy(h, w, targets);
+    let dh = backend.linear_cross_entropy_backward(d_nll, (h, w), targets, &loss.lse, dw);
+    (loss, dh)
+}
+
+fn at_once(
+    backend: &dyn Backend,
+    input: (&Tensor, &Tensor),
+    d_nll: &Tensor,
+    targets: &[u32],
+    dw: &mut Tensor,
+) -> (CrossEntropy, Tensor) {
+    backend.linear_cross_entropy_with_gradient(d_nll, input, targets, dw)
+}
 
 /// `(T, C, V)`.
 const SIZES: [(usize, usize, usize); 15] = [
@@ -67,14 +96,7 @@ impl Run {
 
     fn check_forward(&self, bench: &Bench<'_>) {
         let got = bench.backend.linear_cross_entropy(&self.h.device, &self.w.device, &self.targets);
-        let want = self.exact(bench);
-        let (lse, logits) = (bench.exact(&want.lse), self.logit_errors(bench));
-        let counts = |i: usize| f64::from(u8::from(self.targets[i] != NO_TARGET));
-        let label = |part| format!("linear_cross_entropy {part} {}", self.label);
-        bench.close(&label("lse"), &got.lse, &want.lse, |i| counts(i) * self.lse_error(logits[i], lse[i]));
-        bench.close(&label("nll"), &got.nll, &want.nll, |i| {
-            counts(i) * (self.lse_error(logits[i], lse[i]) + logits[i])
-        });
+        self.check_losses(bench, "linear_cross_entropy", &got);
         let packed = bench.backend.pack(&self.w.device);
         let packed = bench.backend.linear_cross_entropy(&self.h.device, &packed, &self.targets);
         for (part, got, plain) in [("lse", &packed.lse, &got.lse), ("nll", &packed.nll, &got.nll)] {
@@ -83,7 +105,18 @@ impl Run {
         }
     }
 
-    fn check_backward(&self, bench: &Bench<'_>) {
+    fn check_losses(&self, bench: &Bench<'_>, op: &str, got: &CrossEntropy) {
+        let want = self.exact(bench);
+        let (lse, logits) = (bench.exact(&want.lse), self.logit_errors(bench));
+        let counts = |i: usize| f64::from(u8::from(self.targets[i] != NO_TARGET));
+        let label = |part| format!("{op} {part} {}", self.label);
+        bench.close(&label("lse"), &got.lse, &want.lse, |i| counts(i) * self.lse_error(logits[i], lse[i]));
+        bench.close(&label("nll"), &got.nll, &want.nll, |i| {
+            counts(i) * (self.lse_error(logits[i], lse[i]) + logits[i])
+        });
+    }
+
+    fn check_backward(&self, bench: &Bench<'_>, (op, gradient): (&str, Gradient)) {
         let (t, c, v) = (self.h.exact.rows(), self.h.exact.cols(), self.w.exact.rows());
         let mut dw = bench.random(9, Shape::new(v, c), DType::F32, 2.0);
         let want = self.exact(bench);
@@ -96,17 +129,11 @@ impl Run {
             &want.lse,
             &mut dw.exact,
         );
-        let saved = bench.backend.linear_cross_entropy(&self.h.device, &self.w.device, &self.targets);
         let inputs = (&self.h.device, &self.w.device);
-        let dh = bench.backend.linear_cross_entropy_backward(
-            &self.d_nll.device,
-            inputs,
-            &self.targets,
-            &saved.lse,
-            &mut dw.device,
-        );
+        let (loss, dh) = gradient(bench.backend, inputs, &self.d_nll.device, &self.targets, &mut dw.device);
         debug_assert_eq!(dh_bound.len(), t * c);
-        let label = |part| format!("linear_cross_entropy_backward {part} {}", self.label);
+        self.check_losses(bench, op, &loss);
+        let label = |part| format!("{op} {part} {}", self.label);
         bench.close(&label("dh"), &dh, &dh_want, |i| dh_bound[i]);
         bench.close(&label("dw"), &dw.device, &dw.exact, |i| dw_bound[i]);
     }
@@ -148,9 +175,18 @@ pub fn forward(backend: &dyn Backend) {
 
 /// `linear_cross_entropy_backward`; the weight's gradient is added into a buffer that is not zero.
 pub fn backward(backend: &dyn Backend) {
+    check_gradients(backend, WAYS[0]);
+}
+
+/// `linear_cross_entropy_with_gradient`: losses as in `forward`, gradients as in `backward`.
+pub fn with_gradient(backend: &dyn Backend) {
+    check_gradients(backend, WAYS[1]);
+}
+
+fn check_gradients(backend: &dyn Backend, way: (&str, Gradient)) {
     let bench = Bench::new(backend);
     for dtype in DTYPES {
-        SIZES.iter().for_each(|&size| Run::new(&bench, size, dtype, 1.5).check_backward(&bench));
+        SIZES.iter().for_each(|&size| Run::new(&bench, size, dtype, 1.5).check_backward(&bench, way));
     }
 }
 
@@ -166,8 +202,8 @@ pub fn large_logits(backend: &dyn Backend) {
 pub fn no_target(backend: &dyn Backend) {
     let bench = Bench::new(backend);
     let (t, c, v) = (21, 33, 65);
-    for dtype in DTYPES {
-        let label = format!("linear_cross_entropy {dtype} h [{t}, {c}] w [{v}, {c}], rows without a target");
+    for (dtype, (op, gradient)) in DTYPES.into_iter().flat_map(|d| WAYS.map(|way| (d, way))) {
+        let label = format!("{op} {dtype} h [{t}, {c}] w [{v}, {c}], rows without a target");
         let w = bench.random(1, Shape::new(v, c), dtype, 1.0).device;
         let mut targets = random_ids(2, t, v as u32);
         let kept = [4, 5, 20];
@@ -179,9 +215,8 @@ pub fn no_target(backend: &dyn Backend) {
             let mut host = random(3, t * c, 1.0);
             masked.iter().for_each(|row| host[row * c..(row + 1) * c].fill(filler));
             let h = backend.upload(&host, Shape::new(t, c), dtype);
-            let loss = backend.linear_cross_entropy(&h, &w, targets);
             let mut dw = backend.upload(&before, Shape::new(v, c), DType::F32);
-            let dh = backend.linear_cross_entropy_backward(&d_nll, (&h, &w), targets, &loss.lse, &mut dw);
+            let (loss, dh) = gradient(backend, (&h, &w), &d_nll, targets, &mut dw);
             [&loss.nll, &loss.lse, &dh, &dw].map(|x| backend.download(x))
         };
         let [nll, lse, dh, dw] = run(3000.0, &targets);
@@ -215,15 +250,16 @@ pub fn row_invariance(backend: &dyn Backend) {
                     backend.download(&backend.linear_cross_entropy(&h, w, &run.targets[rows]).nll)
                 });
             }
-            rows_alone(&format!("linear_cross_entropy_backward dh {}", run.label), t, |rows| {
-                let [h, d_nll] = [&run.h, &run.d_nll].map(|x| x.upload_rows(backend, rows.clone()));
-                let targets = &run.targets[rows];
-                let lse = backend.linear_cross_entropy(&h, &run.w.device, targets).lse;
-                let mut dw = backend.zeros(Shape::new(v, c), DType::F32);
-                let input = (&h, &run.w.device);
-                backend
-                    .download(&backend.linear_cross_entropy_backward(&d_nll, input, targets, &lse, &mut dw))
-            });
+            for (op, gradient) in WAYS {
+                rows_alone(&format!("{op} dh and nll {}", run.label), t, |rows| {
+                    let [h, d_nll] = [&run.h, &run.d_nll].map(|x| x.upload_rows(backend, rows.clone()));
+                    let mut dw = backend.zeros(Shape::new(v, c), DType::F32);
+                    let input = (&h, &run.w.device);
+                    let (loss, dh) = gradient(backend, input, &d_nll, &run.targets[rows], &mut dw);
+                    let (dh, nll) = (backend.download(&dh), backend.download(&loss.nll));
+                    dh.chunks(c).zip(nll).flat_map(|(dh, nll)| dh.iter().copied().chain([nll])).collect()
+                });
+            }
         }
     }
 }
@@ -246,10 +282,12 @@ pub fn non_finite(backend: &dyn Backend) {
             for (row, nll) in nll.iter().enumerate() {
                 assert!(nll.is_nan() == (row == 11), "{label} of h row 11: nll element {row}: got {nll}");
             }
+            nan_of_gradient(backend, &label, (&bad, &w.device), &targets, |row| row == 11);
             for bad_row in [0, 65, v - 1] {
                 let mut bad = w.host.clone();
                 bad[bad_row * c + at] = f32::NAN;
                 let bad = backend.upload(&bad, Shape::new(v, c), dtype);
+                nan_of_gradient(backend, &label, (&h.device, &bad), &targets, |_| true);
                 for (how, bad) in [("plain", bad.clone()), ("packed", backend.pack(&bad))] {
                     let nll = backend.download(&backend.linear_cross_entropy(&h.device, &bad, &targets).nll);
                     for (row, nll) in nll.iter().enumerate() {
@@ -262,4 +300,25 @@ pub fn non_finite(backend: &dyn Backend) {
             }
         }
     }
+}
+
+/// Fails unless the losses and `dh` of the rows that `is_nan` says, and of no others, are NaN when both are computed at
+/// once, and `dw` is NaN somewhere.
+fn nan_of_gradient(
+    backend: &dyn Backend,
+    label: &str,
+    (h, w): (&Tensor, &Tensor),
+    targets: &[u32],
+    is_nan: impl Fn(usize) -> bool,
+) {
+    let mut dw = backend.zeros(w.shape(), DType::F32);
+    let d_nll = backend.upload(&vec![1.0; h.rows()], Shape::new(h.rows(), 1), DType::F32);
+    let (loss, dh) = at_once(backend, (h, w), &d_nll, targets, &mut dw);
+    let (nll, dh) = (backend.download(&loss.nll), backend.download(&dh));
+    for (row, (nll, dh)) in nll.iter().zip(dh.chunks(h.cols())).enumerate() {
+        let found = (nll.is_nan(), dh.iter().any(|x| x.is_nan()));
+        let want = is_nan(row);
+        assert!(found == (want, want), "{label}, with gradient: row {row}: NaN in (nll, dh) is {found:?}");
+    }
+    assert!(backend.download(&dw).iter().any(|x| x.is_nan()), "{label}, with gradient: no NaN in dw");
 }

@@ -1,6 +1,6 @@
 //! Rotary embedding.
 
-use super::check::{Bench, DTYPES, U, unit};
+use super::check::{Bench, DTYPES, U, same_bits, unit};
 use crate::{Backend, DType, Heads, RopeDirection, RopeTable, Segment, Segments, Shape};
 
 /// A table for tests in Llama's proportions: angle `position · 10000^(−2i/D)`.
@@ -41,12 +41,33 @@ pub fn forward_and_backward(backend: &dyn Backend) {
             let qkv = bench.random(1, shape, dtype, 2.0);
             for direction in [RopeDirection::Forward, RopeDirection::Backward] {
                 let label = format!("rope {dtype} {direction:?} qkv {shape} {heads:?} {segments:?}");
-                let got = backend.rope(&qkv.device, heads, &segments, &table, direction);
-                let want = bench.oracle.rope(&qkv.exact, heads, &segments, &table, direction);
+                let got = backend.rope(qkv.device.clone(), heads, &segments, &table, direction);
+                let want = bench.oracle.rope(qkv.exact.clone(), heads, &segments, &table, direction);
                 let passes = heads.query_width() + heads.kv_width();
                 bench.close(&label, &got, &want, |i| {
                     if i % heads.width() < passes { 2.0 * U * 4.0 } else { 0.0 }
                 });
+                same_bits(
+                    &format!("{label}: what is shared stays"),
+                    &backend.download(&qkv.device),
+                    &qkv.host,
+                );
+                let alone = backend.upload(&qkv.host, shape, dtype);
+                backend.reset_peak();
+                let before = backend.memory().live_bytes;
+                let in_place = backend.rope(alone, heads, &segments, &table, direction);
+                let more = backend.memory().peak_bytes - before;
+                let all = shape.elements() * dtype.bytes();
+                // A few rows of work space are fine.
+                assert!(
+                    shape.rows < 90 || 2 * more < all,
+                    "{label}: {more} bytes more at the peak, {all} given"
+                );
+                same_bits(
+                    &format!("{label} in place"),
+                    &backend.download(&in_place),
+                    &backend.download(&got),
+                );
             }
         }
     }
@@ -60,8 +81,8 @@ pub fn identity(backend: &dyn Backend) {
             let shape = Shape::new(segments.total_rows(), heads.width());
             let table = table(100, heads.dim);
             let qkv = bench.random(2, shape, dtype, 2.0);
-            let turned = backend.rope(&qkv.device, heads, &segments, &table, RopeDirection::Forward);
-            let back = backend.rope(&turned, heads, &segments, &table, RopeDirection::Backward);
+            let turned = backend.rope(qkv.device, heads, &segments, &table, RopeDirection::Forward);
+            let back = backend.rope(turned, heads, &segments, &table, RopeDirection::Backward);
             let label = format!("rope {dtype} forward and backward of {shape} {heads:?} {segments:?}");
             // The turned pair, each up to 2√2, was rounded, and the table's sines and cosines are f32.
             let stored = if dtype == DType::F32 { U } else { unit(dtype) };

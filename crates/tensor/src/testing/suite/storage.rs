@@ -5,7 +5,7 @@ use crate::testing::random;
 use crate::{Backend, DType, Shape};
 
 /// Values at the edges of rounding: ties to even both ways, the largest finite value, infinities, NaN, signed zeros.
-fn edges() -> Vec<f32> {
+pub(super) fn edges() -> Vec<f32> {
     let tie = 1.0 / 256.0;
     let mut values = vec![0.0, -0.0, 1.0, -1.0, 1.0 + tie, 1.0 + 3.0 * tie, 1.0 + 5.0 * tie, -1.0 - tie];
     values.extend([f32::MAX, f32::MIN, f32::MIN_POSITIVE, f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);

@@ -1,0 +1,58 @@
+//! What a training step is expected to take against what it takes.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use llamero_comm::Solo;
+use llamero_cpu::Cpu;
+use llamero_data::Sequence;
+use llamero_model::{Config, Llama, Placement, Recompute, initial_values};
+use llamero_tensor::{Backend, DType};
+use llamero_train::{TrainConfig, Trainer, estimate_memory};
+
+const THREADS: usize = 2;
+
+/// Bytes of tensors at the peak of a step.
+fn counted(model: &Config, settings: &TrainConfig, dtype: DType) -> u64 {
+    let backend = Cpu::new(THREADS).expect("two threads");
+    let values = |spec: &_, rows| Ok::<_, Infallible>(initial_values(spec, rows, 1));
+    let ranks: Arc<dyn llamero_comm::Comm> = Arc::new(Solo);
+    let Ok(llama) = Llama::build(model, &Placement::whole(model), (&backend, dtype), &ranks, values);
+    let mut trainer = Trainer::new(llama, &backend, settings.clone());
+    let sequence = |i: usize| {
+        let id = |t: usize| ((t * 31 + i) % model.vocab) as u32;
+        let (tokens, targets) = (0..settings.sequence).map(|t| (id(t), id(t + 1))).unzip();
+        Sequence { tokens, targets, documents: vec![settings.sequence] }
+    };
+    let outcome = trainer.step(0, (0..settings.batch).map(sequence).collect()).expect("made-up data");
+    assert_eq!(outcome.skipped, None);
+    backend.memory().peak_bytes as u64
+}
+
+#[test]
+fn the_estimate_is_within_a_tenth_of_the_peak() {
+    let sized = |dim, layers, ffn, vocab| {
+        let (heads, kv_heads, context) = (dim / 32, dim / 64, 512);
+        let preset = Config::preset("1m").expect("a preset");
+        Config { dim, layers, heads, kv_heads, head_dim: 32, ffn, vocab, context, ..preset }
+    };
+    let deep = (sized(128, 6, 352, 2_000), (256, 4, 4));
+    let wide = (sized(256, 2, 704, 1_000), (512, 2, 2));
+    let many_words = (sized(128, 3, 352, 24_000), (512, 2, 2));
+    let accumulated = (Config { tied: true, ..sized(128, 4, 352, 4_000) }, (256, 4, 2));
+    for (model, (sequence, batch, micro_batch)) in [deep, wide, many_words, accumulated] {
+        for recompute in [Recompute::Nothing, Recompute::Selective, Recompute::Blocks] {
+            for dtype in [DType::F32, DType::Bf16] {
+                let steps = Some(10);
+                let settings =
+                    TrainConfig { steps, sequence, batch, micro_batch, recompute, ..TrainConfig::default() };
+                let estimate = estimate_memory(&model, &settings, dtype, THREADS);
+                let counted = counted(&model, &settings, dtype);
+                let ratio = estimate.tensors() as f64 / counted as f64;
+                let what = format!("width {}, vocabulary {}, {dtype}, {recompute:?}", model.dim, model.vocab);
+                println!("{what}: expected {ratio:.3} of the peak");
+                assert!((0.9..1.1).contains(&ratio), "{what}: {counted} bytes, expected {estimate}");
+            }
+        }
+    }
+}
