@@ -193,6 +193,14 @@ unsafe fn sweep<
         let cols = NR.min(p.n - panel * NR);
         for group in 0..groups {
             let rows = MR.min(p.m - group * MR);
+            if !from.is_null() {
+                // The sums of the next strip may be far away.
+                for r in 0..MR {
+                    let row = from.wrapping_add(((group + 1) * MR + r) * from_stride + panel * NR);
+                    s.prefetch(row);
+                    s.prefetch(row.wrapping_add(LANES));
+                }
+            }
             // SAFETY: the offsets are those of elements inside A, B, C and the sums, by the contract of this function.
             // At the right edge the strip works on copies of whole width; rows and columns copied are inside.
             unsafe {

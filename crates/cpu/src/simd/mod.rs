@@ -102,6 +102,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
             a1.mul_add(b1, a0.mul_add(b0, c[i]))
         }))
     }
+    /// Asks for the cache line at an address, which need not be valid, to be brought near.
+    fn prefetch(self, _at: *const f32) {}
     /// Row `i` of the result is column `i` of the argument.
     fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
 
