@@ -8,30 +8,16 @@ use half::bf16;
 
 use crate::exec::Exec;
 use crate::math::{load, store};
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, Simd, join, split};
 
 /// Elements per task.
 const RUN: usize = 1 << 15;
-
-#[inline(always)]
-fn split(x: f32) -> (bf16, i16) {
-    let bits = x.to_bits();
-    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
-    let high = if nan { bits >> 16 | 0x40 } else { bits.wrapping_add(0x8000) >> 16 };
-    let low = if nan { 0 } else { bits.wrapping_sub(high << 16) };
-    (bf16::from_bits(high as u16), low as i16)
-}
-
-#[inline(always)]
-fn join(high: bf16, low: i16) -> f32 {
-    f32::from_bits((u32::from(high.to_bits()) << 16).wrapping_add(low as i32 as u32))
-}
 
 /// Both halves of every element of `x`.
 pub(crate) fn split_all(exec: &Exec, x: &[f32], high: &mut [bf16], low: &mut [i16]) {
     let ns = x.len() as f64;
     exec.chunks(high, RUN, ns, |i, high| {
-        high.iter_mut().zip(&x[i * RUN..]).for_each(|(high, x)| *high = split(*x).0);
+        high.iter_mut().zip(&x[i * RUN..]).for_each(|(high, x)| *high = bf16::from_bits(split(*x).0));
     });
     exec.chunks(low, RUN, ns, |i, low| {
         low.iter_mut().zip(&x[i * RUN..]).for_each(|(low, x)| *low = split(*x).1)
@@ -43,7 +29,7 @@ pub(crate) fn join_all(exec: &Exec, high: &[bf16], low: &[i16], out: &mut [f32])
     let ns = out.len() as f64;
     exec.chunks(out, RUN, ns, |i, out| {
         let halves = high[i * RUN..].iter().zip(&low[i * RUN..]);
-        out.iter_mut().zip(halves).for_each(|(out, (high, low))| *out = join(*high, *low));
+        out.iter_mut().zip(halves).for_each(|(out, (high, low))| *out = join(high.to_bits(), *low));
     });
 }
 
@@ -85,26 +71,26 @@ impl Weights for Halves<'_> {
 
     #[inline(always)]
     fn load<S: Simd>(&self, s: S, at: usize) -> S::V {
-        let (high, low) = (&self.high[at..], &self.low[at..]);
-        let mut whole = [0.0; LANES];
-        match (high.first_chunk::<LANES>(), low.first_chunk::<LANES>()) {
-            (Some(high), Some(low)) => whole = std::array::from_fn(|i| join(high[i], low[i])),
-            _ => whole.iter_mut().zip(high.iter().zip(low)).for_each(|(x, (h, l))| *x = join(*h, *l)),
+        let (high, low): (&[u16], _) = (bytemuck::cast_slice(&self.high[at..]), &self.low[at..]);
+        if let (Some(high), Some(low)) = (high.first_chunk(), low.first_chunk()) {
+            return s.join(high, low);
         }
-        s.load(&whole)
+        let (mut whole_high, mut whole_low) = ([0; LANES], [0; LANES]);
+        whole_high[..high.len()].copy_from_slice(high);
+        whole_low[..low.len()].copy_from_slice(low);
+        s.join(&whole_high, &whole_low)
     }
 
     #[inline(always)]
     fn store<S: Simd>(&mut self, s: S, v: S::V, at: usize) {
-        let whole = s.array(v);
-        let (high, low) = (&mut self.high[at..], &mut self.low[at..]);
-        match (high.first_chunk_mut::<LANES>(), low.first_chunk_mut::<LANES>()) {
-            (Some(high), Some(low)) => {
-                for i in 0..LANES {
-                    (high[i], low[i]) = split(whole[i]);
-                }
-            }
-            _ => high.iter_mut().zip(low).zip(whole).for_each(|((h, l), x)| (*h, *l) = split(x)),
+        let (high, low): (&mut [u16], _) =
+            (bytemuck::cast_slice_mut(&mut self.high[at..]), &mut self.low[at..]);
+        if let (Some(high), Some(low)) = (high.first_chunk_mut(), low.first_chunk_mut()) {
+            return s.split(v, high, low);
         }
+        let (mut whole_high, mut whole_low) = ([0; LANES], [0; LANES]);
+        s.split(v, &mut whole_high, &mut whole_low);
+        high.copy_from_slice(&whole_high[..high.len()]);
+        low.copy_from_slice(&whole_low[..low.len()]);
     }
 }

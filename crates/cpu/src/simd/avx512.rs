@@ -250,6 +250,31 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn join(self, high: &[u16; LANES], low: &[i16; LANES]) -> __m512 {
+        // SAFETY: see the module.
+        unsafe {
+            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(high.as_ptr().cast()));
+            let low = _mm512_cvtepi16_epi32(_mm256_loadu_si256(low.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<16>(high), low))
+        }
+    }
+
+    #[inline(always)]
+    fn split(self, v: __m512, high: &mut [u16; LANES], low: &mut [i16; LANES]) {
+        // SAFETY: see the module.
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let rounded = _mm512_srli_epi32::<16>(_mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)));
+            let quiet = _mm512_or_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(0x40));
+            let top = _mm512_mask_blend_epi32(nan, rounded, quiet);
+            let rest = _mm512_maskz_sub_epi32(!nan, bits, _mm512_slli_epi32::<16>(top));
+            _mm256_storeu_si256(high.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(top));
+            _mm256_storeu_si256(low.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(rest));
+        }
+    }
+
+    #[inline(always)]
     fn prefetch(self, at: *const f32) {
         // SAFETY: a prefetch of any address has no effect but on the caches.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }

@@ -102,6 +102,19 @@ pub(crate) trait Simd: Copy + Send + Sync {
             a1.mul_add(b1, a0.mul_add(b0, c[i]))
         }))
     }
+    /// The number of two halves ([`crate::master`]).
+    #[inline(always)]
+    fn join(self, high: &[u16; LANES], low: &[i16; LANES]) -> Self::V {
+        self.load(&std::array::from_fn(|i| join(high[i], low[i])))
+    }
+    /// Both halves of a number.
+    #[inline(always)]
+    fn split(self, v: Self::V, high: &mut [u16; LANES], low: &mut [i16; LANES]) {
+        let whole = self.array(v);
+        for i in 0..LANES {
+            (high[i], low[i]) = split(whole[i]);
+        }
+    }
     /// Asks for the cache line at an address, which need not be valid, to be brought near.
     fn prefetch(self, _at: *const f32) {}
     /// Row `i` of the result is column `i` of the argument.
@@ -114,6 +127,22 @@ pub(crate) trait Simd: Copy + Send + Sync {
         self.store(v, &mut out);
         out
     }
+}
+
+/// The nearest bf16, ties away from zero, and what is left, modulo 2³²; see [`crate::master`].
+#[inline(always)]
+pub(crate) fn split(x: f32) -> (u16, i16) {
+    let bits = x.to_bits();
+    let nan = bits & 0x7fff_ffff > 0x7f80_0000;
+    let high = if nan { bits >> 16 | 0x40 } else { bits.wrapping_add(0x8000) >> 16 };
+    let low = if nan { 0 } else { bits.wrapping_sub(high << 16) };
+    (high as u16, low as i16)
+}
+
+/// The number whose halves these are.
+#[inline(always)]
+pub(crate) fn join(high: u16, low: i16) -> f32 {
+    f32::from_bits((u32::from(high) << 16).wrapping_add(low as i32 as u32))
 }
 
 /// Two bf16 in the place of an f32, the first in the lower half.
