@@ -25,10 +25,12 @@ const ROWS: usize = 192;
 const BACK_ROWS: usize = 2048;
 const BACK_BLOCK: usize = 1024;
 
-/// The rows that have a target, one after another.
+/// The rows that have a target, one after another. Where pairs of rows are summed ([`Active::for_gradient`]), the row next
+/// to one with a target is kept as a row of zeros, so that pairs are the same however a batch is cut into smaller ones.
 struct Active<'a> {
     /// Their numbers.
     rows: Vec<usize>,
+    /// [`NO_TARGET`] for a row of zeros.
     targets: Vec<u32>,
     data: Gathered<'a>,
     width: usize,
@@ -40,29 +42,48 @@ enum Gathered<'a> {
     Bf16(Buffer<bf16>),
 }
 
-fn gather<E: Stored>(exec: &Exec, h: &[E], width: usize, rows: &[usize]) -> Buffer<E> {
+fn gather<E: Stored>(exec: &Exec, h: &[E], width: usize, (rows, targets): (&[usize], &[u32])) -> Buffer<E> {
     let mut out = exec.memory.stale::<E>(rows.len() * width);
     for (out, &row) in out.chunks_exact_mut(width.max(1)).zip(rows) {
-        out.copy_from_slice(&h[row * width..][..width]);
+        if targets[row] == NO_TARGET {
+            out.fill(E::zeroed());
+        } else {
+            out.copy_from_slice(&h[row * width..][..width]);
+        }
     }
     out
 }
 
 impl<'a> Active<'a> {
     fn new(exec: &Exec, h: Data<'a>, width: usize, targets: &[u32]) -> Self {
-        let rows: Vec<usize> = (0..targets.len()).filter(|&i| targets[i] != NO_TARGET).collect();
+        Self::of(exec, (h, width), targets, |i| targets[i] != NO_TARGET)
+    }
+
+    fn for_gradient(exec: &Exec, h: Data<'a>, width: usize, targets: &[u32]) -> Self {
+        let pairs = exec.pairs() && matches!(h, Data::Bf16(_));
+        let has = |i: usize| targets.get(i).is_some_and(|t| *t != NO_TARGET);
+        Self::of(exec, (h, width), targets, |i| has(i) || (pairs && has(i ^ 1)))
+    }
+
+    fn of(exec: &Exec, (h, width): (Data<'a>, usize), targets: &[u32], take: impl Fn(usize) -> bool) -> Self {
+        let rows: Vec<usize> = (0..targets.len()).filter(|&i| take(i)).collect();
         let data = match h {
-            _ if rows.len() == targets.len() => Gathered::All(h),
-            Data::F32(h) => Gathered::F32(gather(exec, h, width, &rows)),
-            Data::Bf16(h) => Gathered::Bf16(gather(exec, h, width, &rows)),
+            _ if targets.iter().all(|t| *t != NO_TARGET) => Gathered::All(h),
+            Data::F32(h) => Gathered::F32(gather(exec, h, width, (&rows, targets))),
+            Data::Bf16(h) => Gathered::Bf16(gather(exec, h, width, (&rows, targets))),
         };
         let targets = rows.iter().map(|&i| targets[i]).collect();
         Self { rows, targets, data, width }
     }
 
-    /// Values of the active rows.
+    /// Whether row `i` of these has a target.
+    fn has_target(&self, i: usize) -> bool {
+        self.targets[i] != NO_TARGET
+    }
+
+    /// Values of the active rows; 0 for a row of zeros.
     fn pick(&self, x: &[f32]) -> Vec<f32> {
-        self.rows.iter().map(|&i| x[i]).collect()
+        (0..self.rows.len()).map(|i| if self.has_target(i) { x[self.rows[i]] } else { 0.0 }).collect()
     }
 
     /// Whether products with `w` keep pairs of bf16.
@@ -72,7 +93,11 @@ impl<'a> Active<'a> {
 
     /// Writes the active rows from `first` on to their places.
     fn scatter<E: Stored>(&self, exec: &Exec, first: usize, x: &[f32], out: &mut [E]) {
-        for (x, &row) in x.chunks_exact(self.width.max(1)).zip(&self.rows[first..]) {
+        for (i, x) in x.chunks_exact(self.width.max(1)).enumerate() {
+            if !self.has_target(first + i) {
+                continue;
+            }
+            let row = self.rows[first + i];
             exec.run(Convert { x, out: &mut out[row * self.width..][..self.width] });
         }
     }
@@ -266,7 +291,7 @@ pub(crate) fn backward<E: Stored>(
     saved: &Saved<'_>,
     (dh, dw): (&mut [E], &mut [f32]),
 ) {
-    let active = Active::new(exec, h, width, saved.targets);
+    let active = Active::for_gradient(exec, h, width, saved.targets);
     let count = active.rows.len();
     let (d_nll, lse) = (active.pick(saved.d_nll), active.pick(saved.lse));
     let pairs = active.pairs(exec, w);
@@ -299,7 +324,7 @@ pub(crate) fn backward<E: Stored>(
             gemm(exec, (cols, width, rows), logits.t(), Right::Mat(h), Out::Add(dw));
         }
     }
-    if count < saved.targets.len() {
+    if saved.targets.contains(&NO_TARGET) {
         dh.fill(E::zeroed());
     }
     active.scatter(exec, 0, &grad, dh);
@@ -326,9 +351,9 @@ pub(crate) fn with_gradient<E: Stored>(
 ) {
     out.nll.fill(0.0);
     out.lse.fill(0.0);
-    let active = Active::new(exec, h, width, targets);
+    let active = Active::for_gradient(exec, h, width, targets);
     let (count, vocab) = (active.rows.len(), out.dw.len() / width.max(1));
-    if count < targets.len() {
+    if targets.contains(&NO_TARGET) {
         out.dh.fill(E::zeroed());
     }
     if vocab == 0 || width == 0 {
@@ -357,11 +382,12 @@ pub(crate) fn with_gradient<E: Stored>(
                 let mut logits = unsafe { all.sub(row, 0, 1, vocab) };
                 let logits = logits.row(0);
                 let lse = exec.run(LogSumExp(logits));
-                *out = [lse - logits[target], lse];
+                *out = [lse - logits.get(target).copied().unwrap_or(lse), lse];
                 exec.run(LogitGrad { logits, pairs, target: Some(target), lse, d });
             }
         });
-        for (&row, [nll, lse]) in active.rows[first..].iter().zip(row_nll_lse) {
+        for (i, [nll, lse]) in row_nll_lse.iter().enumerate().filter(|(i, _)| active.has_target(first + i)) {
+            let row = active.rows[first + i];
             (out.nll[row], out.lse[row]) = (*nll, *lse);
         }
         let d_logits = gradients(logits, vocab, pairs);
