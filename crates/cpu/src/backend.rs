@@ -109,6 +109,10 @@ impl Backend for Cpu {
         self.exec.memory.memory()
     }
 
+    fn scope(&self, work: &mut (dyn FnMut() + Send)) {
+        self.exec.scope(work);
+    }
+
     fn reset_peak(&self) {
         self.exec.memory.reset_peak();
     }

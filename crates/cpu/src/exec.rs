@@ -44,6 +44,14 @@ impl Exec {
         self.pool.as_ref().filter(|_| tasks > 1 && nanoseconds > WORTH_SHARING)
     }
 
+    /// Runs `work` on one of the threads.
+    pub(crate) fn scope(&self, work: &mut (dyn FnMut() + Send)) {
+        match &self.pool {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
     /// Runs tasks `0..tasks`, which together take about `nanoseconds` on one thread, in any order.
     pub(crate) fn tasks(&self, tasks: usize, nanoseconds: f64, f: impl Fn(usize) + Send + Sync) {
         match self.pool_for(tasks, nanoseconds) {

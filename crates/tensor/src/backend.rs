@@ -99,6 +99,12 @@ pub trait Backend: Send + Sync {
     /// Bytes in use.
     fn memory(&self) -> Memory;
 
+    /// Runs `work`, which calls this backend many times, where its calls cost least: a backend with threads of its own
+    /// runs it on one of them and so hands over once and not at every call. Results are the same without it.
+    fn scope(&self, work: &mut (dyn FnMut() + Send)) {
+        work();
+    }
+
     /// Starts a new measurement of the peak.
     fn reset_peak(&self);
 

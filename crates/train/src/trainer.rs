@@ -92,6 +92,16 @@ impl<'b> Trainer<'b> {
 
     /// One update, or a reasoned refusal of it.
     pub fn step(&mut self, step: u64, sequences: Vec<Sequence>) -> Result<StepOutcome, TrainError> {
+        let (mut sequences, mut outcome) = (Some(sequences), None);
+        self.backend.scope(&mut || {
+            if let Some(sequences) = sequences.take() {
+                outcome = Some(self.update(step, sequences));
+            }
+        });
+        outcome.unwrap_or_else(|| unreachable!("a scope runs its work"))
+    }
+
+    fn update(&mut self, step: u64, sequences: Vec<Sequence>) -> Result<StepOutcome, TrainError> {
         let (loss, gradients) = self.gradients(step, sequences)?;
         let square: f64 = gradients.iter().map(|(_, g)| self.backend.sum_of_squares(g)).sum();
         let grad_norm = square.sqrt();

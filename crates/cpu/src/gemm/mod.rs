@@ -23,11 +23,16 @@ const NC: usize = 1024;
 /// Most steps of B packed at once (64 MiB).
 pub(crate) const PACKED: usize = 1 << 24;
 
+/// Rows of C up to which tasks pack B for themselves.
+const FEW_ROWS: usize = 24;
+/// Most steps of B that such a task packs at once (256 KiB).
+const FEW_PANELS: usize = 1 << 16;
+
 /// Nanoseconds that a product takes on one thread, roughly; only decides whether to wake other threads.
 pub(crate) fn product_ns(m: usize, n: usize, k: usize) -> f64 {
     let flops = 2.0 * m as f64 * n as f64 * k as f64;
     let bytes = 4.0 * n as f64 * k as f64;
-    flops / 100.0 + bytes / 20.0
+    flops / 300.0 + bytes / 20.0
 }
 
 /// A weight `[N, K]` transposed into panels `[N / NR][steps][NR]`, padded with zeros.
@@ -116,12 +121,44 @@ fn outer<E: Element>(
         Right::Mat(b) => b,
     };
     let pairs = exec.pairs() && a.is_bf16() && b.is_bf16();
+    if m <= FEW_ROWS {
+        return few_rows(exec, (m, n, k), a, (b, pairs), &c);
+    }
     let at_once = (PACKED / k.div_ceil(step(pairs)) / NR).max(1) * NR;
     for first in (0..n).step_by(at_once) {
         let cols = at_once.min(n - first);
         let panels = pack_panels(exec, b.from(0, first), (k, cols), pairs);
         tiles(exec, (m, cols, k), a, (&panels.data, pairs), (&c, first));
     }
+}
+
+/// A product with so few rows that packing B costs as much as multiplying: each task packs what it needs into a small
+/// space of its own, so that B comes from memory once and its panels never go back there.
+fn few_rows<E: Element>(
+    exec: &Exec,
+    (m, n, k): (usize, usize, usize),
+    a: Mat<'_>,
+    (b, pairs): (Mat<'_>, bool),
+    c: &Target<'_, E>,
+) {
+    let panel = k.div_ceil(step(pairs)) * NR;
+    let panels = n.div_ceil(NR);
+    let group = (FEW_PANELS / panel).clamp(1, panels.div_ceil(4 * exec.threads).max(1));
+    exec.tasks(panels.div_ceil(group), product_ns(m, n, k), |task| {
+        let first = task * group * NR;
+        let cols = (group * NR).min(n - first);
+        let mut packed = exec.memory.stale::<f32>(cols.div_ceil(NR) * panel);
+        for (i, out) in packed.chunks_exact_mut(panel).enumerate() {
+            let at = first + i * NR;
+            exec.run(PackPanel { mat: b.from(0, at), k, cols: NR.min(n - at), pairs, out });
+        }
+        // SAFETY: tasks have different columns.
+        let (c, sums) = unsafe {
+            let sums = c.1.as_ref().map(|sums| sums.sub(0, first, m, cols));
+            (c.0.sub(0, first, m, cols), sums)
+        };
+        tile(exec, (m, cols, k), a, (&packed, pairs), c, sums);
+    });
 }
 
 /// All tiles of columns `first .. first + n` of C.

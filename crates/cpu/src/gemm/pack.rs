@@ -8,7 +8,7 @@ use half::bf16;
 use super::kernel::{GROUP, KC, Layout, MR, NARROW, NR, STRIDE};
 use crate::math::{Element, load, store};
 use crate::path::Kernel;
-use crate::simd::{LANES, Simd, pair};
+use crate::simd::{LANES, Simd};
 
 /// Elements of either type.
 #[derive(Clone, Copy)]
@@ -218,11 +218,16 @@ fn load_pairs<S: Simd>(s: S, x: &[bf16], at: usize) -> S::V {
 #[inline(always)]
 fn interleaved<S: Simd>(s: S, a: &[bf16], b: &[bf16], at: usize) -> S::V {
     let (a, b): (&[u16], &[u16]) = (bytemuck::cast_slice(a), bytemuck::cast_slice(b));
-    if let (Some(a), Some(b)) = (a[at.min(a.len())..].first_chunk(), b[at.min(b.len())..].first_chunk()) {
+    let (a, b) = (&a[at.min(a.len())..], &b[at.min(b.len())..]);
+    if let (Some(a), Some(b)) = (a.first_chunk(), b.first_chunk()) {
         return s.interleave(a, b);
     }
-    let value = |x: &[u16], i: usize| x.get(at + i).copied().unwrap_or(0);
-    s.load(&std::array::from_fn(|i| pair(value(a, i), value(b, i))))
+    let mut whole = [[0; LANES]; 2];
+    for (whole, part) in whole.iter_mut().zip([a, b]) {
+        let n = part.len().min(LANES);
+        whole[..n].copy_from_slice(&part[..n]);
+    }
+    s.interleave(&whole[0], &whole[1])
 }
 
 /// Copies columns `0 .. cols ≤ NR` of a matrix `[k, cols]` into one panel of B, `[steps, NR]`, zeros beyond `cols`.

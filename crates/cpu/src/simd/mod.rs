@@ -147,7 +147,7 @@ pub(crate) fn join(high: u16, low: i16) -> f32 {
 
 /// Two bf16 in the place of an f32, the first in the lower half.
 #[inline(always)]
-pub(crate) fn pair(first: u16, second: u16) -> f32 {
+fn pair(first: u16, second: u16) -> f32 {
     f32::from_bits(u32::from(first) | u32::from(second) << 16)
 }
 
