@@ -5,6 +5,9 @@
 //! `dh` (over the vocabulary) and `dw` (over the rows), so the block sizes there do not show in the result. Where loss and
 //! gradient are wanted together, the logits of a few hundred rows are kept from the one to the other.
 
+use std::ops::Range;
+
+use bytemuck::{Pod, Zeroable};
 use half::bf16;
 use llamero_tensor::NO_TARGET;
 
@@ -21,6 +24,8 @@ use crate::storage::Stored;
 const BLOCK: usize = 512;
 /// Rows of one task.
 const ROWS: usize = 192;
+/// Rows whose blocks are there at once: enough that packing the weight again for the next ones is cheap.
+const FORWARD_ROWS: usize = 2048;
 /// Rows and vocabulary entries of the logits that the backward pass holds (8 MiB).
 const BACK_ROWS: usize = 2048;
 const BACK_BLOCK: usize = 1024;
@@ -112,7 +117,8 @@ impl<'a> Active<'a> {
 }
 
 /// What a row's logits of one block come to.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
 struct Part {
     max: f32,
     /// Σ e^(logit − max).
@@ -139,28 +145,43 @@ pub(crate) fn forward(
     nll.fill(0.0);
     lse.fill(0.0);
     let active = Active::new(exec, h, width, targets);
-    let count = active.rows.len();
     let blocks = vocab.div_ceil(BLOCK);
-    let mut parts = vec![Part { max: 0.0, sum: 0.0, target: 0.0 }; blocks * count];
-    let all = Tile::new(&mut parts, blocks, count, count);
+    let most = FORWARD_ROWS.min(active.rows.len());
+    let mut parts = exec.memory.stale::<Part>(blocks * most);
+    let mut row_lse = vec![0.0; most];
+    for start in (0..active.rows.len()).step_by(FORWARD_ROWS) {
+        let rows = start..active.rows.len().min(start + FORWARD_ROWS);
+        let count = rows.len();
+        let (parts, row_lse) = (&mut parts[..blocks * count], &mut row_lse[..count]);
+        all_blocks(exec, &active, rows.clone(), (w, vocab), &Tile::new(parts, blocks, count, count));
+        exec.run(Combine { parts, out: row_lse });
+        for (i, at) in rows.enumerate() {
+            let (row, block) = (active.rows[at], active.targets[at] as usize / BLOCK);
+            lse[row] = row_lse[i];
+            nll[row] = row_lse[i] - parts[block * count + i].target;
+        }
+    }
+}
+
+/// All blocks of some of the active rows.
+fn all_blocks(
+    exec: &Exec,
+    active: &Active<'_>,
+    rows: Range<usize>,
+    (w, vocab): (Head<'_>, usize),
+    parts: &Tile<'_, Part>,
+) {
     match w {
-        Head::Panels(panels) => some_blocks(exec, &active, (panels, 0, vocab), &all),
+        Head::Panels(panels) => some_blocks(exec, active, rows, (panels, 0, vocab), parts),
         Head::Mat(w) => {
-            let step = (PACKED / width.max(1) / BLOCK).max(1) * BLOCK;
+            let step = (PACKED / active.width.max(1) / BLOCK).max(1) * BLOCK;
             for first in (0..vocab).step_by(step) {
                 let n = step.min(vocab - first);
                 let pairs = active.pairs(exec, w);
-                let panels = pack_panels(exec, w.from(first, 0).t(), (width, n), pairs);
-                some_blocks(exec, &active, (&panels, first, n), &all);
+                let panels = pack_panels(exec, w.from(first, 0).t(), (active.width, n), pairs);
+                some_blocks(exec, active, rows.clone(), (&panels, first, n), parts);
             }
         }
-    }
-    let mut row_lse = vec![0.0; count];
-    exec.run(Combine { parts: &parts, out: &mut row_lse });
-    for (i, &row) in active.rows.iter().enumerate() {
-        let block = active.targets[i] as usize / BLOCK;
-        lse[row] = row_lse[i];
-        nll[row] = row_lse[i] - parts[block * count + i].target;
     }
 }
 
@@ -168,10 +189,11 @@ pub(crate) fn forward(
 fn some_blocks(
     exec: &Exec,
     active: &Active<'_>,
+    range: Range<usize>,
     (panels, first, n): (&Panels, usize, usize),
     parts: &Tile<'_, Part>,
 ) {
-    let (count, width) = (active.rows.len(), active.width);
+    let (count, width) = (range.len(), active.width);
     let row_tasks = count.div_ceil(ROWS);
     exec.tasks(n.div_ceil(BLOCK) * row_tasks, product_ns(count, n, width), |task| {
         let (block, row) = (task / row_tasks, task % row_tasks * ROWS);
@@ -182,11 +204,12 @@ fn some_blocks(
         if width == 0 {
             logits.fill(0.0);
         } else {
-            tile(exec, (rows, cols, width), active.mat().from(row, 0), (part, panels.pairs), c, None);
+            let h = active.mat().from(range.start + row, 0);
+            tile(exec, (rows, cols, width), h, (part, panels.pairs), c, None);
         }
         // SAFETY: tasks have different blocks or rows.
         let mut out = unsafe { parts.sub(first / BLOCK + block, row, 1, rows) };
-        let targets = &active.targets[row..row + rows];
+        let targets = &active.targets[range.start + row..][..rows];
         exec.run(Reduce { logits: &logits, cols, first: first + block * BLOCK, targets, out: out.row(0) });
     });
 }

@@ -99,6 +99,43 @@ fn packed_head_gives_the_same_loss() {
     );
 }
 
+#[test]
+fn losses_of_many_rows_are_those_of_some_at_a_time() {
+    let cpu = Cpu::new(2).unwrap();
+    let (t, c, v) = (4500, 24, 1301);
+    let (h, w) = (tensor(&cpu, 1, t, c), tensor(&cpu, 2, v, c));
+    let mut targets = random_ids(3, t, v as u32);
+    targets.iter_mut().step_by(7).for_each(|target| *target = NO_TARGET);
+    let losses = |rows: std::ops::Range<usize>| {
+        let result = cpu.linear_cross_entropy(&part(&cpu, &h, rows.clone()), &w, &targets[rows]);
+        (bits(&cpu, &result.nll), bits(&cpu, &result.lse))
+    };
+    let (nll, lse) = losses(0..t);
+    for first in (0..t).step_by(900) {
+        let rows = first..first + 900;
+        assert!(losses(rows.clone()) == (nll[rows.clone()].to_vec(), lse[rows.clone()].to_vec()), "{rows:?}");
+    }
+}
+
+#[test]
+fn losses_of_more_rows_take_no_more_work_space() {
+    let cpu = Cpu::new(1).unwrap();
+    let w = tensor(&cpu, 2, 40_000, 4);
+    let work_space = |t: usize| {
+        let (h, targets) = (tensor(&cpu, 1, t, 4), random_ids(3, t, 40_000));
+        cpu.reset_peak();
+        let before = cpu.memory().live_bytes;
+        let losses = cpu.linear_cross_entropy(&h, &w, &targets);
+        let results = cpu.memory().live_bytes - before;
+        drop(losses);
+        cpu.memory().peak_bytes - before - results
+    };
+    let few = work_space(2048);
+    // Maximum, sum and target's logit of 79 blocks of the vocabulary.
+    assert!(few > 2048 * 79 * 12);
+    assert_eq!(work_space(6000), few);
+}
+
 /// Heads that divide unevenly, a wide one, and one beyond the depth of a block.
 const HEADS: [Heads; 4] = [
     Heads { query: 6, kv: 2, dim: 20 },
