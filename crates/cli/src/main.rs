@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use llamero_cpu::Cpu;
+use llamero_train::Kernels;
 
 /// Raises a Llama 3 from raw text to a chat model, in one program.
 #[derive(Parser)]
@@ -109,6 +110,11 @@ fn dispatch(command: Command) -> Result<()> {
 /// The CPU with this many threads, or all cores.
 fn device(threads: Option<usize>) -> Result<Cpu> {
     Ok(Cpu::new(threads.unwrap_or_else(machine::threads))?)
+}
+
+/// What the work space of this backend's kernels depends on.
+fn kernels(cpu: &Cpu) -> Kernels {
+    Kernels { threads: cpu.threads(), pairs: cpu.packs_pairs() }
 }
 
 /// `llamero … | head` ends early, which is no failure.

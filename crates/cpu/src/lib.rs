@@ -134,6 +134,12 @@ impl Cpu {
     pub fn threads(&self) -> usize {
         self.exec.threads
     }
+
+    /// Whether products of bf16 pack it as pairs for the dot product, two bytes an element; it is widened to f32
+    /// otherwise.
+    pub fn packs_pairs(&self) -> bool {
+        self.exec.pairs()
+    }
 }
 
 #[cfg(test)]

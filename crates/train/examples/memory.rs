@@ -17,7 +17,7 @@ use llamero_cpu::Cpu;
 use llamero_data::Sequence;
 use llamero_model::{Config, Llama, Placement, Recompute, initial_values};
 use llamero_tensor::{Backend, DType};
-use llamero_train::{TrainConfig, Trainer, estimate_memory};
+use llamero_train::{Kernels, TrainConfig, Trainer, estimate_memory};
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -49,8 +49,9 @@ fn main() {
         recompute,
         ..TrainConfig::default()
     };
-    let estimate = estimate_memory(&model, &config, dtype, size(11));
     let backend = Cpu::new(size(11)).unwrap();
+    let kernels = Kernels { threads: backend.threads(), pairs: backend.packs_pairs() };
+    let estimate = estimate_memory(&model, &config, dtype, kernels);
     let before = resident();
     let counted = train(&backend, &model, &config, dtype);
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);

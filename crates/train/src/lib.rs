@@ -20,7 +20,7 @@ pub use checkpoint::Checkpoints;
 pub use config::{OptimizerConfig, TrainConfig};
 pub use error::TrainError;
 pub use fit::{SequenceSource, StepRecord, TrainReport, train};
-pub use memory::{MemoryEstimate, estimate_memory};
+pub use memory::{Kernels, MemoryEstimate, estimate_memory};
 pub use optimizer::Optimizer;
 pub use plan::{Measurement, Plan, measure, plan};
 pub use schedule::learning_rate;

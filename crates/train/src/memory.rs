@@ -9,6 +9,7 @@ use llamero_model::{Config, Recompute};
 use llamero_tensor::DType;
 use serde::{Deserialize, Serialize};
 
+use self::scratch::Scratch;
 use crate::TrainConfig;
 
 /// Bytes at the moment of a training step that takes most.
@@ -62,62 +63,138 @@ impl fmt::Display for MemoryEstimate {
     }
 }
 
+/// What the work space of the CPU's kernels depends on, beside the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernels {
+    /// Threads.
+    pub threads: usize,
+    /// Whether products of bf16 pack it as pairs, two bytes an element; it is widened to f32 otherwise.
+    pub pairs: bool,
+}
+
 /// Program, libraries, stacks and small things.
 const PROCESS: u64 = 12 << 20;
 
 /// Gaps between blocks of the CPU's allocator come to about this fraction (one over it) of the peak.
-const GAPS: u64 = 32;
+const GAPS: u64 = 64;
 
 /// Work space of the CPU's kernels. The one place to change when they do.
 mod scratch {
-    const MIB: u64 = 1 << 20;
-    /// Most of the right operand of a product that is packed at once.
-    const PACKED: u64 = 16 * MIB;
-    /// A packed block of the left operand, for every thread.
-    const LEFT: u64 = 384 * 272 * 4;
-    /// Vocabulary entries and rows of a chunk of logits.
-    const CHUNK: (u64, u64) = (1024, 2048);
+    /// Most bytes of the right operand of a product that are packed at once.
+    const PACKED: u64 = 64 << 20;
+    /// Most rows and steps of depth of the left operand that a thread packs at once, and most of both together.
+    const LEFT: (u64, u64, u64) = (384, 1024, 96 << 10);
+    /// Bytes of a packed row of the left operand.
+    const LEFT_ROW: u64 = 4 * (1024 + 16);
+    /// Most columns of a tile of a product.
+    const COLUMNS: u64 = 1024;
+    /// Rows whose logits are there at once.
+    const CHUNK: u64 = 512;
+    /// Bytes of a packed row of queries, unless heads are very wide.
+    const QUERY_ROW: u64 = 4 * 80;
 
-    /// A product `[M, N] = [M, K] [K, N]`; `rounds` when the result is bf16, for which every thread makes a tile in f32.
-    pub(super) fn product((n, k): (u64, u64), rounds: bool, threads: u64) -> u64 {
-        let tile = if rounds { 384 * n.min(2048) * 4 } else { 0 };
-        PACKED.min(4 * n * k) + threads * (LEFT + tile)
+    /// Threads, and bytes of an element of a packed operand.
+    #[derive(Clone, Copy)]
+    pub(super) struct Scratch {
+        pub(super) threads: u64,
+        pub(super) packed: u64,
     }
 
-    /// The head and its gradient for `t` rows.
-    pub(super) fn head((t, c, v): (u64, u64, u64), threads: u64) -> u64 {
-        let (cols, rows) = (CHUNK.0.min(v), CHUNK.1.min(t));
-        let (dh, logits, weights) = (4 * t * c, 4 * rows * cols, 2 * 4 * cols * c);
-        let gradient = dh + logits + weights + product((c, rows), false, threads);
-        let losses = PACKED.min(4 * v * c) + threads * (LEFT + 192 * 512 * 4);
-        gradient.max(losses)
+    impl Scratch {
+        /// Steps of four bytes.
+        fn steps(self, k: u64) -> u64 {
+            k * self.packed / 4
+        }
+
+        /// Rows of the left operand that a thread packs at once.
+        fn rows(self, k: u64) -> u64 {
+            (LEFT.2 / self.steps(k).clamp(1, LEFT.1)).clamp(48, LEFT.0)
+        }
+
+        fn left(self, k: u64) -> u64 {
+            self.threads * self.rows(k) * LEFT_ROW
+        }
+
+        /// A product with the right operand `[K, N]`, into f32.
+        pub(super) fn product(self, (n, k): (u64, u64)) -> u64 {
+            PACKED.min(n * k * self.packed) + self.left(k)
+        }
+
+        /// The same with a result of `element` bytes: sums of a deep product are kept in f32 beside a bf16 tile.
+        pub(super) fn activations(self, (n, k): (u64, u64), element: u64) -> u64 {
+            let beside = element < 4 && self.steps(k) > LEFT.1;
+            let tiles = if beside { self.threads * self.rows(k) * n.min(COLUMNS) * 4 } else { 0 };
+            self.product((n, k)) + tiles
+        }
+
+        /// The head and its gradient for `t` rows: its weight packed for both directions, the logits of a chunk of
+        /// rows, and the gradient of these rows.
+        pub(super) fn head(self, (t, c, v): (u64, u64, u64)) -> u64 {
+            let rows = CHUNK.min(t);
+            let chunk = 4 * rows * (v + c);
+            2 * v * c * self.packed + chunk + self.product((c, rows)).max(self.left(c))
+        }
+
+        /// The backward pass of attention over a document of `n` tokens, for one key/value head on every thread: rows
+        /// of queries and of their gradients, packed in two ways; the gradient of the queries; keys in two ways, and
+        /// values.
+        pub(super) fn attention(self, n: u64, (group, dim): (u64, u64)) -> u64 {
+            let queries = 2 * (QUERY_ROW + dim * self.packed) + 4 * dim;
+            self.threads * n * (group * queries + 3 * dim * self.packed)
+        }
     }
 }
 
 struct Sizes {
     t: u64,
+    /// Tokens of a sequence, the longest that a document can be.
+    sequence: u64,
     c: u64,
     f: u64,
     q: u64,
     w: u64,
     heads: u64,
+    kv_heads: u64,
     /// Bytes of an element of an activation.
     element: u64,
     recompute: Recompute,
+    scratch: Scratch,
 }
 
 impl Sizes {
+    fn new(model: &Config, config: &TrainConfig, dtype: DType, kernels: Kernels) -> Self {
+        let [heads, kv_heads, d] = [model.heads, model.kv_heads, model.head_dim].map(|n| n as u64);
+        let sequence = config.sequence as u64;
+        let packed = if dtype == DType::Bf16 && kernels.pairs { 2 } else { 4 };
+        Self {
+            t: config.micro_batch.min(config.batch) as u64 * sequence,
+            sequence,
+            c: model.dim as u64,
+            f: model.ffn as u64,
+            q: heads * d,
+            w: (heads + 2 * kv_heads) * d,
+            heads,
+            kv_heads,
+            element: dtype.bytes() as u64,
+            recompute: config.recompute,
+            scratch: Scratch { threads: kernels.threads as u64, packed },
+        }
+    }
+
     /// Activations of `width` elements a token.
     fn activations(&self, width: u64) -> u64 {
         self.t * width * self.element
     }
 
+    /// Width of what is cheap to compute again: outputs of both norms and of SwiGLU; 0 where it is not kept.
+    fn cheap(&self) -> u64 {
+        if self.recompute == Recompute::Nothing { 2 * self.c + self.f } else { 0 }
+    }
+
     /// What a block keeps within which nothing but cheap values is computed again, or nothing at all. Its input, queries
-    /// with keys and values, attention output and log-sum-exp, middle residual, gate and up; and both norms' outputs and
-    /// SwiGLU's, unless they are computed again.
+    /// with keys and values, attention output and log-sum-exp, middle residual, gate and up; and what is cheap.
     fn block(&self) -> u64 {
-        let cheap = if self.recompute == Recompute::Nothing { 2 * self.c + self.f } else { 0 };
-        self.activations(2 * self.c + self.w + self.q + 2 * self.f + cheap) + 4 * self.t * self.heads
+        self.activations(2 * self.c + self.w + self.q + 2 * self.f + self.cheap()) + 4 * self.t * self.heads
     }
 
     /// What is kept of each block until the sweep comes to it.
@@ -126,67 +203,67 @@ impl Sizes {
     }
 
     /// What the sweep adds while it goes back through a block, at the widest of its moments.
-    fn sweep(&self, threads: u64) -> u64 {
+    fn sweep(&self) -> u64 {
         let again = if self.recompute == Recompute::Blocks { self.block() - self.kept() } else { 0 };
         let (f, c, t) = (self.f, self.c, self.t);
         // SwiGLU's output is there already, or made again for the gradient of `w2`.
         let output = if self.recompute == Recompute::Nothing { 0 } else { f };
-        let of_w2 = self.activations(c + output) + scratch::product((f, t), false, threads);
-        let through_w2 = self.activations(c + output) + scratch::product((f, c), self.element < 4, threads);
+        let of_w2 = self.scratch.product((f, t)).max(self.scratch.activations((f, c), self.element));
+        let through_w2 = self.activations(c + output) + of_w2;
         // Gradients of the residual stream, of SwiGLU's output, and of gate and up; the output itself is gone.
         let of_swiglu = self.activations(c + 2 * f + output);
-        again + of_w2.max(through_w2).max(of_swiglu)
+        again + through_w2.max(of_swiglu).max(self.sweep_of_attention())
+    }
+
+    /// What attention adds: gradients of the residual stream, of the output, and of queries, keys and values; while the
+    /// feed-forward half of the block is gone.
+    fn sweep_of_attention(&self) -> u64 {
+        let (c, f, q) = (self.c, self.f, self.q);
+        let gone = c + 2 * f + self.cheap().saturating_sub(c);
+        let size = (self.heads / self.kv_heads, q / self.heads);
+        let added = self.activations(c + q + self.w) + 4 * self.t * self.heads;
+        (added + self.scratch.attention(self.sequence, size)).saturating_sub(self.activations(gone))
     }
 }
 
-/// Expects the peak of a training run on `threads` threads of the CPU.
+/// Expects the peak of a training run on the CPU.
 ///
 /// A step is at its peak in one of a few moments: at the head, with all that the forward pass keeps; at the last block, the
 /// first that the sweep comes to; at the first block, when most gradients are there; or at the embedding, when all are.
-pub fn estimate_memory(model: &Config, config: &TrainConfig, dtype: DType, threads: usize) -> MemoryEstimate {
-    let [c, f, v, d] = [model.dim, model.ffn, model.vocab, model.head_dim].map(|n| n as u64);
-    let [heads, kv_heads, layers] = [model.heads, model.kv_heads, model.layers].map(|n| n as u64);
-    let sequences = config.micro_batch.min(config.batch) as u64;
-    let sizes = Sizes {
-        t: sequences * config.sequence as u64,
-        c,
-        f,
-        q: heads * d,
-        w: (heads + 2 * kv_heads) * d,
-        heads,
-        element: dtype.bytes() as u64,
-        recompute: config.recompute,
-    };
-    let specs = model.params();
-    let gradients = |layer: Option<usize>| -> u64 {
-        specs.iter().filter(|s| s.layer == layer).map(|s| 4 * s.elements()).sum()
-    };
-    let (all, block) = (4 * model.num_params(), gradients(Some(0)));
+pub fn estimate_memory(
+    model: &Config,
+    config: &TrainConfig,
+    dtype: DType,
+    kernels: Kernels,
+) -> MemoryEstimate {
+    let [c, v, layers] = [model.dim, model.vocab, model.layers].map(|n| n as u64);
+    let sizes = Sizes::new(model, config, dtype, kernels);
+    let block: u64 = model.params().iter().filter(|s| s.layer == Some(0)).map(|s| 4 * s.elements()).sum();
+    let all = 4 * model.num_params();
     // With several micro-batches in a step, the gradients of the first are there from the start.
     let from_start = config.batch > config.micro_batch;
     let head_gradients = 4 * v * c;
     let there = |so_far: u64| if from_start { all } else { so_far };
-    let state = MemoryEstimate { weights_and_moments: 12 * model.num_params(), ..MemoryEstimate::default() };
-    let threads = threads as u64;
-    let Sizes { t, .. } = sizes;
+    let state = MemoryEstimate { weights_and_moments: 3 * all, ..MemoryEstimate::default() };
     let at_head = MemoryEstimate {
         gradients: there(head_gradients),
         kept_activations: layers * sizes.kept() + sizes.activations(c),
-        working_space: sizes.activations(2 * c),
-        head_chunk: scratch::head((t, c, v), threads),
+        // Output of the last norm and its gradient; and, where some rows have no target, a copy of those that have.
+        working_space: sizes.activations(3 * c),
+        head_chunk: sizes.scratch.head((sizes.t, c, v)),
         ..state
     };
     let at_last_block = MemoryEstimate {
         gradients: there(head_gradients + block),
         kept_activations: layers * sizes.kept(),
-        working_space: sizes.sweep(threads),
+        working_space: sizes.sweep(),
         ..state
     };
     let embedding_gradients = if model.tied { 0 } else { 4 * v * c };
     let at_first_block = MemoryEstimate {
         gradients: there(all - embedding_gradients),
         kept_activations: sizes.kept(),
-        working_space: sizes.sweep(threads),
+        working_space: sizes.sweep(),
         ..state
     };
     let at_embedding = MemoryEstimate { gradients: all, working_space: sizes.activations(c), ..state };

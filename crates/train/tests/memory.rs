@@ -4,21 +4,21 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use llamero_comm::Solo;
-use llamero_cpu::Cpu;
+use llamero_cpu::{Cpu, Path};
 use llamero_data::Sequence;
 use llamero_model::{Config, Llama, Placement, Recompute, initial_values};
 use llamero_tensor::{Backend, DType};
-use llamero_train::{TrainConfig, Trainer, estimate_memory};
+use llamero_train::{Kernels, TrainConfig, Trainer, estimate_memory};
 
 const THREADS: usize = 2;
 
 /// Bytes of tensors at the peak of a step.
-fn counted(model: &Config, settings: &TrainConfig, dtype: DType) -> u64 {
-    let backend = Cpu::new(THREADS).expect("two threads");
+fn counted(backend: &Cpu, model: &Config, settings: &TrainConfig, dtype: DType) -> u64 {
     let values = |spec: &_, rows| Ok::<_, Infallible>(initial_values(spec, rows, 1));
     let ranks: Arc<dyn llamero_comm::Comm> = Arc::new(Solo);
-    let Ok(llama) = Llama::build(model, &Placement::whole(model), (&backend, dtype), &ranks, values);
-    let mut trainer = Trainer::new(llama, &backend, settings.clone());
+    let Ok(llama) = Llama::build(model, &Placement::whole(model), (backend, dtype), &ranks, values);
+    backend.reset_peak();
+    let mut trainer = Trainer::new(llama, backend, settings.clone());
     let sequence = |i: usize| {
         let id = |t: usize| ((t * 31 + i) % model.vocab) as u32;
         let (tokens, targets) = (0..settings.sequence).map(|t| (id(t), id(t + 1))).unzip();
@@ -29,30 +29,58 @@ fn counted(model: &Config, settings: &TrainConfig, dtype: DType) -> u64 {
     backend.memory().peak_bytes as u64
 }
 
+fn sized(dim: usize, layers: usize, ffn: usize, vocab: usize) -> Config {
+    let (heads, kv_heads, context) = (dim / 32, dim / 64, 4096);
+    let preset = Config::preset("1m").expect("a preset");
+    Config { dim, layers, heads, kv_heads, head_dim: 32, ffn, vocab, context, ..preset }
+}
+
+/// Compares for every policy; `(sequence, batch, micro_batch)`.
+fn compare(
+    backend: &Cpu,
+    model: &Config,
+    (sequence, batch, micro_batch): (usize, usize, usize),
+    dtype: DType,
+) {
+    let kernels = Kernels { threads: backend.threads(), pairs: backend.packs_pairs() };
+    for recompute in [Recompute::Nothing, Recompute::Selective, Recompute::Blocks] {
+        let steps = Some(10);
+        let settings =
+            TrainConfig { steps, sequence, batch, micro_batch, recompute, ..TrainConfig::default() };
+        let estimate = estimate_memory(model, &settings, dtype, kernels);
+        let counted = counted(backend, model, &settings, dtype);
+        let ratio = estimate.tensors() as f64 / counted as f64;
+        let what = format!(
+            "{}, width {}, vocabulary {}, {dtype}, {recompute:?}",
+            backend.path().name(),
+            model.dim,
+            model.vocab
+        );
+        assert!((0.9..1.1).contains(&ratio), "{what}: {counted} bytes, expected {estimate}");
+    }
+}
+
 #[test]
 fn the_estimate_is_within_a_tenth_of_the_peak() {
-    let sized = |dim, layers, ffn, vocab| {
-        let (heads, kv_heads, context) = (dim / 32, dim / 64, 512);
-        let preset = Config::preset("1m").expect("a preset");
-        Config { dim, layers, heads, kv_heads, head_dim: 32, ffn, vocab, context, ..preset }
-    };
     let deep = (sized(128, 6, 352, 2_000), (256, 4, 4));
     let wide = (sized(256, 2, 704, 1_000), (512, 2, 2));
     let many_words = (sized(128, 3, 352, 24_000), (512, 2, 2));
     let accumulated = (Config { tied: true, ..sized(128, 4, 352, 4_000) }, (256, 4, 2));
-    for (model, (sequence, batch, micro_batch)) in [deep, wide, many_words, accumulated] {
-        for recompute in [Recompute::Nothing, Recompute::Selective, Recompute::Blocks] {
-            for dtype in [DType::F32, DType::Bf16] {
-                let steps = Some(10);
-                let settings =
-                    TrainConfig { steps, sequence, batch, micro_batch, recompute, ..TrainConfig::default() };
-                let estimate = estimate_memory(&model, &settings, dtype, THREADS);
-                let counted = counted(&model, &settings, dtype);
-                let ratio = estimate.tensors() as f64 / counted as f64;
-                let what = format!("width {}, vocabulary {}, {dtype}, {recompute:?}", model.dim, model.vocab);
-                println!("{what}: expected {ratio:.3} of the peak");
-                assert!((0.9..1.1).contains(&ratio), "{what}: {counted} bytes, expected {estimate}");
-            }
+    // Most at the gradient of attention.
+    let long = (sized(128, 1, 64, 300), (2048, 1, 1));
+    let backend = Cpu::new(THREADS).expect("two threads");
+    for (model, sizes) in [deep, wide, many_words, accumulated, long] {
+        for dtype in [DType::F32, DType::Bf16] {
+            compare(&backend, &model, sizes, dtype);
         }
+    }
+}
+
+#[test]
+fn the_estimate_knows_whether_bf16_is_packed_as_pairs() {
+    for path in [Path::Avx512Bf16, Path::Avx512, Path::Avx2].into_iter().filter(|p| p.is_supported()).take(2)
+    {
+        let backend = Cpu::with_path(THREADS, path).expect("a supported path");
+        compare(&backend, &sized(256, 1, 64, 30_000), (64, 1, 1), DType::Bf16);
     }
 }

@@ -22,6 +22,7 @@ use llamero_artifact::{
     Artifact, Begin, Draft, InputRef, Outcome, Reason, RunDir, StageKey, WORK_STATE, fsutil, recipe as files,
 };
 use llamero_tensor::Backend;
+use llamero_train::Kernels;
 use serde::Serialize;
 
 use crate::recipe::Recipe;
@@ -54,6 +55,7 @@ pub(crate) struct Run {
     dir: RunDir,
     recipe: Recipe,
     backend: Arc<dyn Backend>,
+    kernels: Kernels,
     done: Vec<StageDone>,
     remarks: Vec<String>,
 }
@@ -84,13 +86,15 @@ pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
     let recipe: Recipe = files::load(path, sets)?;
     recipe.validate().with_context(|| format!("`{}`", path.display()))?;
     let threads = recipe.run.threads;
-    let backend: Arc<dyn Backend> = Arc::new(crate::device(threads)?);
+    let cpu = crate::device(threads)?;
+    let kernels = crate::kernels(&cpu);
+    let backend: Arc<dyn Backend> = Arc::new(cpu);
     if let Some(threads) = threads {
         // The pool of the text stages; fails only when it was built before, which nothing does.
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().ok();
     }
     let dir = RunDir::create(&recipe.run.dir).context("`run.dir` cannot be used")?;
-    let mut run = Run { dir, recipe, backend, done: Vec::new(), remarks: Vec::new() };
+    let mut run = Run { dir, recipe, backend, kernels, done: Vec::new(), remarks: Vec::new() };
     let plan = run.settle()?;
     let curated = match run.curate() {
         Ok(curated) => curated,

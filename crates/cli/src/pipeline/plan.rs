@@ -183,9 +183,8 @@ impl Run {
 
     /// What the training stage that takes more is expected to take.
     fn memory(&self, recipe: &Recipe, model: &Config) -> Result<MemoryEstimate> {
-        let (dtype, threads) =
-            (recipe.dtype()?, self.recipe.run.threads.unwrap_or_else(crate::machine::threads));
-        let [a, b] = [&recipe.pretrain, &recipe.sft].map(|t| estimate_memory(model, t, dtype, threads));
+        let dtype = recipe.dtype()?;
+        let [a, b] = [&recipe.pretrain, &recipe.sft].map(|t| estimate_memory(model, t, dtype, self.kernels));
         Ok(if a.total() >= b.total() { a } else { b })
     }
 

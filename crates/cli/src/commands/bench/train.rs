@@ -188,7 +188,7 @@ impl From<RecomputeArg> for Recompute {
 fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
     let cpu = Cpu::new(args.common.threads())?;
     let (work, config) = (&job.work, &job.config);
-    let estimate = estimate_memory(&work.model, config, job.dtype, cpu.threads());
+    let estimate = estimate_memory(&work.model, config, job.dtype, crate::kernels(&cpu));
     say!("estimated memory: {} ({estimate})", bytes(estimate.total()));
     let model = build(&cpu, job)?;
     if let Some(dir) = &args.dump {
