@@ -12,7 +12,7 @@ use crate::memory::Allocator;
 use crate::path::{Checked, Kernel, Path};
 
 /// Work below this many nanoseconds stays on the calling thread: waking another costs about as much.
-const WORTH_SHARING: f64 = 20_000.0;
+const WORTH_SHARING: f64 = 30_000.0;
 
 /// What every kernel needs: instructions, threads and memory.
 pub(crate) struct Exec {

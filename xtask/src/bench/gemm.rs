@@ -49,6 +49,8 @@ struct Case {
     op: &'static str,
     dtype: &'static str,
     sizes: [usize; 3],
+    /// Whether our weight is packed beforehand, as it is where few tokens at a time are multiplied by it.
+    packed: bool,
 }
 
 impl Case {
@@ -71,7 +73,22 @@ fn cases() -> Vec<Case> {
                 // A 1B model's wo is the square.
                 let again = name == "1B wo";
                 if !again && (op != "tn" || tokens > 4) {
-                    cases.push(Case { name: format!("{name} {op} {dtype}"), op, dtype, sizes });
+                    cases.push(Case {
+                        name: format!("{name} {op} {dtype}"),
+                        op,
+                        dtype,
+                        sizes,
+                        packed: false,
+                    });
+                }
+                if op == "nt" && tokens < 32 {
+                    cases.push(Case {
+                        name: format!("{name} packed {dtype}"),
+                        op,
+                        dtype,
+                        sizes,
+                        packed: true,
+                    });
                 }
             }
         }
@@ -96,9 +113,11 @@ pub(super) fn run(session: &mut Session) -> Result<String, String> {
     let mut server = session.server("gemm_torch.py")?;
     let mut measured = Vec::new();
     for case in cases {
-        let Case { op, dtype, sizes: [m, n, k], .. } = case;
-        let ours =
-            format!("gemm --m {m} --n {n} --k {k} --dtype {dtype} --op {op} --samples 1 --seconds {SECONDS}");
+        let Case { op, dtype, sizes: [m, n, k], packed, .. } = case;
+        let packed = if packed { " --packed" } else { "" };
+        let ours = format!(
+            "gemm --m {m} --n {n} --k {k} --dtype {dtype} --op {op} --samples 1 --seconds {SECONDS}{packed}"
+        );
         let question = json!({ "m": m, "n": n, "k": k, "dtype": dtype, "op": op, "seconds": SECONDS });
         let mut speeds = Speeds::default();
         for round in 0..session.options.samples {
@@ -173,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_row_tells_whether_targets_are_met() {
-        let case = |dtype| Case { name: "x".into(), op: "nt", dtype, sizes: [768; 3] };
+        let case = |dtype| Case { name: "x".into(), op: "nt", dtype, sizes: [768; 3], packed: false };
         let speeds = Speeds { ours: vec![110.0, 90.0, 100.0], share: vec![0.5; 3], peer: vec![80.0; 3] };
         let cells = row(&case("f32"), &speeds);
         assert_eq!(cells[2..], ["100.0", "50 %", "80.0", "1.25", "≥ 1.00 ✓"]);

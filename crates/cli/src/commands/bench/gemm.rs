@@ -7,7 +7,9 @@ use llamero_cpu::peak::Unit;
 use llamero_tensor::{Backend, DType, Shape, Tensor};
 use serde::Serialize;
 
-use super::{CommonArgs, DTypeArg, SamplingArgs, Timed, median, peak_gflops, print_rows, random, size};
+use super::{
+    CommonArgs, DTypeArg, SamplingArgs, Timed, median, peak_gflops, print_rows, random, size, usage,
+};
 use crate::commands::print_json;
 
 /// Which of the three products of a linear layer.
@@ -49,6 +51,9 @@ pub(crate) struct GemmArgs {
     /// Which product.
     #[arg(long, value_enum, default_value = "nt")]
     op: Op,
+    /// With `nt`: w is packed once and not timed, as the engine that decodes does.
+    #[arg(long)]
+    packed: bool,
 }
 
 #[derive(Serialize)]
@@ -58,6 +63,7 @@ struct Gemm {
     k: usize,
     dtype: &'static str,
     op: String,
+    packed: bool,
     threads: usize,
     path: &'static str,
     gflops: f64,
@@ -69,6 +75,11 @@ struct Gemm {
 }
 
 pub(super) fn gemm(args: &GemmArgs) -> Result<()> {
+    if args.packed && args.op != Op::Nt {
+        return Err(usage(
+            "--packed is for --op nt: only the weight of a forward product is used many times unchanged",
+        ));
+    }
     let gemm = measure(args)?;
     if args.common.json {
         return print_json(&gemm);
@@ -100,6 +111,7 @@ fn measure(args: &GemmArgs) -> Result<Gemm> {
         k: args.k,
         dtype: dtype.name(),
         op: format!("{:?}", args.op).to_lowercase(),
+        packed: args.packed,
         threads: cpu.threads(),
         path: cpu.path().name(),
         gflops,
@@ -118,6 +130,7 @@ fn product<'c>(cpu: &'c Cpu, args: &GemmArgs, dtype: DType) -> Box<dyn FnMut() +
     match args.op {
         Op::Nt => {
             let (x, w) = (operand(1, m, k), operand(2, n, k));
+            let w = if args.packed { cpu.pack(&w) } else { w };
             Box::new(move || drop(cpu.linear(&x, &w)))
         }
         Op::Nn => {
