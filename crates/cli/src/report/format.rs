@@ -13,6 +13,20 @@ pub(crate) fn bytes(n: u64) -> String {
     scaled(n, 1024, &[" B", " KiB", " MiB", " GiB", " TiB", " PiB", " EiB"])
 }
 
+/// A size in binary units with two decimals, for figures that are compared: `2.04 GiB`.
+pub(crate) fn precise_bytes(n: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let hundredths = |size: u128| (u128::from(n) * 100 + size / 2) / size;
+    let (mut unit, mut size) = (0, 1024u128);
+    // Compared after rounding, like `scaled`.
+    while unit + 1 < UNITS.len() && hundredths(size) >= 100 * 1024 {
+        unit += 1;
+        size *= 1024;
+    }
+    let size = hundredths(size);
+    format!("{}.{:02} {}", size / 100, size % 100, UNITS[unit])
+}
+
 /// `n` in the unit that leaves it below `base`, with one decimal below 100.
 fn scaled(n: u64, base: u128, units: &[&str]) -> String {
     let n = u128::from(n);
@@ -148,6 +162,21 @@ mod tests {
             (u64::MAX, "16 EiB"),
         ] {
             assert_eq!(bytes(n), text, "{n}");
+        }
+    }
+
+    #[test]
+    fn precise_bytes_have_two_decimals() {
+        for (n, text) in [
+            (0, "0.00 KiB"),
+            (1536, "1.50 KiB"),
+            ((1 << 20) - 1, "1.00 MiB"),
+            (1 << 31, "2.00 GiB"),
+            (2_190_433_321, "2.04 GiB"),
+            (356_515_840, "340.00 MiB"),
+            (u64::MAX, "16.00 EiB"),
+        ] {
+            assert_eq!(precise_bytes(n), text, "{n}");
         }
     }
 

@@ -18,7 +18,7 @@ use super::shape::{ShapeArgs, Workload, flops_per_token};
 use super::tokens::{Tokens, sequence};
 use super::{CommonArgs, DTypeArg, median, peak_gflops, print_rows, size, usage};
 use crate::commands::print_json;
-use crate::report::format::{bytes, count};
+use crate::report::format::{count, precise_bytes};
 
 /// What is computed again in the backward pass instead of being kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -116,7 +116,7 @@ pub(super) fn train(args: &TrainArgs) -> Result<()> {
     if args.common.json {
         return print_json(&report);
     }
-    let memory = |n: Option<u64>| n.map_or("unknown".to_owned(), bytes);
+    let memory = |n: Option<u64>| n.map_or("unknown".to_owned(), precise_bytes);
     print_rows(&[
         ("parameters".into(), count(report.params)),
         ("dtype, path, threads".into(), format!("{} {} x{}", report.dtype, report.path, report.threads)),
@@ -125,8 +125,8 @@ pub(super) fn train(args: &TrainArgs) -> Result<()> {
         ("model arithmetic".into(), format!("{:.1} GFLOP/s", report.gflops)),
         ("register peak".into(), format!("{:.1} GFLOP/s", report.peak_gflops)),
         ("share of peak".into(), format!("{:.1} %", 100.0 * report.mfu)),
-        ("estimated memory".into(), bytes(report.estimated_memory_bytes)),
-        ("peak of tensors".into(), bytes(report.tensor_peak_bytes as u64)),
+        ("estimated memory".into(), precise_bytes(report.estimated_memory_bytes)),
+        ("peak of tensors".into(), precise_bytes(report.tensor_peak_bytes as u64)),
         ("peak of process".into(), memory(report.peak_memory_bytes)),
         ("loss, first to last".into(), format!("{:.4} to {:.4}", report.first_loss, report.last_loss)),
     ])
@@ -189,7 +189,7 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
     let cpu = Cpu::new(args.common.threads())?;
     let (work, config) = (&job.work, &job.config);
     let estimate = estimate_memory(&work.model, config, job.dtype, crate::kernels(&cpu));
-    say!("estimated memory: {} ({estimate})", bytes(estimate.total()));
+    say!("estimated memory: {} ({estimate})", precise_bytes(estimate.total()));
     let model = build(&cpu, job)?;
     if let Some(dir) = &args.dump {
         dump(dir, &model, &cpu, job)?;
