@@ -128,22 +128,22 @@ impl ScoreGrad<'_> {
     #[inline(always)]
     fn row<S: Simd>(&self, s: S, row: usize) -> [[S::V; PARTS]; 2] {
         let (zero, scale) = (s.splat(0.0), s.splat(self.scale));
-        let mut out = [[zero; PARTS]; 2];
-        let Some((lse, delta)) = self.lse.get(row).zip(self.delta.get(row)) else { return out };
+        let (mut p_row, mut d_row) = ([zero; PARTS], [zero; PARTS]);
+        let Some((lse, delta)) = self.lse.get(row).zip(self.delta.get(row)) else { return [p_row, d_row] };
         let (scores, grads) = (&self.scores[row * NARROW..][..KEYS], &self.grads[row * NARROW..][..KEYS]);
         let visible = self.visible + row / self.group;
-        for part in 0..PARTS {
+        for (part, (p_out, d_out)) in p_row.iter_mut().zip(&mut d_row).enumerate() {
             let at = part * LANES;
             let here = visible.saturating_sub(at);
             if here > 0 {
                 let p = exp(s, s.sub(s.mul(load(s, scores, at), scale), s.splat(*lse)));
                 let p = s.first(here, p, zero);
                 let d = s.sub(load(s, grads, at), s.splat(*delta));
-                out[0][part] = p;
-                out[1][part] = s.first(here, s.mul(s.mul(p, d), scale), zero);
+                *p_out = p;
+                *d_out = s.first(here, s.mul(s.mul(p, d), scale), zero);
             }
         }
-        out
+        [p_row, d_row]
     }
 }
 
@@ -152,7 +152,7 @@ impl Kernel for ScoreGrad<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let Some([mut p_turned, mut d_turned]) = self.turned.take() else {
+        let Some([p_turned, d_turned]) = self.turned.take() else {
             for row in 0..self.lse.len() {
                 let [p, d] = self.row(s, row);
                 put_row(s, &p, false, &mut self.scores[row * NARROW..]);
@@ -164,8 +164,8 @@ impl Kernel for ScoreGrad<'_> {
             let ([p0, d0], [p1, d1]) = (self.row(s, row), self.row(s, row + 1));
             for part in 0..PARTS {
                 let at = row / 2 * NARROW + part * LANES;
-                store(s, s.narrow_two(p0[part], p1[part]), &mut p_turned, at);
-                store(s, s.narrow_two(d0[part], d1[part]), &mut d_turned, at);
+                store(s, s.narrow_two(p0[part], p1[part]), p_turned, at);
+                store(s, s.narrow_two(d0[part], d1[part]), d_turned, at);
             }
             put_row(s, &d0, true, &mut self.grads[row * NARROW..]);
             if row + 1 < self.lse.len() {

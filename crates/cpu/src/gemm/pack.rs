@@ -255,7 +255,12 @@ impl Kernel for PackPanel<'_> {
             (Data::Bf16(x), false) if self.pairs => interleave_panel(s, x, stride, size, self.out),
             (Data::Bf16(x), true) if self.pairs => {
                 let size = (self.k.div_ceil(2), self.cols);
-                turn_panel(s, size, self.out, |n, p| load_pairs(s, &x[n * stride..][..self.k], 2 * p));
+                turn_panel(s, size, self.out, |n, p| {
+                    let row = &x[n * stride..][..self.k];
+                    // More rows than the processor recognises as streams.
+                    s.prefetch(row.as_ptr().wrapping_add(2 * p + AHEAD).cast());
+                    load_pairs(s, row, 2 * p)
+                });
             }
             (Data::Bf16(x), false) => copy_panel(s, x, stride, size, self.out),
             (Data::Bf16(x), true) => {
@@ -264,6 +269,9 @@ impl Kernel for PackPanel<'_> {
         }
     }
 }
+
+/// Elements of bf16 that a row is fetched ahead of its use.
+const AHEAD: usize = 4 * 32;
 
 #[inline(always)]
 fn copy_panel<S: Simd, E: Element>(s: S, x: &[E], stride: usize, (k, cols): (usize, usize), out: &mut [f32]) {
@@ -280,6 +288,9 @@ fn copy_panel<S: Simd, E: Element>(s: S, x: &[E], stride: usize, (k, cols): (usi
 fn interleave_panel<S: Simd>(s: S, x: &[bf16], stride: usize, (k, cols): (usize, usize), out: &mut [f32]) {
     let row = |p: usize| if p < k { &x[p * stride..][..cols] } else { &[] };
     for (p, out) in out.chunks_exact_mut(NR).take(k.div_ceil(2)).enumerate() {
+        for ahead in [2 * p + 16, 2 * p + 17] {
+            s.prefetch(x.as_ptr().wrapping_add(ahead * stride).cast());
+        }
         for at in (0..NR).step_by(LANES) {
             store(s, interleaved(s, row(2 * p), row(2 * p + 1), at), out, at);
         }
