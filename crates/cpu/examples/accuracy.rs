@@ -118,6 +118,20 @@ impl On<'_> {
         ]
     }
 
+    /// The same, loss and gradient at once, as training does it.
+    fn head_at_once(&self) -> Results {
+        let (h, w) = (self.input(1, T, C, 1.0), self.input(2, V, C, 0.2));
+        let targets = random_ids(3, T, V as u32);
+        let d_nll = self.backend.upload(&[1.0 / T as f32; T], Shape::new(T, 1), DType::F32);
+        let mut dw = self.backend.zeros(Shape::new(V, C), DType::F32);
+        let (loss, dh) = self.backend.linear_cross_entropy_with_gradient(&d_nll, (&h, &w), &targets, &mut dw);
+        vec![
+            ("cross-entropy with gradient", (self.values)(&loss.nll)),
+            ("cross-entropy with gradient, dh", (self.values)(&dh)),
+            ("cross-entropy with gradient, dw", (self.values)(&dw)),
+        ]
+    }
+
     /// Weights and moments are f32 whatever the model computes in.
     fn adamw(&self) -> Results {
         if self.dtype != DType::F32 {
@@ -155,6 +169,7 @@ impl On<'_> {
             Self::attention,
             Self::elementwise,
             Self::head,
+            Self::head_at_once,
             Self::adamw,
         ];
         groups.iter().flat_map(|group| group(self)).collect()

@@ -179,7 +179,7 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor {
-        fits!("linear", x.cols() == w.cols(), x, w);
+        fits!("linear", x.cols() == w.cols() && x.dtype() == w.dtype(), x, w);
         let b = match storage("linear", w) {
             Storage::Panels(panels) => Right::Panels(panels),
             _ => Right::Mat(mat("linear", w).t()),
@@ -323,6 +323,7 @@ impl Backend for Cpu {
         for CachedSegment { segment, keys, values } in segments {
             let valid = segment.past + segment.rows.len();
             let fits = segment.rows.start == next
+                && [keys.dtype(), values.dtype()] == [qkv.dtype(); 2]
                 && keys.cols() == heads.kv_width()
                 && values.cols() == heads.kv_width()
                 && keys.rows() >= valid
@@ -427,6 +428,11 @@ impl Backend for Cpu {
         let shape = Shape::new(h.rows(), 1);
         let fits = d_nll.shape() == shape && dw.shape() == w.shape();
         fits!("linear_cross_entropy_with_gradient", fits, d_nll, h, w, dw);
+        if h.cols() == 0 {
+            let loss = self.linear_cross_entropy(h, w, targets);
+            let dh = self.linear_cross_entropy_backward(d_nll, (h, w), targets, &loss.lse, dw);
+            return (loss, dh);
+        }
         let [mut nll, mut lse] = [(); 2].map(|()| self.exec.memory.stale::<f32>(h.rows()));
         let dw = elements_mut::<f32>(OP, dw);
         let (input, d_nll) = ((data(OP, h), h.cols()), f32s(OP, d_nll));

@@ -5,9 +5,6 @@ use std::marker::PhantomData;
 use rayon::ThreadPool;
 use rayon::prelude::*;
 
-use llamero_tensor::DType;
-
-use crate::math::Element;
 use crate::memory::Allocator;
 use crate::path::{Checked, Kernel, Path};
 
@@ -113,15 +110,6 @@ impl<'a, E: Copy> Tile<'a, E> {
         // SAFETY: inside the array, by the assertion.
         let ptr = unsafe { self.ptr.add(row * self.stride + col) };
         Tile { ptr, rows, cols, stride: self.stride, marker: PhantomData }
-    }
-
-    /// The same rectangle, when its elements are f32.
-    pub(crate) fn as_f32(&self) -> Option<Tile<'a, f32>>
-    where
-        E: Element,
-    {
-        let Self { ptr, rows, cols, stride, .. } = *self;
-        (E::DTYPE == DType::F32).then_some(Tile { ptr: ptr.cast(), rows, cols, stride, marker: PhantomData })
     }
 
     /// One row.

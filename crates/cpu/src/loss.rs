@@ -205,7 +205,7 @@ fn some_blocks(
             logits.fill(0.0);
         } else {
             let h = active.mat().from(range.start + row, 0);
-            tile(exec, (rows, cols, width), h, (part, panels.pairs), c, None);
+            tile(exec, (rows, cols, width), h, (part, panels.pairs), (c, false));
         }
         // SAFETY: tasks have different blocks or rows.
         let mut out = unsafe { parts.sub(first / BLOCK + block, row, 1, rows) };
@@ -379,7 +379,7 @@ pub(crate) fn with_gradient<E: Stored>(
     if targets.contains(&NO_TARGET) {
         out.dh.fill(E::zeroed());
     }
-    if vocab == 0 || width == 0 {
+    if vocab == 0 {
         return;
     }
     let d_nll = active.pick(d_nll);

@@ -21,7 +21,10 @@ use memmap2::{MmapMut, MmapOptions};
 const ALIGN: usize = 64;
 /// Addresses to reserve, where the system lets us; far more than a machine has memory.
 const RESERVED: usize = 1 << 40;
-const PAGE: usize = 1 << 12;
+/// Memory is given back in runs of this size, a multiple of the pages of every system.
+const GIVE_BACK: usize = 1 << 21;
+/// What to reserve where the system refuses that, so that other parts of the process find addresses too.
+const RESERVED_SMALL: usize = 1 << 32;
 
 /// A reservation of addresses.
 struct Arena {
@@ -38,12 +41,11 @@ struct Arena {
 unsafe impl Send for Arena {}
 
 impl Arena {
-    /// Reserves addresses for at least `size` bytes, as many as the system allows.
+    /// Reserves addresses for at least `size` bytes.
     fn new(size: usize) -> Option<Self> {
-        let sizes = std::iter::successors(Some(RESERVED.max(size)), |n| Some(n / 2));
-        let mut mapping = sizes
-            .take_while(|n| *n >= size)
-            .find_map(|n| MmapOptions::new().len(n).no_reserve_swap().map_anon().ok())?;
+        let sizes = [RESERVED.max(size), RESERVED_SMALL.max(size), size];
+        let mut mapping =
+            sizes.into_iter().find_map(|n| MmapOptions::new().len(n).no_reserve_swap().map_anon().ok())?;
         // Fewer page faults and better reach of the processor's address cache; only a wish.
         #[cfg(target_os = "linux")]
         drop(mapping.advise(memmap2::Advice::HugePage));
@@ -88,7 +90,7 @@ impl Arena {
     /// Gives the memory above the last block back to the system.
     fn trim(&mut self) {
         let last = self.gaps.last_key_value().filter(|(start, len)| *start + *len == self.mapping.len());
-        let unused = last.map_or(self.mapping.len(), |(start, _)| start.next_multiple_of(PAGE));
+        let unused = last.map_or(self.mapping.len(), |(start, _)| start.next_multiple_of(GIVE_BACK));
         if unused < self.touched {
             // SAFETY: no block is in this part, and it reads as zeros afterwards.
             #[cfg(target_os = "linux")]

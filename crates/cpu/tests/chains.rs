@@ -146,20 +146,26 @@ const HEADS: [Heads; 4] = [
 
 #[test]
 fn attention_is_the_same_for_any_division_of_the_work() {
-    // The long document is divided by queries and by keys when there is more than one thread.
-    let segments = Segments::documents([3, 700, 64, 1, 130]);
+    // The long documents are divided by queries and by keys when there is more than one thread; with 64 threads the
+    // parts would be shorter than a block.
+    let segments = Segments::documents([3, 700, 64, 1, 130, 200]);
     let rows = segments.total_rows();
+    let fastest = Path::available().pop().unwrap();
+    let f32_runs = [(fastest, 1), (fastest, 2), (fastest, 3), (fastest, 64), (Path::Scalar, 5)];
+    let bf16_runs = [(fastest, 1), (fastest, 2), (fastest, 3), (fastest, 64), (fastest, 5)];
     for heads in HEADS {
-        let mut first: Option<[Vec<u32>; 3]> = None;
-        let fastest = Path::available().pop().unwrap();
-        for (path, threads) in [(fastest, 1), (fastest, 2), (fastest, 3), (Path::Scalar, 5)] {
-            let cpu = Cpu::with_path(threads, path).unwrap();
-            let qkv = tensor(&cpu, 1, rows, heads.width());
-            let dy = tensor(&cpu, 2, rows, heads.query_width());
-            let saved = cpu.attention(&qkv, heads, &segments);
-            let dx = cpu.attention_backward(&dy, &qkv, &saved, heads, &segments);
-            let found = [&saved.out, &saved.lse, &dx].map(|x| bits(&cpu, x));
-            assert!(*first.get_or_insert_with(|| found.clone()) == found, "{heads:?} {path:?} x{threads}");
+        for (dtype, runs) in [(DType::F32, f32_runs), (DType::Bf16, bf16_runs)] {
+            let mut first: Option<[Vec<u32>; 3]> = None;
+            for (path, threads) in runs {
+                let cpu = Cpu::with_path(threads, path).unwrap();
+                let qkv = cpu.cast(&tensor(&cpu, 1, rows, heads.width()), dtype);
+                let dy = cpu.cast(&tensor(&cpu, 2, rows, heads.query_width()), dtype);
+                let saved = cpu.attention(&qkv, heads, &segments);
+                let dx = cpu.attention_backward(&dy, &qkv, &saved, heads, &segments);
+                let found = [&saved.out, &saved.lse, &dx].map(|x| bits(&cpu, x));
+                let same = *first.get_or_insert_with(|| found.clone()) == found;
+                assert!(same, "{heads:?} {dtype} {path:?} x{threads}");
+            }
         }
     }
 }

@@ -100,7 +100,8 @@ pub trait Backend: Send + Sync {
     fn memory(&self) -> Memory;
 
     /// Runs `work`, which calls this backend many times, where its calls cost least: a backend with threads of its own
-    /// runs it on one of them and so hands over once and not at every call. Results are the same without it.
+    /// runs it on one of them and so hands over once and not at every call. Results are the same without it. The
+    /// work must not wait for other users of the same backend: the thread may be needed for their calls.
     fn scope(&self, work: &mut (dyn FnMut() + Send)) {
         work();
     }
@@ -132,7 +133,8 @@ pub trait Backend: Send + Sync {
     fn join(&self, high: &Tensor, low: &LowHalves) -> Tensor;
 
     /// A copy of a weight `[N, K]` arranged for [`Backend::linear`], for weights that are used many times unchanged.
-    /// The result behaves like `w` in `linear` (same bits) and in `linear_cross_entropy`, and nowhere else.
+    /// The result behaves like `w` in `linear` (same bits) and in `linear_cross_entropy`, and nowhere else. As there, the
+    /// rows must be of its dtype.
     fn pack(&self, w: &Tensor) -> Tensor;
 
     /// Copies `src[rows, cols]` over the rows of `dst` that start at `at`. `dst` must not be shared and has as many
@@ -146,7 +148,7 @@ pub trait Backend: Send + Sync {
         cols: std::ops::Range<usize>,
     );
 
-    /// `y = x wᵀ`: `x [T, K]`, `w [N, K]` → `[T, N]`.
+    /// `y = x wᵀ`: `x [T, K]`, `w [N, K]` of one dtype → `[T, N]`.
     fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor;
 
     /// Gradient of [`Backend::linear`] for its input: `dx = dy w`: `dy [T, N]`, `w [N, K]` → `[T, K]`.

@@ -57,7 +57,8 @@ pub struct TrainConfig {
     /// Sequences per update.
     pub batch: usize,
     /// Sequences per forward pass; memory grows with it, results do not depend on it (with a tied table, only up to
-    /// rounding: its two uses are added in turn).
+    /// rounding: its two uses are added in turn; likewise in bf16 with sequences of odd length, where the processor has the
+    /// dot product of pairs).
     pub micro_batch: usize,
     /// AdamW and schedule.
     pub optimizer: OptimizerConfig,

@@ -12,7 +12,7 @@ use llamero_tensor::{Heads, Segments};
 use super::kernels::{Delta, ScoreGrad, WriteRows};
 use super::{Blocks, KEYS, Rows, add_weighted, group_size, padded, query_step, right_panel, scores};
 use crate::exec::{Exec, Tile};
-use crate::gemm::{Layout, MR, Mat, NARROW, NR, Product, onto, step};
+use crate::gemm::{Layout, MR, Mat, NARROW, NR, Product, Start, step};
 use crate::math::Element;
 use crate::memory::Buffer;
 
@@ -92,7 +92,7 @@ fn plan(threads: usize, segments: &Segments, kv_heads: usize) -> Vec<Task> {
                 tasks.push(task(0..len, 0..len, true, true));
                 continue;
             }
-            let part = (len / (4 * threads)).next_multiple_of(KEYS);
+            let part = (len / (4 * threads)).max(1).next_multiple_of(KEYS);
             for start in (0..len).step_by(part) {
                 let range = start..len.min(start + part);
                 tasks.push(task(0..range.end, range.clone(), true, false));
@@ -296,7 +296,6 @@ impl Work {
                 let skipped = (key + 1).saturating_sub(at.visible()) * self.group / step;
                 if strip == KEYS || skipped < steps {
                     let skipped = if strip == KEYS { 0 } else { skipped };
-                    let (c, start) = onto(Tile::new(&mut out[key * width..], m, width, width));
                     exec.run(Product {
                         m,
                         n: width,
@@ -305,8 +304,8 @@ impl Work {
                         a: (&weights[skipped * NARROW + key..], Layout::Cols),
                         b: &right[skipped * NR..],
                         panel,
-                        c,
-                        start,
+                        c: Tile::new(&mut out[key * width..], m, width, width),
+                        start: Start::C,
                     });
                 }
             }

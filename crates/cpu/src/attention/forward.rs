@@ -1,5 +1,7 @@
 //! The forward pass, of whole documents and of rows whose past is in a cache.
 
+use std::ops::Range;
+
 use llamero_tensor::Heads;
 
 use super::kernels::{Finish, OnlineSoftmax};
@@ -47,14 +49,31 @@ struct Block {
 impl<E: Element> Job<'_, E> {
     /// Whether weights and operands stay pairs of bf16.
     fn pairs(&self, exec: &Exec) -> bool {
-        exec.pairs() && self.queries.is_bf16() && self.documents.iter().all(|d| d.keys.is_bf16())
+        exec.pairs() && self.queries.is_bf16()
     }
 }
 
-/// Keys and values of a document for one head.
+/// Keys and values of a document, or of some of its blocks, for one head.
 struct Packed {
     keys: Blocks,
     values: Blocks,
+}
+
+impl Packed {
+    fn new(
+        exec: &Exec,
+        document: &Document<'_>,
+        (kv, dim): (usize, usize),
+        blocks: Range<usize>,
+        pairs: bool,
+    ) -> Self {
+        let size = (document.past + document.rows, dim);
+        let (keys, values) = (document.keys.from(0, kv * dim), document.values.from(0, kv * dim));
+        Self {
+            keys: Blocks::turned(exec, keys, size, blocks.clone(), pairs),
+            values: Blocks::upright(exec, values, size, blocks, pairs),
+        }
+    }
 }
 
 /// Attention of every query row.
@@ -76,26 +95,24 @@ pub(crate) fn attend<E: Element>(exec: &Exec, job: &Job<'_, E>) {
     let pairs: usize = blocks.iter().map(|b| b.cost).sum();
     let ns = (pairs * group_size(job.heads) * dim) as f64 * 4.0 / 200.0;
 
+    // Packed once where several blocks of queries need them; a decoded row packs the blocks that it meets one by one, and
+    // so needs no copy of its whole past.
     let mut packed: Vec<Option<Packed>> = Vec::new();
     packed.resize_with(job.documents.len() * kv_heads, || None);
     exec.chunks(&mut packed, 1, ns, |i, slot| {
-        let (d, kv, pairs) = (&job.documents[i / kv_heads], i % kv_heads, job.pairs(exec));
-        let size = (d.past + d.rows, dim);
-        let range = 0..size.0.div_ceil(KEYS);
-        slot[0] = Some(Packed {
-            keys: Blocks::turned(exec, d.keys.from(0, kv * dim), size, range.clone(), pairs),
-            values: Blocks::upright(exec, d.values.from(0, kv * dim), size, range, pairs),
-        });
+        let document = &job.documents[i / kv_heads];
+        if document.rows > step {
+            let all = 0..(document.past + document.rows).div_ceil(KEYS);
+            slot[0] = Some(Packed::new(exec, document, (i % kv_heads, dim), all, job.pairs(exec)));
+        }
     });
     exec.tasks(blocks.len(), ns, |i| {
         let block = &blocks[i];
-        if let Some(packed) = &packed[block.document * kv_heads + block.kv] {
-            attend_block(exec, job, block, packed);
-        }
+        attend_block(exec, job, block, packed[block.document * kv_heads + block.kv].as_ref());
     });
 }
 
-fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block, packed: &Packed) {
+fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block, packed: Option<&Packed>) {
     let (dim, group, pairs) = (job.heads.dim, group_size(job.heads), job.pairs(exec));
     let document = &job.documents[block.document];
     let width = padded(dim);
@@ -118,6 +135,11 @@ fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block, packed
         // Keys that the first position sees; each later position sees one more.
         let visible = (first - start.min(first)) + 1;
         let diagonal = (key_block == last).then_some((group, visible));
+        let own = match packed {
+            Some(_) => None,
+            None => Some(Packed::new(exec, document, (block.kv, dim), key_block..key_block + 1, pairs)),
+        };
+        let Some(packed) = packed.or(own.as_ref()) else { unreachable!("one of the two is there") };
         scores(exec, &queries, (0, rows), packed.keys.get(key_block), diagonal, &mut weights);
         exec.run(OnlineSoftmax {
             scores: &mut weights,

@@ -192,7 +192,6 @@ impl Rows {
         let steps = self.dim.div_ceil(step(self.pairs));
         for (i, data) in self.data.chunks_exact(self.block).enumerate() {
             let first = i * KC;
-            let (c, onto) = crate::gemm::onto(Tile::new(c, rows, n, NARROW));
             exec.run(Product {
                 m: rows,
                 n,
@@ -201,8 +200,8 @@ impl Rows {
                 a: (&data[at * self.apart()..], self.layout),
                 b: &b[first * NR..],
                 panel: steps * NR,
-                c,
-                start: if i > 0 { onto } else { Start::Zero },
+                c: Tile::new(c, rows, n, NARROW),
+                start: if i > 0 { Start::C } else { Start::Zero },
             });
         }
     }
@@ -256,7 +255,6 @@ fn add_weighted(
     (acc, width): (&mut [f32], usize),
 ) {
     let mut part = |row: usize, m: usize, keys: usize| {
-        let (c, start) = crate::gemm::onto(Tile::new(&mut acc[row * width..], m, width, width));
         exec.run(Product {
             m,
             n: width,
@@ -265,8 +263,8 @@ fn add_weighted(
             a: (&weights[row * NARROW..], Layout::Narrow),
             b,
             panel: right_panel(KEYS, pairs),
-            c,
-            start,
+            c: Tile::new(&mut acc[row * width..], m, width, width),
+            start: Start::C,
         });
     };
     match diagonal {

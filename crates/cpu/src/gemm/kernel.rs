@@ -1,5 +1,7 @@
 //! The micro-kernel: a tile of C held in registers, one step of depth after another.
 
+use llamero_tensor::DType;
+
 use crate::exec::Tile;
 use crate::math::Element;
 use crate::path::{Kernel, Path};
@@ -35,15 +37,10 @@ pub(crate) enum Layout {
 pub(crate) enum Start<'a> {
     /// At zero.
     Zero,
-    /// At earlier sums, which may be C itself.
+    /// At the values in C, which is f32.
+    C,
+    /// At earlier sums, elsewhere.
     Sums(Tile<'a, f32>),
-}
-
-/// C and a start at the values in C: a product that is added.
-pub(crate) fn onto(c: Tile<'_, f32>) -> (Tile<'_, f32>, Start<'_>) {
-    // SAFETY: the same rectangle twice, for one product, which reads the sums of a tile before it writes that tile.
-    let sums = unsafe { c.sub(0, 0, c.rows, c.cols) };
-    (c, Start::Sums(sums))
 }
 
 /// `C = A B` or `C = sums + A B` for one block: `A [m, k]`, `B [k, n]` in panels, `k` in steps.
@@ -94,6 +91,8 @@ impl<E: Element> Kernel for Product<'_, E> {
         if let Start::Sums(sums) = &self.start {
             assert!(sums.rows >= self.m && sums.cols >= self.n, "product: the sums are too small");
         }
+        let own = matches!(self.start, Start::C);
+        assert!(!own || E::DTYPE == DType::F32, "product: only f32 can be added to");
         assert!(self.end_of_a() <= self.a.0.len(), "product: A is too small");
         assert!(
             (self.n.div_ceil(NR) - 1) * self.panel + self.k * NR <= self.b.len(),
@@ -149,17 +148,12 @@ impl<E> Clone for Strip<E> {
 impl<E> Copy for Strip<E> {}
 
 impl<E> Strip<E> {
-    /// The strip without its first `rows` rows, whose elements of A are `row` apart.
-    ///
-    /// # Safety
-    /// The rows must be there.
+    /// The strip without its first `rows` rows, whose elements of A are `row` apart; after the last rows its addresses
+    /// may lie beyond the arrays and are not used.
     #[inline(always)]
-    unsafe fn below(mut self, rows: usize, row: usize) -> Self {
-        // SAFETY: inside the strip.
-        unsafe {
-            self.a = self.a.add(rows * row);
-            self.c = self.c.add(rows * self.stride);
-        }
+    fn below(mut self, rows: usize, row: usize) -> Self {
+        self.a = self.a.wrapping_add(rows * row);
+        self.c = self.c.wrapping_add(rows * self.stride);
         self.from = self.from.wrapping_add(if self.from.is_null() { 0 } else { rows * self.from_stride });
         self
     }
@@ -184,6 +178,7 @@ unsafe fn sweep<
     let c = p.c.as_mut_ptr();
     let (from, from_stride) = match &mut p.start {
         Start::Zero => (std::ptr::null(), 0),
+        Start::C => (c.cast_const().cast(), p.c.stride),
         Start::Sums(sums) => (sums.as_mut_ptr().cast_const(), sums.stride),
     };
     let mut edge = [E::zeroed(); MR * NR];
@@ -377,8 +372,9 @@ unsafe fn tile<
                         if PAIRS { s.dot_pairs(x, row[w], acc[r][w]) } else { s.fma(x, row[w], acc[r][w]) };
                 }
             }
-            a = a.add(DEPTH);
-            b = b.add(NR);
+            // After the last step these may lie beyond the arrays.
+            a = a.wrapping_add(DEPTH);
+            b = b.wrapping_add(NR);
         }
         for r in 0..R {
             for w in 0..W {

@@ -7,8 +7,9 @@ pub(crate) mod kernel;
 pub(crate) mod pack;
 
 use half::bf16;
+use llamero_tensor::DType;
 
-pub(crate) use self::kernel::{KC, Layout, MR, NARROW, NR, Product, Start, onto};
+pub(crate) use self::kernel::{KC, Layout, MR, NARROW, NR, Product, Start};
 pub(crate) use self::pack::{Data, Mat, PackA, PackHeads, PackPanel, packed_a_len, step};
 use crate::exec::{Exec, Tile};
 use crate::math::Element;
@@ -89,19 +90,14 @@ pub(crate) fn gemm(exec: &Exec, (m, n, k): (usize, usize, usize), a: Mat<'_>, b:
         return;
     }
     match out {
-        Out::F32(c) => outer(exec, (m, n, k), a, b, (Tile::new(c, m, n, n), None)),
-        Out::Add(c) => {
-            let c = Tile::new(c, m, n, n);
-            // SAFETY: a product reads the sums of a tile before it writes the same tile.
-            let sums = unsafe { c.sub(0, 0, m, n) };
-            outer(exec, (m, n, k), a, b, (c, Some(sums)));
-        }
-        Out::Bf16(c) => outer(exec, (m, n, k), a, b, (Tile::new(c, m, n, n), None)),
+        Out::F32(c) => outer(exec, (m, n, k), a, b, (Tile::new(c, m, n, n), false)),
+        Out::Add(c) => outer(exec, (m, n, k), a, b, (Tile::new(c, m, n, n), true)),
+        Out::Bf16(c) => outer(exec, (m, n, k), a, b, (Tile::new(c, m, n, n), false)),
     }
 }
 
-/// C and, where there are earlier sums, those.
-type Target<'a, E> = (Tile<'a, E>, Option<Tile<'a, f32>>);
+/// C, and whether the product is added to what is there.
+type Target<'a, E> = (Tile<'a, E>, bool);
 
 /// Packs B, as much at a time as is reasonable.
 fn outer<E: Element>(
@@ -153,11 +149,8 @@ fn few_rows<E: Element>(
             exec.run(PackPanel { mat: b.from(0, at), k, cols: NR.min(n - at), pairs, out });
         }
         // SAFETY: tasks have different columns.
-        let (c, sums) = unsafe {
-            let sums = c.1.as_ref().map(|sums| sums.sub(0, first, m, cols));
-            (c.0.sub(0, first, m, cols), sums)
-        };
-        tile(exec, (m, cols, k), a, (&packed, pairs), c, sums);
+        let part = unsafe { c.0.sub(0, first, m, cols) };
+        tile(exec, (m, cols, k), a, (&packed, pairs), (part, c.1));
     });
 }
 
@@ -184,11 +177,8 @@ fn tiles<E: Element>(
         let (rows, cols) = (height.min(m - row), (group * NR).min(n - col));
         let (a, b) = (a.from(row, 0), &b[panel * steps * NR..]);
         // SAFETY: tasks have different rectangles.
-        let (c, sums) = unsafe {
-            let sums = c.1.as_ref().map(|sums| sums.sub(row, first + col, rows, cols));
-            (c.0.sub(row, first + col, rows, cols), sums)
-        };
-        tile(exec, (rows, cols, k), a, (b, pairs), c, sums);
+        let part = unsafe { c.0.sub(row, first + col, rows, cols) };
+        tile(exec, (rows, cols, k), a, (b, pairs), (part, c.1));
     });
 }
 
@@ -198,35 +188,37 @@ pub(crate) fn tile<E: Element>(
     (m, n, k): (usize, usize, usize),
     a: Mat<'_>,
     (b, pairs): (&[f32], bool),
-    c: Tile<'_, E>,
-    sums: Option<Tile<'_, f32>>,
+    (c, add): Target<'_, E>,
 ) {
     let step = step(pairs);
     let steps = k.div_ceil(step);
     let mut packed = exec.memory.stale::<f32>(packed_a_len(m));
-    // Sums between blocks are kept in C where it is f32.
+    // Sums between blocks are kept in C where it is f32, and beside it elsewhere.
     let blocks = steps.div_ceil(KC);
-    let rows = if blocks > 1 && c.as_f32().is_none() { m } else { 0 };
+    let in_c = E::DTYPE == DType::F32;
+    let rows = if blocks > 1 && !in_c { m } else { 0 };
     let mut beside = exec.memory.stale::<f32>(rows * n);
-    let between = c.as_f32().unwrap_or_else(|| Tile::new(&mut beside, rows, n, n));
+    let beside = Tile::new(&mut beside, rows, n, n);
     let layout = if a.is_transposed() { Layout::Groups } else { Layout::Rows };
-    let mut start = sums.map_or(Start::Zero, Start::Sums);
     for block in 0..blocks {
         let first = block * KC;
         let depth = KC.min(steps - first);
         let (at, elements) = (first * step, (depth * step).min(k - first * step));
         exec.run(PackA { mat: a.from(0, at), m, k: elements, pairs, layout, out: &mut packed });
         let (a, b, panel) = ((&packed[..], layout), &b[first * NR..], steps * NR);
-        // SAFETY (all three): the same rectangle, one product after another; each reads the sums of a strip before
-        // it writes the same strip.
-        if block + 1 < blocks {
-            let c = unsafe { between.sub(0, 0, m, n) };
-            exec.run(Product { m, n, k: depth, pairs, a, b, panel, c, start });
-            start = Start::Sums(unsafe { between.sub(0, 0, m, n) });
+        let own = if block > 0 || add { Start::C } else { Start::Zero };
+        // SAFETY (all three): the same rectangle, one product after another.
+        if in_c {
+            let c = unsafe { c.sub(0, 0, m, n) };
+            exec.run(Product { m, n, k: depth, pairs, a, b, panel, c, start: own });
+        } else if block + 1 < blocks {
+            let c = unsafe { beside.sub(0, 0, m, n) };
+            exec.run(Product { m, n, k: depth, pairs, a, b, panel, c, start: own });
         } else {
+            let sums = || Start::Sums(unsafe { beside.sub(0, 0, m, n) });
+            let start = if block > 0 { sums() } else { own };
             let c = unsafe { c.sub(0, 0, m, n) };
             exec.run(Product { m, n, k: depth, pairs, a, b, panel, c, start });
-            start = Start::Zero;
         }
     }
 }

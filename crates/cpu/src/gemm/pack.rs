@@ -57,6 +57,11 @@ impl<'a> Mat<'a> {
         self.transposed
     }
 
+    /// Panics when pairs are wanted of elements that are not bf16: the operands of a product have different dtypes.
+    fn check(&self, pairs: bool) {
+        assert!(!pairs || self.is_bf16(), "pack: f32 does not fit an operand that is packed as bf16");
+    }
+
     /// Whether the elements are bf16.
     pub(crate) fn is_bf16(&self) -> bool {
         matches!(self.data, Data::Bf16(_))
@@ -90,6 +95,7 @@ impl Kernel for PackA<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        self.mat.check(self.pairs);
         let (room, apart) = match self.layout {
             Layout::Rows | Layout::Groups => (KC, STRIDE),
             Layout::Narrow | Layout::Cols => (NARROW, NARROW),
@@ -144,6 +150,7 @@ impl Kernel for PackHeads<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        self.mat.check(self.pairs);
         let (size, apart) = ((self.heads, self.k), self.apart);
         for position in 0..self.positions {
             let at = position * self.mat.stride;
@@ -245,6 +252,7 @@ impl Kernel for PackPanel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        self.mat.check(self.pairs);
         let size = (self.k, self.cols);
         let stride = self.mat.stride;
         match (self.mat.data, self.mat.transposed) {

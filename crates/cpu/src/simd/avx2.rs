@@ -1,6 +1,6 @@
 //! Sixteen lanes in two AVX2 registers.
 //!
-//! SAFETY of every block here: an [`Avx2`] exists only where [`Path::run`](crate::path::Path::run) has
+//! SAFETY of every block here: an [`Avx2`] exists only where [`Checked::run`](crate::path::Checked::run) has
 //! entered a function with the features enabled, after checking that the processor has them; loads and
 //! stores go through references to sixteen elements.
 

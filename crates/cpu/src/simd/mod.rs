@@ -21,7 +21,7 @@ pub(crate) const ROUND: f32 = 12_582_912.0;
 /// Operations on sixteen lanes.
 ///
 /// A value of an implementing type is a proof that the processor has the instructions: it is only made by
-/// [`Path::run`], so the methods are safe.
+/// [`Checked::run`](crate::path::Checked::run), so the methods are safe.
 pub(crate) trait Simd: Copy + Send + Sync {
     /// Sixteen lanes.
     type V: Copy;

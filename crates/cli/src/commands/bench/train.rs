@@ -51,7 +51,8 @@ pub(crate) struct TrainArgs {
     /// Element type of weights and activations.
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: DTypeArg,
-    /// Sequences of one forward pass; the whole batch when absent. Results do not depend on it.
+    /// Sequences of one forward pass; the whole batch when absent. Results do not depend on it, but
+    /// for the last bits in bf16 where the sequence length is odd.
     #[arg(long, value_parser = size)]
     micro_batch: Option<usize>,
     /// Steps in all.
