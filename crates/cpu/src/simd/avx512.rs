@@ -178,32 +178,21 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
 
     #[inline(always)]
     fn narrow_pairs(self, left: __m512, right: __m512) -> __m512 {
-        if BF16 {
-            // SAFETY: see the module. The instruction rounds to nearest even and takes denormals for zero.
-            return unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(right, left)) };
-        }
-        let mut out = [0; 2 * LANES];
-        let (a, b) = out.split_at_mut(LANES);
-        self.narrow(left, a.try_into().expect("half of the lanes"));
-        self.narrow(right, b.try_into().expect("half of the lanes"));
-        self.load_pairs(&out)
+        assert!(BF16, "rounding to pairs needs AVX-512 BF16");
+        // SAFETY: see the module. The instruction rounds to nearest even and takes denormals for zero.
+        unsafe { std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(right, left)) }
     }
 
     #[inline(always)]
     fn narrow_two(self, first: __m512, second: __m512) -> __m512 {
-        if BF16 {
-            // SAFETY: see the module. Both halves are widened to 32 bits, the second shifted up and merged.
-            return unsafe {
-                let a = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first));
-                let b = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second));
-                let b = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(b));
-                _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(a), b))
-            };
+        assert!(BF16, "rounding to pairs needs AVX-512 BF16");
+        // SAFETY: see the module. Both halves are widened to 32 bits, the second shifted up and merged.
+        unsafe {
+            let a = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(first));
+            let b = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(second));
+            let b = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(b));
+            _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(a), b))
         }
-        let (mut a, mut b) = ([0; LANES], [0; LANES]);
-        self.narrow(first, &mut a);
-        self.narrow(second, &mut b);
-        self.interleave(&a, &b)
     }
 
     #[inline(always)]
