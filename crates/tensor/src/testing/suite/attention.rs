@@ -32,6 +32,9 @@ fn cases() -> Vec<(Heads, Vec<usize>)> {
         }
     }
     cases.push((heads(2, 1, 16), vec![300]));
+    // Wider than what a kernel may take at a time.
+    cases.push((heads(2, 1, 192), vec![70, 3]));
+    cases.push((heads(2, 1, 2100), vec![5, 2]));
     cases.push((heads(4, 2, 8), vec![]));
     cases
 }

@@ -34,7 +34,7 @@ fn at_once(
 }
 
 /// `(T, C, V)`.
-const SIZES: [(usize, usize, usize); 15] = [
+const SIZES: [(usize, usize, usize); 16] = [
     (0, 8, 16),
     (1, 1, 1),
     (1, 3, 7),
@@ -50,6 +50,7 @@ const SIZES: [(usize, usize, usize); 15] = [
     (300, 8, 40),
     (9, 16, 1100),
     (3, 8, 9000),
+    (9, 2300, 70),
 ];
 
 /// One case: random inputs, random targets, every fourth row without one.
