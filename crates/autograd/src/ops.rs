@@ -82,7 +82,7 @@ impl<'m> Tape<'m> {
         let saved = self.saved(&gate_up);
         let again = saved.clone();
         let y = self
-            .op(y, [gate_up.id()], move |_, dy| Ok(vec![backend.swiglu_backward(&dy, &saved.into_value())]));
+            .op(y, [gate_up.id()], move |_, dy| Ok(vec![backend.swiglu_backward(&dy, saved.into_value())]));
         self.cheap(&y, move || backend.swiglu(&again.value()));
         y
     }

@@ -95,7 +95,7 @@ impl On<'_> {
         vec![
             ("add", (self.values)(&self.backend.add(&a, &b))),
             ("swiglu", (self.values)(&self.backend.swiglu(&a))),
-            ("swiglu, backward", (self.values)(&self.backend.swiglu_backward(&dy, &a))),
+            ("swiglu, backward", (self.values)(&self.backend.swiglu_backward(&dy, a.clone()))),
             ("embed, dtable", (self.values)(&table)),
             ("sum_of_squares", vec![self.backend.sum_of_squares(&a)]),
         ]

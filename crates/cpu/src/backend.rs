@@ -16,8 +16,8 @@ use crate::loss::{self, Head, Outputs, Saved};
 use crate::master::{join_all, split_all};
 use crate::ops::{self, MasterMut};
 use crate::storage::{
-    Storage, Stored, data, elements, elements_mut, f32s, low_halves, low_halves_mut, mat, produce, storage,
-    typed,
+    Storage, Stored, accumulator, data, elements, elements_mut, f32s, low_halves, low_halves_mut, mat,
+    own, produce, storage, typed,
 };
 
 /// Panics with the op and the shapes of its tensors unless the condition holds.
@@ -197,8 +197,9 @@ impl Backend for Cpu {
         let fits = dy.rows() == x.rows() && dw.rows() == dy.cols() && dw.cols() == x.cols();
         fits!("linear_backward_weight", fits, dy, x, dw);
         let (a, b) = (mat("linear_backward_weight", dy), mat("linear_backward_weight", x));
-        let dw = elements_mut::<f32>("linear_backward_weight", dw);
-        gemm(&self.exec, (dy.cols(), x.cols(), dy.rows()), a.t(), Right::Mat(b), Out::Add(dw));
+        let (dw, zeros) = accumulator("linear_backward_weight", dw);
+        let out = if zeros { Out::F32(dw) } else { Out::Add(dw) };
+        gemm(&self.exec, (dy.cols(), x.cols(), dy.rows()), a.t(), Right::Mat(b), out);
     }
 
     fn add(&self, a: &Tensor, b: &Tensor) -> Tensor {
@@ -258,10 +259,7 @@ impl Backend for Cpu {
             2 * table.half
         );
         with_type!(qkv.dtype(), E => {
-            if qkv.is_shared() {
-                let x = elements::<E>("rope", &qkv);
-                qkv = produce::<E>(&self.exec, qkv.shape(), |out| out.copy_from_slice(x));
-            }
+            own::<E>(&self.exec, "rope", &mut qkv);
             ops::rope(&self.exec, elements_mut::<E>("rope", &mut qkv), heads, (segments, table, direction));
         });
         qkv
@@ -352,14 +350,16 @@ impl Backend for Cpu {
         })
     }
 
-    fn swiglu_backward(&self, dy: &Tensor, gate_up: &Tensor) -> Tensor {
-        let shape = gate_up.shape();
-        let fits = shape == Shape::new(dy.rows(), 2 * dy.cols());
+    fn swiglu_backward(&self, dy: &Tensor, mut gate_up: Tensor) -> Tensor {
+        let fits = gate_up.shape() == Shape::new(dy.rows(), 2 * dy.cols());
         fits!("swiglu_backward", fits, dy, gate_up);
         with_type!(gate_up.dtype(), E => {
-            let (g, x) = (elements::<E>("swiglu_backward", dy), elements::<E>("swiglu_backward", gate_up));
-            produce::<E>(&self.exec, shape, |out| ops::swiglu_backward(&self.exec, g, x, dy.cols(), out))
-        })
+            let dy_elements = elements::<E>("swiglu_backward", dy);
+            own::<E>(&self.exec, "swiglu_backward", &mut gate_up);
+            let x = elements_mut::<E>("swiglu_backward", &mut gate_up);
+            ops::swiglu_backward(&self.exec, dy_elements, dy.cols(), x);
+        });
+        gate_up
     }
 
     fn embed(&self, table: &Tensor, ids: &[u32]) -> Tensor {
@@ -434,10 +434,10 @@ impl Backend for Cpu {
             return (loss, dh);
         }
         let [mut nll, mut lse] = [(); 2].map(|()| self.exec.memory.stale::<f32>(h.rows()));
-        let dw = elements_mut::<f32>(OP, dw);
+        let (dw, dw_is_zero) = accumulator(OP, dw);
         let (input, d_nll) = ((data(OP, h), h.cols()), f32s(OP, d_nll));
         let dh = with_type!(h.dtype(), E => produce::<E>(&self.exec, h.shape(), |dh| {
-            let out = Outputs { nll: &mut nll, lse: &mut lse, dh, dw };
+            let out = Outputs { nll: &mut nll, lse: &mut lse, dh, dw, dw_is_zero };
             loss::with_gradient(&self.exec, input, mat(OP, w), (d_nll, targets), out);
         }));
         let [nll, lse] = [nll, lse].map(|x| Tensor::from_storage(shape, DType::F32, Storage::F32(x)));

@@ -362,6 +362,8 @@ pub(crate) struct Outputs<'a, E> {
     pub(crate) lse: &'a mut [f32],
     pub(crate) dh: &'a mut [E],
     pub(crate) dw: &'a mut [f32],
+    /// Whether `dw` stands for zeros, whatever its elements are.
+    pub(crate) dw_is_zero: bool,
 }
 
 /// [`forward`] and [`backward`] in one, each logit computed once.
@@ -379,7 +381,10 @@ pub(crate) fn with_gradient<E: Stored>(
     if targets.contains(&NO_TARGET) {
         out.dh.fill(E::zeroed());
     }
-    if vocab == 0 {
+    if vocab == 0 || count == 0 {
+        if out.dw_is_zero {
+            out.dw.fill(0.0);
+        }
         return;
     }
     let d_nll = active.pick(d_nll);
@@ -417,7 +422,8 @@ pub(crate) fn with_gradient<E: Stored>(
         let grad = &mut grad[..rows * width];
         gemm(exec, (rows, width, vocab), d_logits, Right::Panels(&panels_back), Out::F32(grad));
         active.scatter(exec, first, grad, out.dh);
-        gemm(exec, (vocab, width, rows), d_logits.t(), Right::Mat(h), Out::Add(out.dw));
+        let dw = if out.dw_is_zero && first == 0 { Out::F32(out.dw) } else { Out::Add(out.dw) };
+        gemm(exec, (vocab, width, rows), d_logits.t(), Right::Mat(h), dw);
     }
 }
 

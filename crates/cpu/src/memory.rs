@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use bytemuck::Pod;
 use llamero_tensor::Memory;
@@ -169,12 +169,14 @@ impl Allocator {
         buffer
     }
 
-    /// `len` zeros. Those that were never used are not touched.
+    /// `len` zeros. They are written when somebody looks at them, unless they were never used.
     pub(crate) fn zeros<T: Pod>(&self, len: usize) -> Buffer<T> {
         let mut buffer = self.take(len);
-        if !std::mem::take(&mut buffer.block.fresh) {
-            buffer.fill(T::zeroed());
+        let zeroed = Once::new();
+        if std::mem::take(&mut buffer.block.fresh) {
+            zeroed.call_once(|| {});
         }
+        buffer.zeroed = Some(zeroed);
         buffer
     }
 
@@ -185,7 +187,7 @@ impl Allocator {
         state.live.live_bytes += bytes;
         state.live.peak_bytes = state.live.peak_bytes.max(state.live.live_bytes);
         drop(state);
-        Buffer { block, len, owner: self.clone(), marker: PhantomData }
+        Buffer { block, len, zeroed: None, owner: self.clone(), marker: PhantomData }
     }
 }
 
@@ -193,14 +195,37 @@ impl Allocator {
 pub(crate) struct Buffer<T: Pod> {
     block: Block,
     len: usize,
+    /// While all elements are zero: whether that is written down.
+    zeroed: Option<Once>,
     owner: Allocator,
     marker: PhantomData<T>,
+}
+
+impl<T: Pod> Buffer<T> {
+    /// Whether all elements are zero and nobody has had the chance to write others. After a yes they have any value,
+    /// and the caller writes them all.
+    pub(crate) fn replace_zeros(&mut self) -> bool {
+        self.zeroed.take().is_some()
+    }
+
+    /// Zeros every byte.
+    ///
+    /// # Safety
+    /// Nobody else looks at the elements meanwhile.
+    unsafe fn fill_with_zeros(&self) {
+        // SAFETY: the block holds `len` elements, and is accessed by nobody else.
+        unsafe { self.block.ptr.as_ptr().cast::<T>().write_bytes(0, self.len) }
+    }
 }
 
 impl<T: Pod> Deref for Buffer<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
+        if let Some(zeroed) = &self.zeroed {
+            // SAFETY: there is no slice of these elements before this, and the others that ask for one wait here.
+            zeroed.call_once(|| unsafe { self.fill_with_zeros() });
+        }
         // SAFETY: the block is aligned to 64 bytes, holds `len` elements, was zero or written before, and every bit
         // pattern is a `T` (`Pod`). The arena lives as long as `owner`.
         unsafe { std::slice::from_raw_parts(self.block.ptr.as_ptr().cast(), self.len) }
@@ -209,6 +234,10 @@ impl<T: Pod> Deref for Buffer<T> {
 
 impl<T: Pod> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
+        if self.zeroed.take().is_some_and(|zeroed| !zeroed.is_completed()) {
+            // SAFETY: the buffer is borrowed for writing.
+            unsafe { self.fill_with_zeros() }
+        }
         // SAFETY: as in `deref`; the buffer owns the block.
         unsafe { std::slice::from_raw_parts_mut(self.block.ptr.as_ptr().cast(), self.len) }
     }
@@ -287,5 +316,28 @@ mod tests {
             // Above what was in use when the measurement began, memory is new again.
             assert!(a.zeros::<u32>(2 * len).iter().all(|x| *x == 0));
         }
+    }
+
+    #[test]
+    fn zeros_are_replaced_only_while_nobody_wrote_others() {
+        let a = Allocator::default();
+        a.stale::<u32>(100).fill(7);
+        let mut x = a.zeros::<u32>(100);
+        assert!(x.replace_zeros() && !x.replace_zeros());
+        drop(x);
+        let mut x = a.zeros::<u32>(100);
+        assert!(x.iter().all(|x| *x == 0) && x.replace_zeros());
+        drop(x);
+        let mut x = a.zeros::<u32>(100);
+        x[1] = 5;
+        assert!(!x.replace_zeros() && x[0] == 0 && x[1] == 5);
+        drop(x);
+        // Several threads look at once.
+        let x = a.zeros::<u32>(1 << 20);
+        std::thread::scope(|s| {
+            for _ in 0..3 {
+                s.spawn(|| assert!(x.iter().all(|x| *x == 0)));
+            }
+        });
     }
 }

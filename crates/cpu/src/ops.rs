@@ -113,15 +113,15 @@ pub(crate) fn swiglu<E: Element>(exec: &Exec, gate_up: &[E], width: usize, out: 
     });
 }
 
-pub(crate) fn swiglu_backward<E: Element>(exec: &Exec, dy: &[E], gate_up: &[E], width: usize, out: &mut [E]) {
+/// In the place of `x`, which holds gate and up.
+pub(crate) fn swiglu_backward<E: Element>(exec: &Exec, dy: &[E], width: usize, x: &mut [E]) {
     if width == 0 {
         return;
     }
     let chunk = exec.rows_per_task(dy.len() / width) * width;
-    let ns = out.len() as f64;
-    exec.chunks(out, 2 * chunk, ns, |i, out| {
-        let dy = &dy[i * chunk..][..out.len() / 2];
-        exec.run(SwigluBackward { dy, gate_up: &gate_up[2 * i * chunk..][..out.len()], width, out });
+    let ns = x.len() as f64;
+    exec.chunks(x, 2 * chunk, ns, |i, x| {
+        exec.run(SwigluBackward { dy: &dy[i * chunk..][..x.len() / 2], width, x });
     });
 }
 

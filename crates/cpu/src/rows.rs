@@ -256,9 +256,9 @@ impl<E: Element> Kernel for Swiglu<'_, E> {
 /// Gradient of [`Swiglu`].
 pub(crate) struct SwigluBackward<'a, E> {
     pub(crate) dy: &'a [E],
-    pub(crate) gate_up: &'a [E],
     pub(crate) width: usize,
-    pub(crate) out: &'a mut [E],
+    /// Gate and up of each row, replaced by their gradients.
+    pub(crate) x: &'a mut [E],
 }
 
 impl<E: Element> Kernel for SwigluBackward<'_, E> {
@@ -267,17 +267,15 @@ impl<E: Element> Kernel for SwigluBackward<'_, E> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let one = s.splat(1.0);
-        let rows = self.gate_up.chunks_exact(2 * self.width).zip(self.dy.chunks_exact(self.width));
-        for ((x, dy), out) in rows.zip(self.out.chunks_exact_mut(2 * self.width)) {
-            let (gate, up) = x.split_at(self.width);
-            let (d_gate, d_up) = out.split_at_mut(self.width);
+        for (x, dy) in self.x.chunks_exact_mut(2 * self.width).zip(self.dy.chunks_exact(self.width)) {
+            let (gate, up) = x.split_at_mut(self.width);
             for at in (0..self.width).step_by(LANES) {
                 let (g, dy) = (load(s, gate, at), load(s, dy, at));
                 let sig = sigmoid(s, g);
                 // silu' = σ (1 + g (1 − σ))
                 let slope = s.mul(sig, s.fma(g, s.sub(one, sig), one));
-                store(s, s.mul(s.mul(dy, load(s, up, at)), slope), d_gate, at);
-                store(s, s.mul(dy, s.mul(g, sig)), d_up, at);
+                store(s, s.mul(s.mul(dy, load(s, up, at)), slope), gate, at);
+                store(s, s.mul(dy, s.mul(g, sig)), up, at);
             }
         }
     }

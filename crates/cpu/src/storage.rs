@@ -100,6 +100,16 @@ pub(crate) fn elements_mut<'a, E: Stored>(op: &str, x: &'a mut Tensor) -> &'a mu
     E::slice(storage).unwrap_or_else(|| panic!("{op}: {what} must be {} and not packed", E::DTYPE))
 }
 
+/// The f32 elements of a tensor that is added to, and whether they are zeros that need not be read: then they have any
+/// value, and the caller writes them all.
+pub(crate) fn accumulator<'a>(op: &str, x: &'a mut Tensor) -> (&'a mut [f32], bool) {
+    let zeros = match x.storage_mut() {
+        Some(Storage::F32(x)) => x.replace_zeros(),
+        _ => false,
+    };
+    (elements_mut(op, x), zeros)
+}
+
 /// The elements of the lower halves of master weights.
 pub(crate) fn low_halves<'a>(op: &str, x: &'a LowHalves) -> &'a [i16] {
     x.storage::<Buffer<i16>>().unwrap_or_else(|| panic!("{op}: {x:?} belong to another backend"))
@@ -114,6 +124,14 @@ pub(crate) fn low_halves_mut<'a>(op: &str, x: &'a mut LowHalves) -> &'a mut [i16
 /// A tensor as a matrix.
 pub(crate) fn mat<'a>(op: &str, x: &'a Tensor) -> Mat<'a> {
     Mat::new(data(op, x), x.cols())
+}
+
+/// Makes a tensor the only one that holds its elements, so that they can be overwritten.
+pub(crate) fn own<E: Stored>(exec: &Exec, op: &str, x: &mut Tensor) {
+    if x.is_shared() {
+        let shared = elements::<E>(op, x);
+        *x = produce::<E>(exec, x.shape(), |out| out.copy_from_slice(shared));
+    }
 }
 
 /// A tensor with whatever values its block held, filled by `fill`, which must write every element.

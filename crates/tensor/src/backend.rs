@@ -203,8 +203,8 @@ pub trait Backend: Send + Sync {
     /// `silu(gate) · up`: `gate_up [T, 2F]` with the gate in the left half → `[T, F]` (Shazeer 2020).
     fn swiglu(&self, gate_up: &Tensor) -> Tensor;
 
-    /// Gradient of [`Backend::swiglu`]: `[T, 2F]`.
-    fn swiglu_backward(&self, dy: &Tensor, gate_up: &Tensor) -> Tensor;
+    /// Gradient of [`Backend::swiglu`]: `[T, 2F]`, in the storage of `gate_up` where nothing else holds it.
+    fn swiglu_backward(&self, dy: &Tensor, gate_up: Tensor) -> Tensor;
 
     /// Rows of `table [V, C]` → `[T, C]`. An id outside the table panics.
     fn embed(&self, table: &Tensor, ids: &[u32]) -> Tensor;

@@ -240,7 +240,7 @@ impl Backend for Faulty {
         }
         self.inner.swiglu(gate_up)
     }
-    fn swiglu_backward(&self, dy: &Tensor, gate_up: &Tensor) -> Tensor {
+    fn swiglu_backward(&self, dy: &Tensor, gate_up: Tensor) -> Tensor {
         let d = self.inner.swiglu_backward(dy, gate_up);
         let gate = self.is(Fault::SwigluGradientOfSigmoid);
         self.map(&d, |i, v| if gate && i % d.cols() < dy.cols() { v * 1.1 } else { v })

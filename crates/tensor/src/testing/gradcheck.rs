@@ -155,7 +155,7 @@ pub fn swiglu() {
     let x: Vec<f64> = values(1, 42).iter().map(|v| 4.0 * v).collect();
     let c = values(2, 21);
     let gradient =
-        oracle.download_f64(&oracle.swiglu_backward(&tensor(&oracle, &c, half), &tensor(&oracle, &x, shape)));
+        oracle.download_f64(&oracle.swiglu_backward(&tensor(&oracle, &c, half), tensor(&oracle, &x, shape)));
     let inputs = [Checked { name: "gate_up", values: x, gradient }];
     check("swiglu", &inputs, |at| contract(&oracle, &oracle.swiglu(&tensor(&oracle, &at[0], shape)), &c));
 }

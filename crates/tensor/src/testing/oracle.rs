@@ -353,13 +353,13 @@ impl Backend for Oracle {
         })
     }
 
-    fn swiglu_backward(&self, dy: &Tensor, gate_up: &Tensor) -> Tensor {
+    fn swiglu_backward(&self, dy: &Tensor, gate_up: Tensor) -> Tensor {
         let width = dy.cols();
         let fits = gate_up.shape() == Shape::new(dy.rows(), 2 * width) && gate_up.dtype() == dy.dtype();
         assert!(fits, "swiglu_backward: {dy:?} does not fit {gate_up:?}");
         self.build(gate_up.shape(), dy.dtype(), |t, c| {
             let column = c % width;
-            let (gate, up) = (row(gate_up, t)[column], row(gate_up, t)[width + column]);
+            let (gate, up) = (row(&gate_up, t)[column], row(&gate_up, t)[width + column]);
             let s = sigmoid(gate);
             let slope = if c < width { up * s * (1.0 + gate * (1.0 - s)) } else { gate * s };
             row(dy, t)[column] * slope

@@ -62,7 +62,7 @@ pub fn swiglu(backend: &dyn Backend) {
     }
 }
 
-/// `swiglu_backward`.
+/// `swiglu_backward`, with an input that must be left as it is and with one that may be overwritten.
 pub fn swiglu_backward(backend: &dyn Backend) {
     let bench = Bench::new(backend);
     for dtype in DTYPES {
@@ -70,8 +70,13 @@ pub fn swiglu_backward(backend: &dyn Backend) {
             let x = gate_up(&bench, Shape::new(t, 2 * f), dtype);
             let dy = bench.random(7, Shape::new(t, f), dtype, 1.0);
             let label = format!("swiglu_backward {dtype} dy [{t}, {f}]");
-            let want = bench.oracle.swiglu_backward(&dy.exact, &x.exact);
-            bench.close(&label, &backend.swiglu_backward(&dy.device, &x.device), &want, |i| {
+            let want = bench.oracle.swiglu_backward(&dy.exact, x.exact.clone());
+            let got = backend.swiglu_backward(&dy.device, x.device.clone());
+            same_bits(&format!("{label}, input"), &backend.download(&x.device), &x.host);
+            let own = backend.upload(&x.host, Shape::new(t, 2 * f), dtype);
+            let in_place = backend.download(&backend.swiglu_backward(&dy.device, own));
+            same_bits(&format!("{label}, in place"), &in_place, &backend.download(&got));
+            bench.close(&label, &got, &want, |i| {
                 let (row, column) = (i / (2 * f), i % f);
                 let [gate, up] = [column, f + column].map(|c| f64::from(x.host[row * 2 * f + c]));
                 let s = 1.0 / (1.0 + (-gate).exp());
@@ -125,7 +130,7 @@ pub fn row_invariance(backend: &dyn Backend) {
             });
             rows_alone(&format!("swiglu_backward {dtype} dy [{t}, {f}]"), t, |rows| {
                 let dy = backend.upload(&dy[rows.start * f..rows.end * f], Shape::new(rows.len(), f), dtype);
-                backend.download(&backend.swiglu_backward(&dy, &x.upload_rows(backend, rows)))
+                backend.download(&backend.swiglu_backward(&dy, x.upload_rows(backend, rows)))
             });
             rows_alone(&format!("add {dtype} [{t}, {}]", 2 * f), t, |rows| {
                 let [x, y] = [&x, &y].map(|v| v.upload_rows(backend, rows.clone()));

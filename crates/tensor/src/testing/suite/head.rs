@@ -137,6 +137,13 @@ impl Run {
         let label = |part| format!("{op} {part} {}", self.label);
         bench.close(&label("dh"), &dh, &dh_want, |i| dh_bound[i]);
         bench.close(&label("dw"), &dw.device, &dw.exact, |i| dw_bound[i]);
+        let uploaded = bench.backend.upload(&vec![0.0; v * c], Shape::new(v, c), DType::F32);
+        let made = bench.backend.zeros(Shape::new(v, c), DType::F32);
+        let [made, uploaded] = [made, uploaded].map(|mut dw| {
+            gradient(bench.backend, inputs, &self.d_nll.device, &self.targets, &mut dw);
+            bench.backend.download(&dw)
+        });
+        same_bits(&format!("{}, into zeros", label("dw")), &made, &uploaded);
     }
 
     /// Bounds of `dh` and `dw`; see the parent module.

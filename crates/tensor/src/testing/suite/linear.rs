@@ -55,7 +55,7 @@ pub fn backward_input(backend: &dyn Backend) {
     }
 }
 
-/// `linear_backward_weight`, added into a buffer that is not zero.
+/// `linear_backward_weight`, added into a buffer that is not zero, and into zeros of either origin.
 pub fn backward_weight(backend: &dyn Backend) {
     let bench = Bench::new(backend);
     for dtype in DTYPES {
@@ -71,6 +71,13 @@ pub fn backward_weight(backend: &dyn Backend) {
             bench.oracle.linear_backward_weight(&dy.exact, &x.exact, &mut dw.exact);
             backend.linear_backward_weight(&dy.device, &x.device, &mut dw.device);
             bench.close(&label, &dw.device, &dw.exact, |i| sum_bound(t + 1, sums[i]));
+            let shape = Shape::new(n, k);
+            let uploaded = backend.upload(&vec![0.0; n * k], shape, DType::F32);
+            let [made, uploaded] = [backend.zeros(shape, DType::F32), uploaded].map(|mut dw| {
+                backend.linear_backward_weight(&dy.device, &x.device, &mut dw);
+                backend.download(&dw)
+            });
+            same_bits(&format!("{label}, into zeros"), &made, &uploaded);
         }
     }
 }
