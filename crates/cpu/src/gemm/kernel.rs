@@ -195,6 +195,9 @@ unsafe fn sweep<
         let cols = NR.min(p.n - panel * NR);
         for group in 0..groups {
             let rows = MR.min(p.m - group * MR);
+            let b = p.b.as_ptr().wrapping_add(panel * p.panel);
+            // Beyond the next panel nothing is fetched that may not be needed.
+            let next = (group < NR / AHEAD && (panel + 1) * NR < p.n).then_some(p.panel + group * p.k * AHEAD);
             if !from.is_null() {
                 // The sums of the next strip may be far away.
                 for r in 0..MR {
@@ -209,8 +212,8 @@ unsafe fn sweep<
                 let mut strip = Strip {
                     k: p.k,
                     a: p.a.0.as_ptr().add(group * BLOCK),
-                    b: p.b.as_ptr().add(panel * p.panel),
-                    ahead: p.b.as_ptr().wrapping_add((panel + 1) * p.panel + group * p.k * AHEAD),
+                    b,
+                    ahead: b.wrapping_add(next.unwrap_or(0)),
                     from,
                     from_stride,
                     c: c.add(group * MR * p.c.stride + panel * NR),
