@@ -197,7 +197,8 @@ unsafe fn sweep<
             let rows = MR.min(p.m - group * MR);
             let b = p.b.as_ptr().wrapping_add(panel * p.panel);
             // Beyond the next panel nothing is fetched that may not be needed.
-            let next = (group < NR / AHEAD && (panel + 1) * NR < p.n).then_some(p.panel + group * p.k * AHEAD);
+            let next =
+                (group < NR / AHEAD && (panel + 1) * NR < p.n).then_some(p.panel + group * p.k * AHEAD);
             if !from.is_null() {
                 // The sums of the next strip may be far away.
                 for r in 0..MR {
@@ -373,7 +374,7 @@ unsafe fn tile<
         let mut b = t.b;
         let mut ahead = t.ahead;
         for _ in 0..t.k {
-            s.prefetch(ahead);
+            s.prefetch_later(ahead);
             ahead = ahead.wrapping_add(AHEAD);
             let mut row = [s.splat(0.0); W];
             for w in 0..W {

@@ -117,6 +117,8 @@ pub(crate) trait Simd: Copy + Send + Sync {
     }
     /// Asks for the cache line at an address, which need not be valid, to be brought near.
     fn prefetch(self, _at: *const f32) {}
+    /// The same for what is needed later: brought into the second-level cache, so that it takes no room in the first.
+    fn prefetch_later(self, _at: *const f32) {}
     /// Row `i` of the result is column `i` of the argument.
     fn transpose(self, rows: [Self::V; LANES]) -> [Self::V; LANES];
 
