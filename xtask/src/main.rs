@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let result = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["layers"] => layers::run(root),
         ["sizes"] => sizes::run(root),
-        ["bench", "--help"] => Ok(bench::USAGE.to_owned()),
+        ["bench", .., "--help" | "-h"] => Ok(bench::USAGE.to_owned()),
         ["bench", ref options @ ..] => bench::run(root, options),
         ["kills", ref options @ ..] => kills::run(root, options),
         _ => {

@@ -1,41 +1,185 @@
-//! Collectives of tensor parallelism as ops (Shoeybi et al. 2019, the conjugate pair f and g).
+//! Collectives of tensor parallelism as ops.
+//!
+//! Between the products of a block each rank holds its share of the rows (`llamero_comm::share`) and all columns, so norms
+//! and residual sums are divided too (sequence parallelism, Korthikanti et al. 2022); within a product each rank holds all
+//! rows. [`Tape::gather_rows`] and [`Tape::sum_rows`] lead from one to the other and are each other's gradient. Sums over
+//! ranks are made in f32, in rank order, and rounded once.
 
-use llamero_comm::{Comm, CommError};
-use llamero_tensor::{Backend, Tensor};
+use llamero_comm::{Comm, CommError, Op, as_f32s, share};
+use llamero_tensor::{Backend, DType, NO_TARGET, Shape, TARGET_ELSEWHERE, Tensor};
 
-use crate::{Tape, Var};
+use crate::{GradSink, Param, Tape, Targets, Var};
 
 impl<'m> Tape<'m> {
-    /// Identity forward, sum over ranks backward: before a weight whose outputs are divided among ranks.
-    pub fn copy_to_ranks(&mut self, x: Var, comm: &'m dyn Comm) -> Var {
+    /// The `rows` of all ranks, before a weight whose outputs are divided among ranks: `[T / n, C]` → `[T, C]`.
+    pub fn gather_rows(&mut self, x: Var, rows: usize, comm: &'m dyn Comm) -> Var {
         if comm.size() == 1 {
             return x;
         }
-        let y = self.op(x.value().clone(), [x.id()], move |sweep, dy| {
-            Ok(vec![all_reduce(sweep.backend, &dy, comm)?])
-        });
-        self.same_value(&y, &x);
+        let backend = self.backend;
+        let saved = self.saved(&x);
+        let y = gather(backend, x.value(), rows, comm);
+        let y = self.whole_shape(y, rows, x.value());
+        let y = self.op(y, [x.id()], move |sweep, dy| Ok(vec![sum_shares(sweep.backend, &dy, comm)?]));
+        // Gathered once more rather than kept: the shares are n times smaller.
+        self.cheap(&y, move || gather(backend, &saved.value()?, rows, comm));
         y
     }
 
-    /// Sum over ranks forward, identity backward: after a weight whose inputs are divided among ranks.
-    pub fn sum_over_ranks(&mut self, x: Var, comm: &'m dyn Comm) -> Var {
+    /// This rank's rows of the sum over ranks, after a weight whose inputs are divided among ranks: `[T, C]` → `[T / n, C]`.
+    pub fn sum_rows(&mut self, x: Var, comm: &'m dyn Comm) -> Var {
         if comm.size() == 1 {
             return x;
         }
-        let y = match all_reduce(self.backend, x.value(), comm) {
-            Ok(y) => y,
-            Err(error) => {
-                self.fail(error);
-                x.value().clone()
+        let rows = x.value().rows();
+        let y = sum_shares(self.backend, x.value(), comm);
+        let y = self.whole_shape(y, share(rows, comm.rank(), comm.size()).len(), x.value());
+        self.op(y, [x.id()], move |sweep, dy| Ok(vec![gather(sweep.backend, &dy, rows, comm)?]))
+    }
+
+    /// The result of a collective, or, after a failure, zeros: values mean nothing then, and the sweep is never made.
+    fn whole_shape(&mut self, y: Result<Tensor, CommError>, rows: usize, like: &Tensor) -> Tensor {
+        y.unwrap_or_else(|error| {
+            self.fail(error);
+            self.backend.zeros(Shape::new(rows, like.cols()), like.dtype())
+        })
+    }
+
+    /// [`Tape::embed`] from a table whose rows are divided among ranks (`part`): this rank's share of the rows of the
+    /// result.
+    pub fn embed_over_ranks(&mut self, part: VocabularyPart<'m>, ids: &'m [u32]) -> Var {
+        let VocabularyPart { weight: table, first, ranks } = part;
+        if ranks.size() == 1 {
+            return self.embed(table, ids);
+        }
+        self.uses(table);
+        let backend = self.backend;
+        let own = table.value.rows();
+        // Where in the packed rows the ids of this rank are, and which of its rows they mean.
+        let (at, local): (Vec<u32>, Vec<u32>) = (0u32..)
+            .zip(ids)
+            .filter_map(|(row, id)| {
+                Some((row, id.checked_sub(first as u32).filter(|id| (*id as usize) < own)?))
+            })
+            .unzip();
+        let found = backend.embed(&table.value, &local);
+        // Row by row, where the id is this rank's, and otherwise the row of zeros at the end.
+        let mut padded = backend.zeros(Shape::new(local.len() + 1, found.cols()), found.dtype());
+        backend.copy_rows(&mut padded, 0, &found, 0..local.len(), 0..found.cols());
+        let mut place = vec![local.len() as u32; ids.len()];
+        (0u32..).zip(&at).for_each(|(i, row)| place[*row as usize] = i);
+        let spread = backend.embed(&padded, &place);
+        let y = sum_shares(backend, &spread, ranks);
+        let rows = ids.len();
+        let y = self.whole_shape(y, share(rows, ranks.rank(), ranks.size()).len(), &spread);
+        self.op(y, [], move |sweep, dy| {
+            let backend = sweep.backend;
+            let dy = gather(backend, &dy, rows, ranks)?;
+            let dy = backend.embed(&dy, &at);
+            sweep.accumulate(table, |dtable| backend.embed_backward(&dy, &local, dtable));
+            Ok(vec![])
+        })
+    }
+
+    /// [`Tape::finish_with_cross_entropy`] under an output projection whose rows are divided among ranks (`part`). `h` is
+    /// this rank's share of the rows, `targets` are those of all rows, and so are the losses that come back.
+    pub fn finish_with_cross_entropy_over_ranks(
+        self,
+        h: Var,
+        part: VocabularyPart<'m>,
+        targets: Targets<'_>,
+        wanted: Option<&Var>,
+        sink: &mut dyn GradSink,
+    ) -> Result<(Tensor, Option<Tensor>), CommError> {
+        let VocabularyPart { weight: w, first, ranks } = part;
+        if ranks.size() == 1 {
+            return self.finish_with_cross_entropy(h, w, targets, wanted, sink);
+        }
+        self.check()?;
+        let Targets { ids, d_nll } = targets;
+        self.finish(h, w, wanted, sink, |backend, h, dw| {
+            let h = gather(backend, h, ids.len(), ranks)?;
+            let own = w.value.rows();
+            let here = |id: u32| id.checked_sub(first as u32).filter(|id| (*id as usize) < own);
+            let local: Vec<u32> = ids
+                .iter()
+                .map(|&id| if id == NO_TARGET { id } else { here(id).unwrap_or(TARGET_ELSEWHERE) })
+                .collect();
+            let loss = backend.linear_cross_entropy(&h, &w.value, &local);
+            let (nll, lse) = (backend.download(&loss.nll), backend.download(&loss.lse));
+            // Log-sum-exp of this rank's logits, and the target's logit on the rank that has it.
+            let target = nll
+                .iter()
+                .zip(&lse)
+                .zip(&local)
+                .map(|((nll, lse), id)| if *id >= TARGET_ELSEWHERE { 0.0 } else { lse - nll });
+            let rows = ids.len();
+            let own: Vec<u8> = lse.iter().copied().chain(target).flat_map(f32::to_ne_bytes).collect();
+            let bodies = ranks.all_gather(own.into())?;
+            let parts = (0..ranks.size())
+                .map(|from| as_f32s(&bodies[from], Op::AllGather, (ranks.rank(), from), 2 * rows))
+                .collect::<Result<Vec<_>, _>>()?;
+            let (mut lse, mut nll) = (vec![0.0f32; rows], vec![0.0f32; rows]);
+            for row in (0..rows).filter(|&row| ids[row] != NO_TARGET) {
+                let of_ranks = || parts.iter().map(|part| f64::from(part[row]));
+                let max = of_ranks().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = of_ranks().map(|lse| libm::exp(lse - max)).sum();
+                let whole = max + libm::log(sum);
+                let target: f64 = parts.iter().map(|part| f64::from(part[rows + row])).sum();
+                (lse[row], nll[row]) = (whole as f32, (whole - target) as f32);
             }
-        };
-        self.op(y, [x.id()], |_, dy| Ok(vec![dy]))
+            let shape = Shape::new(rows, 1);
+            let [lse, nll] = [lse, nll].map(|x| backend.upload(&x, shape, DType::F32));
+            let dh = backend.linear_cross_entropy_backward(d_nll, (&h, &w.value), &local, &lse, dw);
+            Ok((nll, sum_shares(backend, &dh, ranks)?))
+        })
     }
 }
 
-fn all_reduce(backend: &dyn Backend, x: &Tensor, comm: &dyn Comm) -> Result<Tensor, CommError> {
-    let mut host = backend.download(x);
-    comm.all_reduce(&mut host)?;
-    Ok(backend.upload(&host, x.shape(), x.dtype()))
+/// This rank's rows of a table over the vocabulary.
+#[derive(Clone, Copy)]
+pub struct VocabularyPart<'m> {
+    /// The rows.
+    pub weight: &'m Param,
+    /// The vocabulary entry of the first of them.
+    pub first: usize,
+    /// The ranks that have the others.
+    pub ranks: &'m dyn Comm,
+}
+
+/// All ranks' rows in rank order, of which there are `rows`.
+fn gather(backend: &dyn Backend, x: &Tensor, rows: usize, comm: &dyn Comm) -> Result<Tensor, CommError> {
+    let bodies = comm.all_gather(backend.download_raw(x, 0..x.rows()))?;
+    let raw: Vec<&[u8]> = bodies.iter().map(|body| &**body).collect();
+    for (from, part) in raw.iter().enumerate() {
+        let found = part.len() / x.dtype().bytes();
+        let expected = share(rows, from, comm.size()).len() * x.cols();
+        if part.len() != expected * x.dtype().bytes() {
+            return Err(length(Op::AllGather, comm.rank(), from, (found, expected)));
+        }
+    }
+    Ok(backend.upload_raw(&raw, Shape::new(rows, x.cols()), x.dtype()))
+}
+
+/// This rank's rows of the sum over ranks.
+fn sum_shares(backend: &dyn Backend, x: &Tensor, comm: &dyn Comm) -> Result<Tensor, CommError> {
+    let (rank, size) = (comm.rank(), comm.size());
+    let parts = (0..size).map(|r| backend.download_raw(x, share(x.rows(), r, size))).collect();
+    let pending = comm.start_reduce_scatter(parts)?;
+    let bodies = comm.finish(pending)?;
+    let shape = Shape::new(share(x.rows(), rank, size).len(), x.cols());
+    for (from, body) in bodies.iter().enumerate() {
+        let (found, expected) = (body.len(), shape.elements() * x.dtype().bytes());
+        if found != expected {
+            let element = x.dtype().bytes();
+            return Err(length(Op::ReduceScatter, rank, from, (found / element, expected / element)));
+        }
+    }
+    let raw: Vec<&[u8]> = bodies.iter().map(|body| &**body).collect();
+    let sum = backend.sum_raw(&raw, shape, x.dtype());
+    Ok(if x.dtype() == DType::F32 { sum } else { backend.cast(&sum, x.dtype()) })
+}
+
+fn length(op: Op, rank: usize, from: usize, (found, expected): (usize, usize)) -> CommError {
+    CommError::Length { op: op.name(), rank, from, found, expected }
 }

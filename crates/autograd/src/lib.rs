@@ -14,5 +14,6 @@ mod ops;
 mod param;
 mod tape;
 
+pub use collectives::VocabularyPart;
 pub use param::{GradSink, Gradients, Param};
 pub use tape::{KvStore, Tape, Targets, Var};

@@ -19,7 +19,7 @@ impl<'m> Tape<'m> {
         let saved = self.saved(&x);
         self.op(y, [x.id()], move |sweep, dy| {
             let backend = sweep.backend;
-            let x = saved.into_value();
+            let x = saved.into_value()?;
             sweep.accumulate(w, |dw| backend.linear_backward_weight(&dy, &x, dw));
             drop(x);
             Ok(vec![backend.linear_backward_input(&dy, &w.value)])
@@ -41,11 +41,11 @@ impl<'m> Tape<'m> {
         let saved = self.saved(&x);
         let again = saved.clone();
         let y = self.op(y, [x.id()], move |sweep, dy| {
-            let x = saved.into_value();
+            let x = saved.into_value()?;
             let dx = sweep.accumulate(w, |dw| backend.rms_norm_backward(&dy, &x, &w.value, eps, dw));
             Ok(vec![dx])
         });
-        self.cheap(&y, move || backend.rms_norm(&again.value(), &w.value, eps));
+        self.cheap(&y, move || Ok(backend.rms_norm(&again.value()?, &w.value, eps)));
         y
     }
 
@@ -70,7 +70,7 @@ impl<'m> Tape<'m> {
         let y = result.out.clone();
         let (saved, segments) = (self.saved(&qkv), segments.clone());
         self.op(y, [qkv.id()], move |sweep, dy| {
-            let qkv = saved.into_value();
+            let qkv = saved.into_value()?;
             Ok(vec![sweep.backend.attention_backward(&dy, &qkv, &result, heads, &segments)])
         })
     }
@@ -82,8 +82,8 @@ impl<'m> Tape<'m> {
         let saved = self.saved(&gate_up);
         let again = saved.clone();
         let y = self
-            .op(y, [gate_up.id()], move |_, dy| Ok(vec![backend.swiglu_backward(&dy, saved.into_value())]));
-        self.cheap(&y, move || backend.swiglu(&again.value()));
+            .op(y, [gate_up.id()], move |_, dy| Ok(vec![backend.swiglu_backward(&dy, saved.into_value()?)]));
+        self.cheap(&y, move || Ok(backend.swiglu(&again.value()?)));
         y
     }
 
@@ -108,7 +108,7 @@ impl<'m> Tape<'m> {
         let result = self.backend.linear_cross_entropy(h.value(), &w.value, targets);
         let (saved, lse) = (self.saved(&h), result.lse);
         self.op(result.nll, [h.id()], move |sweep, d_nll| {
-            let (backend, h) = (sweep.backend, saved.into_value());
+            let (backend, h) = (sweep.backend, saved.into_value()?);
             let dh = sweep.accumulate(w, |dw| {
                 backend.linear_cross_entropy_backward(&d_nll, (&h, &w.value), targets, &lse, dw)
             });

@@ -1,5 +1,7 @@
 //! Parameters and where their gradients go.
 
+use std::collections::BTreeMap;
+
 use llamero_tensor::{Backend, DType, Tensor};
 
 /// A trainable tensor of a model.
@@ -45,12 +47,14 @@ impl<'b> Gradients<'b> {
         self.by_id.iter().enumerate().filter_map(|(id, g)| Some((id, g.as_ref()?)))
     }
 
-    /// Replaces the gradient of a parameter, for collectives that work on the host.
-    pub fn set(&mut self, id: usize, gradient: Tensor) {
-        if self.by_id.len() <= id {
-            self.by_id.resize_with(id + 1, || None);
-        }
-        self.by_id[id] = Some(gradient);
+    /// Hands over the gradient of a parameter.
+    pub fn take(&mut self, id: usize) -> Option<Tensor> {
+        self.by_id.get_mut(id)?.take()
+    }
+
+    /// Hands over all gradients, by parameter.
+    pub fn into_by_id(self) -> BTreeMap<usize, Tensor> {
+        self.by_id.into_iter().enumerate().filter_map(|(id, g)| Some((id, g?))).collect()
     }
 
     /// Forgets everything.

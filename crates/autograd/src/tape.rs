@@ -51,29 +51,29 @@ pub(crate) type Backward<'m> =
     Box<dyn FnOnce(&mut Sweep<'m, '_>, Tensor) -> Result<Vec<Tensor>, CommError> + 'm>;
 
 /// Computes a value once more.
-type Again<'m> = Rc<dyn Fn() -> Tensor + 'm>;
+type Again<'m> = Rc<dyn Fn() -> Result<Tensor, CommError> + 'm>;
 
 /// What an op remembers of a value for its backward pass.
 #[derive(Clone)]
 pub(crate) enum Saved<'m> {
     /// The value.
     Kept(Tensor),
-    /// How to compute it: same kernel on the same inputs, so the same bits.
+    /// How to compute it: same kernel on the same inputs, so the same bits. Collectives on the way are repeated.
     Again(Again<'m>),
 }
 
 impl Saved<'_> {
-    pub(crate) fn value(&self) -> Tensor {
+    pub(crate) fn value(&self) -> Result<Tensor, CommError> {
         match self {
-            Saved::Kept(value) => value.clone(),
+            Saved::Kept(value) => Ok(value.clone()),
             Saved::Again(again) => again(),
         }
     }
 
     /// The value, not kept here any longer.
-    pub(crate) fn into_value(self) -> Tensor {
+    pub(crate) fn into_value(self) -> Result<Tensor, CommError> {
         match self {
-            Saved::Kept(value) => value,
+            Saved::Kept(value) => Ok(value),
             Saved::Again(again) => again(),
         }
     }
@@ -229,17 +229,9 @@ impl<'m> Tape<'m> {
     }
 
     /// Notes how the value of `y` is computed, so that [`Tape::saved`] need not keep it.
-    pub(crate) fn cheap(&mut self, y: &Var, again: impl Fn() -> Tensor + 'm) {
+    pub(crate) fn cheap(&mut self, y: &Var, again: impl Fn() -> Result<Tensor, CommError> + 'm) {
         if let Some(node) = self.nodes.get_mut(y.id).filter(|_| self.cheap_again) {
             node.again = Some(Rc::new(again));
-        }
-    }
-
-    /// Makes `y`, which has the value of `x`, remembered as `x` is.
-    pub(crate) fn same_value(&mut self, y: &Var, x: &Var) {
-        let again = self.nodes.get(x.id).and_then(|node| node.again.clone());
-        if let Some(node) = self.nodes.get_mut(y.id) {
-            node.again = again;
         }
     }
 
@@ -260,7 +252,7 @@ impl<'m> Tape<'m> {
         self.op(y, [x.id], move |sweep, dy| {
             let mut again = Tape::with_mode(sweep.backend, Mode::Replay, Rc::clone(&sweep.uses));
             again.cheap_again = cheap_again;
-            let input = again.leaf(saved.into_value());
+            let input = again.leaf(saved.into_value()?);
             let wanted = input.id;
             let y = segment(&mut again, input);
             again.check()?;
@@ -301,26 +293,40 @@ impl<'m> Tape<'m> {
     /// gone before the sweep begins. Returns the negative log-likelihoods `[T, 1]`, and the gradient of `wanted` as
     /// [`Tape::backward`] does.
     pub fn finish_with_cross_entropy(
-        mut self,
+        self,
         h: Var,
         w: &'m Param,
         targets: Targets<'_>,
         wanted: Option<&Var>,
         sink: &mut dyn GradSink,
     ) -> Result<(Tensor, Option<Tensor>), CommError> {
+        let Targets { ids, d_nll } = targets;
+        self.finish(h, w, wanted, sink, |backend, h, dw| {
+            let (loss, dh) = backend.linear_cross_entropy_with_gradient(d_nll, (h, &w.value), ids, dw);
+            Ok((loss.nll, dh))
+        })
+    }
+
+    /// The end of a training pass: `loss` gives the losses of the rows of `h` and its gradient, and adds that of `w` to the
+    /// buffer that it is given; then the sweep begins.
+    pub(crate) fn finish(
+        mut self,
+        h: Var,
+        w: &'m Param,
+        wanted: Option<&Var>,
+        sink: &mut dyn GradSink,
+        loss: impl FnOnce(&dyn Backend, &Tensor, &mut Tensor) -> Result<(Tensor, Tensor), CommError>,
+    ) -> Result<(Tensor, Option<Tensor>), CommError> {
         self.check()?;
-        assert!(self.records(), "finish_with_cross_entropy: this tape records nothing");
+        assert!(self.records(), "finish: this tape records nothing");
         // Counted like any other use, so that a table that is also the embedding's is not final yet.
         self.uses(w);
         let backend = self.backend;
         let mut sweep = Sweep { backend, sink, uses: self.uses };
-        let (loss, dh) = sweep.accumulate(w, |dw| {
-            let Targets { ids, d_nll } = targets;
-            backend.linear_cross_entropy_with_gradient(d_nll, (h.value(), &w.value), ids, dw)
-        });
+        let (nll, dh) = sweep.accumulate(w, |dw| loss(backend, h.value(), dw))?;
         let from = h.seeded(&dh);
         let found = run(self.nodes, (from, dh), wanted.map(|w| w.id), &mut sweep)?;
-        Ok((loss.nll, found))
+        Ok((nll, found))
     }
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use llamero_autograd::{GradSink, Gradients, Param, Tape, Targets, Var};
-use llamero_comm::{Comm, CommError, Solo, Threads};
+use llamero_comm::{Comm, CommError, Solo, Threads, share};
 use llamero_tensor::testing::{Oracle, random};
 use llamero_tensor::{Backend, DType, NO_TARGET, Shape, Tensor};
 
@@ -178,8 +178,8 @@ fn collectives_of_one_rank_are_no_ops() {
     let mut tape = Tape::record(&oracle);
     let x = tape.leaf(input(&oracle, 1));
     let before = tape.ops();
-    let y = tape.copy_to_ranks(x.clone(), &Solo);
-    let y = tape.sum_over_ranks(y, &Solo);
+    let y = tape.gather_rows(x.clone(), ROWS, &Solo);
+    let y = tape.sum_rows(y, &Solo);
     assert_eq!(tape.ops(), before);
     assert_eq!(oracle.download(y.value()), oracle.download(x.value()));
 }
@@ -197,19 +197,30 @@ fn both<R: Send>(f: impl Fn(usize, &dyn Comm) -> R + Sync) -> Vec<R> {
 fn each_collective_is_the_other_in_reverse() {
     let oracle = Oracle::rounding();
     let host = |seed: u64| oracle.download(&input(&oracle, seed));
+    let own = |rank: usize| share(ROWS, rank, 2).start * WIDTH..share(ROWS, rank, 2).end * WIDTH;
     let sum = |a: u64| -> Vec<f32> { host(a).iter().zip(host(a + 1)).map(|(x, y)| x + y).collect() };
+    // Shares of one tensor, as each rank holds them.
+    let shares = |backend: &dyn Backend, seed: u64, rank: usize| {
+        let rows = share(ROWS, rank, 2);
+        let mut part = backend.zeros(Shape::new(rows.len(), WIDTH), DType::F32);
+        backend.copy_rows(&mut part, 0, &input(backend, seed), rows, 0..WIDTH);
+        part
+    };
     let results = both(|rank, comm| {
         let backend = Oracle::rounding();
         let mut out = Vec::new();
         for reduce_first in [true, false] {
             let mut tape = Tape::record(&backend);
-            let x = tape.leaf(input(&backend, 20 + rank as u64));
-            let y = if reduce_first {
-                tape.sum_over_ranks(x.clone(), comm)
+            let (x, y, seed);
+            if reduce_first {
+                x = tape.leaf(input(&backend, 20 + rank as u64));
+                y = tape.sum_rows(x.clone(), comm);
+                seed = shares(&backend, 30, rank);
             } else {
-                tape.copy_to_ranks(x.clone(), comm)
-            };
-            let seed = input(&backend, 30 + rank as u64);
+                x = tape.leaf(shares(&backend, 40, rank));
+                y = tape.gather_rows(x.clone(), ROWS, comm);
+                seed = input(&backend, 50 + rank as u64);
+            }
             let value = backend.download(y.value());
             let dx = tape.backward(y, seed, Some(&x), &mut Gradients::new(&backend)).unwrap().unwrap();
             out.push((value, backend.download(&dx)));
@@ -217,8 +228,8 @@ fn each_collective_is_the_other_in_reverse() {
         out
     });
     for (rank, found) in results.into_iter().enumerate() {
-        let own = |a: u64| host(a + rank as u64);
-        assert_eq!(found, [(sum(20), own(30)), (own(20), sum(30))], "rank {rank}");
+        let expected = [(sum(20)[own(rank)].to_vec(), host(30)), (host(40), sum(50)[own(rank)].to_vec())];
+        assert_eq!(found, expected, "rank {rank}");
     }
 }
 
@@ -234,25 +245,36 @@ fn a_lost_rank_is_an_error_forwards_and_backwards() {
         let mut tape = Tape::record(&oracle);
         let x = tape.leaf(input(&oracle, 1));
         let y = if recompute {
-            tape.recompute(x, |tape, x| tape.sum_over_ranks(x, &alone))
+            tape.recompute(x, |tape, x| tape.sum_rows(x, &alone))
         } else {
-            tape.sum_over_ranks(x, &alone)
+            tape.sum_rows(x, &alone)
         };
         assert!(matches!(tape.check(), Err(CommError::PeerLost { .. })));
         let mut spy = Spy::new(&oracle);
         let error = tape.backward(y, input(&oracle, 2), None, &mut spy).unwrap_err();
         assert!(matches!(error, CommError::PeerLost { .. }));
-        // Backwards the sweep stops with it.
+        // Backwards the sweep stops with it: this peer goes forwards only.
+        let [ours, theirs] = <[_; 2]>::try_from(Threads::group(2)).ok().unwrap();
+        let peer = std::thread::spawn(move || {
+            let oracle = Oracle::rounding();
+            let mut tape = Tape::infer(&oracle);
+            let x = tape.leaf(input(&oracle, 1));
+            tape.gather_rows(x, 2 * ROWS, &theirs);
+            tape.check().unwrap();
+        });
         let mut tape = Tape::record(&oracle);
         let x = tape.leaf(input(&oracle, 1));
         let y = if recompute {
-            tape.recompute(x, |tape, x| tape.copy_to_ranks(x, &alone))
+            tape.recompute(x, |tape, x| tape.gather_rows(x, 2 * ROWS, &ours))
         } else {
-            tape.copy_to_ranks(x, &alone)
+            tape.gather_rows(x, 2 * ROWS, &ours)
         };
         let y = tape.linear(y, &p);
         tape.check().unwrap();
-        let error = tape.backward(y, input(&oracle, 2), None, &mut spy).unwrap_err();
+        peer.join().unwrap();
+        let shape = y.value().shape();
+        let seed = oracle.upload(&vec![1.0; shape.elements()], shape, DType::F32);
+        let error = tape.backward(y, seed, None, &mut spy).unwrap_err();
         assert!(matches!(error, CommError::PeerLost { .. }));
     }
 }

@@ -1,61 +1,86 @@
 //! Collectives between the ranks of one axis of the mesh.
 //!
-//! [`Comm`] is all that the layers above know of other ranks. [`Solo`] is the group of one; [`Threads`] joins ranks
-//! that are threads of this process and is the reference the other transports are compared with. Reductions add
-//! rank 0's values first, then rank 1's, and so on, so the result has the same bits on every rank and in every run.
+//! [`Comm`] is all that the layers above know of other ranks. A [`Wire`] carries messages between the ranks of a world:
+//! [`Threads`] for ranks that are threads of this process, and MPI (feature `mpi`) for processes and machines. Everything
+//! else is here and the same on every wire: a [`World`] makes [`Group`]s, and a group exchanges messages and adds them
+//! up, rank 0's values first, then rank 1's, and so on, so a result has the same bits on every rank, in every run and on
+//! every wire.
+//!
+//! No message is lost or mixed up silently: each says which collective of which group it belongs to and how long it is,
+//! and, where asked for, a hash of its bytes. No wait is for ever: after a time-out the error names the rank and the
+//! collective that is missing, and the [`FlightRecorder`] tells what came before.
 
+mod body;
+mod error;
+mod group;
+#[cfg(feature = "mpi")]
+mod mpi;
+mod recorder;
+mod solo;
+#[cfg(test)]
+mod tests;
 mod threads;
+mod wire;
 
+pub use body::{Body, as_f32s};
+pub use error::CommError;
+pub use group::{Group, World, WorldOptions};
+#[cfg(feature = "mpi")]
+pub use mpi::Mpi;
+pub use recorder::{FlightRecorder, Record};
+pub use solo::Solo;
 pub use threads::Threads;
+pub use wire::{Header, Message, Wire, WireError};
 
-/// What can go wrong between ranks.
-#[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CommError {
-    /// The buffers of a collective do not fit together.
-    #[error("`{op}` on rank {rank} of {size}: buffer of {found} values where {expected} were expected")]
-    Length {
-        /// Name of the collective.
-        op: &'static str,
-        /// Rank that noticed.
-        rank: usize,
-        /// Ranks in the group.
-        size: usize,
-        /// Values found.
-        found: usize,
-        /// Values expected.
-        expected: usize,
-    },
-    /// Ranks called different collectives at the same time.
-    #[error("rank {rank} called `{found}` while rank {other} called `{expected}`")]
-    Mismatch {
-        /// Rank that noticed.
-        rank: usize,
-        /// Its collective.
-        found: &'static str,
-        /// The other rank.
-        other: usize,
-        /// The other rank's collective.
-        expected: &'static str,
-    },
-    /// A peer left the group: its thread ended or panicked.
-    #[error("`{op}` on rank {rank}: another rank has left the group")]
-    PeerLost {
-        /// Name of the collective.
-        op: &'static str,
-        /// Rank that noticed.
-        rank: usize,
-    },
-    /// A rank outside the group, or the rank itself, as peer.
-    #[error("`{op}`: rank {rank} is not a peer in a group of {size}")]
-    NoSuchPeer {
-        /// Name of the operation.
-        op: &'static str,
-        /// The peer asked for.
-        rank: usize,
-        /// Ranks in the group.
-        size: usize,
-    },
+use std::ops::Range;
+
+/// What a message is part of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Op {
+    /// [`Comm::all_reduce`].
+    AllReduce,
+    /// [`Comm::reduce_scatter`].
+    ReduceScatter,
+    /// [`Comm::all_gather`].
+    AllGather,
+    /// [`Comm::broadcast`].
+    Broadcast,
+    /// [`Comm::barrier`].
+    Barrier,
+    /// [`Comm::send`] and [`Comm::recv`].
+    Send,
+}
+
+impl Op {
+    /// Every op.
+    pub const ALL: [Op; 6] =
+        [Op::AllReduce, Op::ReduceScatter, Op::AllGather, Op::Broadcast, Op::Barrier, Op::Send];
+
+    /// Its name, as in errors and in the flight recorder.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::AllReduce => "all_reduce",
+            Op::ReduceScatter => "reduce_scatter",
+            Op::AllGather => "all_gather",
+            Op::Broadcast => "broadcast",
+            Op::Barrier => "barrier",
+            Op::Send => "send",
+        }
+    }
+}
+
+/// A collective that was started and not finished yet.
+#[derive(Debug)]
+#[must_use = "a collective that is not finished leaves its messages behind"]
+pub struct Pending {
+    op: Op,
+    /// Number of the collective in its group.
+    seq: u64,
+    /// What this rank sends to itself.
+    own: Body,
+    /// Place in the flight recorder.
+    record: u64,
 }
 
 /// A group of ranks. Every rank calls the same collectives in the same order.
@@ -66,82 +91,124 @@ pub trait Comm: Send + Sync {
     /// Number of ranks.
     fn size(&self) -> usize;
 
-    /// Replaces `x` by the sum over ranks, added in rank order.
-    fn all_reduce(&self, x: &mut [f32]) -> Result<(), CommError>;
+    /// Begins a collective: rank `r` will get `parts[r]`. Does not wait, so that work can go on meanwhile.
+    fn start(&self, op: Op, parts: Vec<Body>) -> Result<Pending, CommError>;
 
-    /// Sums `input` over ranks and leaves this rank's share of equal length in `output`.
-    fn reduce_scatter(&self, input: &[f32], output: &mut [f32]) -> Result<(), CommError>;
+    /// What every rank has sent here in a collective, in rank order. Started collectives may be finished in any order.
+    fn finish(&self, pending: Pending) -> Result<Vec<Body>, CommError>;
 
-    /// Concatenates every rank's `input` in rank order.
-    fn all_gather(&self, input: &[f32], output: &mut [f32]) -> Result<(), CommError>;
+    /// Sends to one rank without waiting for it; messages between two ranks keep their order.
+    fn send(&self, to: usize, body: Body) -> Result<(), CommError>;
 
-    /// Copies `root`'s `x` to every rank.
-    fn broadcast(&self, x: &mut [f32], root: usize) -> Result<(), CommError>;
+    /// The next message of one rank.
+    fn recv(&self, from: usize) -> Result<Body, CommError>;
 
-    /// Sends to one rank; messages between two ranks keep their order.
-    fn send(&self, to: usize, x: &[f32]) -> Result<(), CommError>;
+    /// Every rank's body, in rank order; they may differ in length.
+    fn all_gather(&self, body: Body) -> Result<Vec<Body>, CommError> {
+        let pending = self.start(Op::AllGather, vec![body; self.size()])?;
+        self.finish(pending)
+    }
 
-    /// Receives the next message of one rank.
-    fn recv(&self, from: usize, x: &mut [f32]) -> Result<(), CommError>;
+    /// Begins [`Comm::reduce_scatter`]: rank `r` will get the sum of all `parts[r]`.
+    fn start_reduce_scatter(&self, parts: Vec<Body>) -> Result<Pending, CommError> {
+        self.start(Op::ReduceScatter, parts)
+    }
 
-    /// Returns when every rank has called it.
-    fn barrier(&self) -> Result<(), CommError>;
-}
+    /// Ends [`Comm::reduce_scatter`]: this rank's sum.
+    fn finish_reduce_scatter(&self, pending: Pending, output: &mut [f32]) -> Result<(), CommError> {
+        let op = pending.op;
+        let parts = self.finish(pending)?;
+        sum(op, self.rank(), &parts, output)
+    }
 
-/// The group of one rank.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Solo;
-
-impl Solo {
-    fn copy(op: &'static str, input: &[f32], output: &mut [f32]) -> Result<(), CommError> {
-        if input.len() != output.len() {
+    /// Sums `input` over ranks, added in rank order, and leaves this rank's share of equal length in `output`.
+    fn reduce_scatter(&self, input: &[f32], output: &mut [f32]) -> Result<(), CommError> {
+        let (size, expected) = (self.size(), output.len() * self.size());
+        if input.len() != expected {
+            let (rank, found) = (self.rank(), input.len());
             return Err(CommError::Length {
-                op,
-                rank: 0,
-                size: 1,
-                found: output.len(),
-                expected: input.len(),
+                op: Op::ReduceScatter.name(),
+                rank,
+                from: rank,
+                found,
+                expected,
             });
         }
-        output.copy_from_slice(input);
+        let parts = if output.is_empty() {
+            vec![body::f32s(&[]); size]
+        } else {
+            input.chunks_exact(output.len()).map(body::f32s).collect()
+        };
+        let pending = self.start_reduce_scatter(parts)?;
+        self.finish_reduce_scatter(pending, output)
+    }
+
+    /// Replaces `x` by the sum over ranks, added in rank order.
+    fn all_reduce(&self, x: &mut [f32]) -> Result<(), CommError> {
+        let (rank, size) = (self.rank(), self.size());
+        if size == 1 {
+            return Ok(());
+        }
+        if x.len() <= SMALL {
+            let pending = self.start(Op::AllReduce, vec![body::f32s(x); size])?;
+            let parts = self.finish(pending)?;
+            return sum(Op::AllReduce, rank, &parts, x);
+        }
+        // Each rank adds up its share, then all shares go to all.
+        let parts = (0..size).map(|r| body::f32s(&x[share(x.len(), r, size)])).collect();
+        let pending = self.start(Op::AllReduce, parts)?;
+        let parts = self.finish(pending)?;
+        let mut own = vec![0.0; share(x.len(), rank, size).len()];
+        sum(Op::AllReduce, rank, &parts, &mut own)?;
+        let shares = self.start(Op::AllReduce, vec![body::f32s(&own); size])?;
+        let shares = self.finish(shares)?;
+        let mut rest = x;
+        for (r, body) in shares.iter().enumerate() {
+            let length = rest.len().min(body.len() / size_of::<f32>());
+            let (here, tail) = rest.split_at_mut(length);
+            here.copy_from_slice(&as_f32s(body, Op::AllReduce, (rank, r), length)?);
+            rest = tail;
+        }
         Ok(())
+    }
+
+    /// Copies `root`'s `x` to every rank.
+    fn broadcast(&self, x: &mut [f32], root: usize) -> Result<(), CommError> {
+        if root >= self.size() {
+            return Err(CommError::NoSuchPeer { op: Op::Broadcast.name(), rank: root, size: self.size() });
+        }
+        let own = if self.rank() == root { body::f32s(x) } else { body::f32s(&[]) };
+        let pending = self.start(Op::Broadcast, vec![own; self.size()])?;
+        let bodies = self.finish(pending)?;
+        x.copy_from_slice(&as_f32s(&bodies[root], Op::Broadcast, (self.rank(), root), x.len())?);
+        Ok(())
+    }
+
+    /// Returns when every rank has called it.
+    fn barrier(&self) -> Result<(), CommError> {
+        let pending = self.start(Op::Barrier, vec![body::f32s(&[]); self.size()])?;
+        self.finish(pending).map(drop)
     }
 }
 
-impl Comm for Solo {
-    fn rank(&self) -> usize {
-        0
-    }
+/// The part of `0..n` that belongs to rank `rank` of `size`: parts follow each other and differ in length by one at most.
+pub fn share(n: usize, rank: usize, size: usize) -> Range<usize> {
+    n * rank / size..n * (rank + 1) / size
+}
 
-    fn size(&self) -> usize {
-        1
-    }
+/// Values up to which ranks send each other all they have, which needs one exchange instead of two.
+const SMALL: usize = 1 << 12;
 
-    fn all_reduce(&self, _: &mut [f32]) -> Result<(), CommError> {
-        Ok(())
+/// The sum of the parts in order.
+fn sum(op: Op, rank: usize, parts: &[Body], output: &mut [f32]) -> Result<(), CommError> {
+    let mut first = true;
+    for (from, part) in parts.iter().enumerate() {
+        let part = as_f32s(part, op, (rank, from), output.len())?;
+        if std::mem::take(&mut first) {
+            output.copy_from_slice(&part);
+        } else {
+            output.iter_mut().zip(part.iter()).for_each(|(sum, x)| *sum += x);
+        }
     }
-
-    fn reduce_scatter(&self, input: &[f32], output: &mut [f32]) -> Result<(), CommError> {
-        Self::copy("reduce_scatter", input, output)
-    }
-
-    fn all_gather(&self, input: &[f32], output: &mut [f32]) -> Result<(), CommError> {
-        Self::copy("all_gather", input, output)
-    }
-
-    fn broadcast(&self, _: &mut [f32], root: usize) -> Result<(), CommError> {
-        if root == 0 { Ok(()) } else { Err(CommError::NoSuchPeer { op: "broadcast", rank: root, size: 1 }) }
-    }
-
-    fn send(&self, to: usize, _: &[f32]) -> Result<(), CommError> {
-        Err(CommError::NoSuchPeer { op: "send", rank: to, size: 1 })
-    }
-
-    fn recv(&self, from: usize, _: &mut [f32]) -> Result<(), CommError> {
-        Err(CommError::NoSuchPeer { op: "recv", rank: from, size: 1 })
-    }
-
-    fn barrier(&self) -> Result<(), CommError> {
-        Ok(())
-    }
+    Ok(())
 }

@@ -1,11 +1,13 @@
 //! The trait: shape checks, types, and handing over to the kernels.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
+use bytes::Bytes;
 use half::bf16;
 use llamero_tensor::{
     AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
-    Memory, NO_TARGET, RopeDirection, RopeTable, Segments, Shape, Tensor,
+    Memory, RopeDirection, RopeTable, Segments, Shape, TARGET_ELSEWHERE, Tensor,
 };
 
 use crate::Cpu;
@@ -16,8 +18,8 @@ use crate::loss::{self, Head, Outputs, Saved};
 use crate::master::{join_all, split_all};
 use crate::ops::{self, MasterMut};
 use crate::storage::{
-    Storage, Stored, accumulator, data, elements, elements_mut, f32s, low_halves, low_halves_mut, mat,
-    own, produce, storage, typed,
+    Raw, Storage, Stored, accumulator, aligned, data, elements, elements_mut, f32s, low_halves,
+    low_halves_mut, mat, own, produce, storage, typed,
 };
 
 /// Panics with the op and the shapes of its tensors unless the condition holds.
@@ -94,7 +96,7 @@ fn check_targets(op: &str, targets: &[u32], h: &Tensor, w: &Tensor) {
         targets.len()
     );
     if let Some((row, id)) =
-        targets.iter().enumerate().find(|(_, t)| **t != NO_TARGET && **t as usize >= w.rows())
+        targets.iter().enumerate().find(|(_, t)| **t < TARGET_ELSEWHERE && **t as usize >= w.rows())
     {
         panic!("{op}: target {id} of row {row} is outside the vocabulary of w {w:?}");
     }
@@ -126,6 +128,32 @@ impl Backend for Cpu {
         let mut out = vec![0.0; x.shape().elements()];
         typed!(data("download", x), x => ops::convert(&self.exec, x, &mut out));
         out
+    }
+
+    fn download_raw(&self, x: &Tensor, rows: Range<usize>) -> Bytes {
+        let row = x.cols() * x.dtype().bytes();
+        Bytes::from_owner(Raw(x.clone())).slice(rows.start * row..rows.end * row)
+    }
+
+    fn upload_raw(&self, raw: &[&[u8]], shape: Shape, dtype: DType) -> Tensor {
+        let (found, expected) =
+            (raw.iter().map(|r| r.len()).sum::<usize>(), shape.elements() * dtype.bytes());
+        assert!(found == expected, "upload_raw: {found} bytes do not fit {shape} of {dtype}");
+        with_type!(dtype, E => produce::<E>(&self.exec, shape, |out| {
+            let mut rest: &mut [u8] = bytemuck::cast_slice_mut(out);
+            for part in raw {
+                let (here, tail) = rest.split_at_mut(part.len());
+                here.copy_from_slice(part);
+                rest = tail;
+            }
+        }))
+    }
+
+    fn sum_raw(&self, raw: &[&[u8]], shape: Shape, dtype: DType) -> Tensor {
+        with_type!(dtype, E => {
+            let parts: Vec<Cow<'_, [E]>> = raw.iter().map(|bytes| aligned("sum_raw", bytes, shape)).collect();
+            produce::<f32>(&self.exec, shape, |out| ops::sum(&self.exec, &parts, out))
+        })
     }
 
     fn zeros(&self, shape: Shape, dtype: DType) -> Tensor {

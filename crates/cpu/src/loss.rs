@@ -158,7 +158,7 @@ pub(crate) fn forward(
         for (i, at) in rows.enumerate() {
             let (row, block) = (active.rows[at], active.targets[at] as usize / BLOCK);
             lse[row] = row_lse[i];
-            nll[row] = row_lse[i] - parts[block * count + i].target;
+            nll[row] = row_lse[i] - parts.get(block * count + i).map_or(0.0, |part| part.target);
         }
     }
 }
@@ -410,7 +410,7 @@ pub(crate) fn with_gradient<E: Stored>(
                 let mut logits = unsafe { all.sub(row, 0, 1, vocab) };
                 let logits = logits.row(0);
                 let lse = exec.run(LogSumExp(logits));
-                *out = [lse - logits.get(target).copied().unwrap_or(lse), lse];
+                *out = [lse - logits.get(target).copied().unwrap_or(0.0), lse];
                 exec.run(LogitGrad { logits, pairs, target: Some(target), lse, d });
             }
         });

@@ -1,5 +1,7 @@
 //! The row-wise ops: splitting into tasks. `T` tokens, `C` model width.
 
+use std::borrow::Cow;
+
 use half::bf16;
 use llamero_tensor::{AdamW, Heads, RopeDirection, RopeTable, Segments};
 
@@ -32,6 +34,19 @@ pub(crate) fn add_assign<A: Element, E: Element>(exec: &Exec, acc: &mut [A], x: 
     exec.chunks(acc, RUN, ns, |i, acc| {
         let x = &x[i * RUN..][..acc.len()];
         exec.run(AddAssign { acc, x });
+    });
+}
+
+/// The sum of several arrays, in order.
+pub(crate) fn sum<E: Element>(exec: &Exec, parts: &[Cow<'_, [E]>], out: &mut [f32]) {
+    let Some((first, rest)) = parts.split_first() else { return out.fill(0.0) };
+    let ns = out.len() as f64 * 0.3 * parts.len() as f64;
+    exec.chunks(out, RUN, ns, |i, out| {
+        let here = i * RUN..i * RUN + out.len();
+        exec.run(Convert { x: &first[here.clone()], out });
+        for x in rest {
+            exec.run(AddAssign { acc: &mut *out, x: &x[here.clone()] });
+        }
     });
 }
 

@@ -1,5 +1,7 @@
 //! What a tensor of this backend holds, and checked access to it.
 
+use std::borrow::Cow;
+
 use half::bf16;
 use llamero_tensor::{LowHalves, Shape, Tensor};
 
@@ -119,6 +121,25 @@ pub(crate) fn low_halves<'a>(op: &str, x: &'a LowHalves) -> &'a [i16] {
 pub(crate) fn low_halves_mut<'a>(op: &str, x: &'a mut LowHalves) -> &'a mut [i16] {
     let what = format!("{x:?}");
     x.storage_mut::<Buffer<i16>>().unwrap_or_else(|| panic!("{op}: {what} belong to another backend"))
+}
+
+/// A tensor as the bytes of its elements.
+pub(crate) struct Raw(pub(crate) Tensor);
+
+impl AsRef<[u8]> for Raw {
+    fn as_ref(&self) -> &[u8] {
+        typed!(data("read_raw", &self.0), x => bytemuck::cast_slice(x))
+    }
+}
+
+/// Bytes as elements; a copy where they lie unevenly.
+pub(crate) fn aligned<'a, E: Stored>(op: &str, bytes: &'a [u8], shape: Shape) -> Cow<'a, [E]> {
+    let (found, expected) = (bytes.len(), shape.elements() * size_of::<E>());
+    assert!(found == expected, "{op}: {found} bytes do not fit {shape} of {}", E::DTYPE);
+    match bytemuck::try_cast_slice(bytes) {
+        Ok(x) => Cow::Borrowed(x),
+        Err(_) => Cow::Owned(bytemuck::pod_collect_to_vec(bytes)),
+    }
 }
 
 /// A tensor as a matrix.

@@ -1,15 +1,15 @@
-//! A weight matrix that may be divided over the ranks of the tensor-parallel axis.
+//! Weights that may be divided over the ranks of the tensor-parallel axis.
 
 use std::sync::Arc;
 
-use llamero_autograd::{Param, Tape, Var};
-use llamero_comm::Comm;
+use llamero_autograd::{Param, Tape, Var, VocabularyPart};
+use llamero_comm::{Comm, share};
 
 use crate::Shard;
 
-/// `y = x wᵀ`. With `Shard::Rows` each rank computes its share of the outputs from all inputs; with `Shard::Columns` each
-/// rank computes from its share of the inputs and the results are summed. A `Rows` layer followed by a `Columns` layer
-/// needs one collective in each direction.
+/// `y = x wᵀ`. With `Shard::Rows` each rank computes its share of the outputs from all rows of the input, which are gathered
+/// first; with `Shard::Columns` each rank computes from its share of the inputs, and the results are summed, of which it
+/// keeps its share of the rows. A `Rows` layer followed by a `Columns` layer needs one collective each in each direction.
 pub struct Linear {
     /// This rank's slice of the weight `[N, K]`.
     pub weight: Param,
@@ -23,18 +23,37 @@ impl Linear {
         Self { weight, shard, ranks }
     }
 
-    /// `[T, K]` → `[T, N]`.
-    pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var) -> Var {
+    /// `[T, K]` → `[T, N]`, with `rows` = T.
+    pub fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var, rows: usize) -> Var {
         match self.shard {
             Shard::Whole => tape.linear(x, &self.weight),
             Shard::Rows => {
-                let x = tape.copy_to_ranks(x, &*self.ranks);
+                let x = tape.gather_rows(x, rows, &*self.ranks);
                 tape.linear(x, &self.weight)
             }
             Shard::Columns => {
                 let y = tape.linear(x, &self.weight);
-                tape.sum_over_ranks(y, &*self.ranks)
+                tape.sum_rows(y, &*self.ranks)
             }
         }
+    }
+}
+
+/// How tables over the vocabulary, embedding and output projection, are divided.
+pub struct Vocabulary {
+    /// The entry of this rank's first row.
+    first: usize,
+    ranks: Arc<dyn Comm>,
+}
+
+impl Vocabulary {
+    /// Of `entries`.
+    pub fn new(entries: usize, ranks: Arc<dyn Comm>) -> Self {
+        Self { first: share(entries, ranks.rank(), ranks.size()).start, ranks }
+    }
+
+    /// This rank's part of a table.
+    pub fn part<'m>(&'m self, weight: &'m Param) -> VocabularyPart<'m> {
+        VocabularyPart { weight, first: self.first, ranks: &*self.ranks }
     }
 }

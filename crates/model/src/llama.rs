@@ -12,12 +12,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use llamero_autograd::{Param, Tape, Var};
-use llamero_comm::Comm;
-use llamero_tensor::{Backend, DType, Heads, RopeTable, Segments, Shape, pieces};
+use llamero_autograd::{GradSink, Param, Tape, Targets, Var};
+use llamero_comm::{Comm, CommError};
+use llamero_tensor::{Backend, DType, Heads, RopeTable, Segments, Shape, Tensor, pieces};
 use serde::{Deserialize, Serialize};
 
-use crate::{Config, Linear, ParamSpec, Placement, Shard, rope_table};
+use crate::{Config, Linear, ParamSpec, Placement, Shard, Vocabulary, rope_table};
 
 /// One decoder block.
 pub struct Block {
@@ -42,16 +42,17 @@ pub struct Block {
 
 impl Block {
     fn forward<'m>(&'m self, tape: &mut Tape<'m>, x: Var, segments: &Segments) -> Var {
+        let rows = segments.total_rows();
         let h = tape.rms_norm(x.clone(), &self.attention_norm, self.eps);
-        let qkv = self.wqkv.forward(tape, h);
+        let qkv = self.wqkv.forward(tape, h, rows);
         let qkv = tape.rope(qkv, self.heads, segments, &self.rope);
         let a = tape.attention(self.layer, qkv, self.heads, segments);
-        let a = self.wo.forward(tape, a);
+        let a = self.wo.forward(tape, a, rows);
         let x = tape.add(x, a);
         let h = tape.rms_norm(x.clone(), &self.ffn_norm, self.eps);
-        let h = self.w13.forward(tape, h);
+        let h = self.w13.forward(tape, h, rows);
         let h = tape.swiglu(h);
-        let h = self.w2.forward(tape, h);
+        let h = self.w2.forward(tape, h, rows);
         tape.add(x, h)
     }
 }
@@ -90,6 +91,7 @@ pub struct Llama {
     pub norm: Option<Param>,
     /// Output projection `[V, C]`; `None` when it is the embedding table.
     pub output: Option<Param>,
+    vocabulary: Vocabulary,
 }
 
 impl Llama {
@@ -105,7 +107,7 @@ impl Llama {
             tape.recompute_cheap();
         }
         let mut x = match (input, &self.embedding) {
-            (Input::Tokens(ids), Some(table)) => tape.embed(table, ids),
+            (Input::Tokens(ids), Some(table)) => tape.embed_over_ranks(self.vocabulary.part(table), ids),
             (Input::Hidden(x), _) => x,
             (Input::Tokens(_), None) => panic!("forward: tokens given to a stage without an embedding"),
         };
@@ -129,6 +131,20 @@ impl Llama {
     pub fn head(&self) -> Option<&Param> {
         self.norm.as_ref()?;
         self.output.as_ref().or(self.embedding.as_ref())
+    }
+
+    /// Ends the training pass of a stage with the last block: losses of all rows, and the backward sweep from the hidden
+    /// states `h` that [`Llama::forward`] gave, as in [`Tape::finish_with_cross_entropy`].
+    pub fn finish<'m>(
+        &'m self,
+        tape: Tape<'m>,
+        h: Var,
+        targets: Targets<'_>,
+        wanted: Option<&Var>,
+        sink: &mut dyn GradSink,
+    ) -> Result<(Tensor, Option<Tensor>), CommError> {
+        let Some(head) = self.head() else { panic!("finish: a stage without the last block") };
+        tape.finish_with_cross_entropy_over_ranks(h, self.vocabulary.part(head), targets, wanted, sink)
     }
 
     /// Builds what `place` holds from `values`, which gives runs of rows of whole tensors: never more than a piece of a
@@ -192,7 +208,8 @@ impl Llama {
         }
         let norm = named("norm.weight").map(|(_, p)| p);
         let output = named("output.weight").map(|(_, p)| p);
-        Self { config: config.clone(), embedding, blocks, norm, output }
+        let vocabulary = Vocabulary::new(config.vocab, Arc::clone(ranks));
+        Self { config: config.clone(), embedding, blocks, norm, output, vocabulary }
     }
 
     /// Every parameter held, in the order of the table.

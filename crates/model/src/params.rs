@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use llamero_comm::share;
 use llamero_tensor::Shape;
 
 use crate::Config;
@@ -11,7 +12,7 @@ use crate::Config;
 pub enum Shard {
     /// Every rank holds all of it.
     Whole,
-    /// Each part's rows (outputs) are divided.
+    /// Each part's rows (outputs, entries of the vocabulary) are divided.
     Rows,
     /// Columns (inputs) are divided.
     Columns,
@@ -69,8 +70,8 @@ impl ParamSpec {
     pub fn local_shape(&self, place: &Placement) -> Shape {
         match self.shard {
             Shard::Whole => self.shape,
-            Shard::Rows => Shape::new(self.shape.rows / place.tp_size, self.shape.cols),
-            Shard::Columns => Shape::new(self.shape.rows, self.shape.cols / place.tp_size),
+            Shard::Rows => Shape::new(self.local_rows(place).map(|rows| rows.len()).sum(), self.shape.cols),
+            Shard::Columns => Shape::new(self.shape.rows, self.local_cols(place).len()),
         }
     }
 
@@ -91,10 +92,10 @@ impl ParamSpec {
         let (n, rank) = if self.shard == Shard::Rows { (place.tp_size, place.tp_rank) } else { (1, 0) };
         let mut first = 0;
         self.parts.iter().map(move |part| {
-            let height = part.rows / n;
-            let start = first + rank * height;
+            let own = share(part.rows, rank, n);
+            let own = first + own.start..first + own.end;
             first += part.rows;
-            start..start + height
+            own
         })
     }
 
@@ -103,10 +104,7 @@ impl ParamSpec {
         let cols = self.shape.cols;
         match self.shard {
             Shard::Whole | Shard::Rows => 0..cols,
-            Shard::Columns => {
-                let width = cols / place.tp_size;
-                place.tp_rank * width..(place.tp_rank + 1) * width
-            }
+            Shard::Columns => share(cols, place.tp_rank, place.tp_size),
         }
     }
 }
@@ -114,8 +112,12 @@ impl ParamSpec {
 /// The part of a model that one rank holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Placement {
-    /// Blocks; the embedding goes with block 0, final norm and output with the last block.
+    /// Blocks.
     pub layers: Range<usize>,
+    /// Whether it holds the embedding.
+    pub first: bool,
+    /// Whether it holds the final norm and the output projection.
+    pub last: bool,
     /// Rank on the tensor-parallel axis.
     pub tp_rank: usize,
     /// Ranks on the tensor-parallel axis; divides heads, key/value heads and the feed-forward width.
@@ -125,12 +127,18 @@ pub struct Placement {
 impl Placement {
     /// The whole model on one rank.
     pub fn whole(config: &Config) -> Self {
-        Self { layers: 0..config.layers, tp_rank: 0, tp_size: 1 }
+        Self::stage(config.layers, 0..config.layers)
+    }
+
+    /// A run of the `all` blocks of a model, and the ends beside it.
+    pub fn stage(all: usize, layers: Range<usize>) -> Self {
+        let (first, last) = (layers.start == 0, layers.end == all);
+        Self { layers, first, last, tp_rank: 0, tp_size: 1 }
     }
 
     /// Whether this rank holds the parameter (or a slice of it). A tied embedding is also held by the last stage.
     pub fn holds(&self, config: &Config, spec: &ParamSpec) -> bool {
-        let (first, last) = (self.layers.start == 0, self.layers.end == config.layers);
+        let Self { first, last, .. } = *self;
         match (spec.layer, spec.name.as_str()) {
             (Some(layer), _) => self.layers.contains(&layer),
             (None, "tok_embeddings.weight") => first || (last && config.tied),
@@ -150,7 +158,7 @@ impl Config {
         let (c, q, kv) = (self.dim, self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let output = Init::Normal { std: (c as f64).sqrt().recip() };
         let embedding = if self.tied { output } else { Init::Normal { std: 0.02 } };
-        table.add("tok_embeddings", None, Shard::Whole, &[("model.embed_tokens", self.vocab, embedding)]);
+        table.add("tok_embeddings", None, Shard::Rows, &[("model.embed_tokens", self.vocab, embedding)]);
         for layer in 0..self.layers {
             let input = Init::Normal { std: 0.02 };
             let scaled = Init::Normal { std: 0.02 / (2.0 * (layer + 1) as f64).sqrt() };
@@ -175,7 +183,7 @@ impl Config {
         table.cols = c;
         table.add("norm", None, Shard::Whole, &[("model.norm", 1, Init::Ones)]);
         if !self.tied {
-            table.add("output", None, Shard::Whole, &[("lm_head", self.vocab, output)]);
+            table.add("output", None, Shard::Rows, &[("lm_head", self.vocab, output)]);
         }
         table.specs
     }
@@ -215,13 +223,13 @@ mod tests {
 
     #[test]
     fn slices_of_all_ranks_make_the_whole() {
-        let config = Config { vocab: 40, ..Config::preset("1m").unwrap() };
+        let config = Config { vocab: 41, ..Config::preset("1m").unwrap() };
         for spec in config.params() {
             let whole: Vec<(usize, usize)> =
                 (0..spec.shape.rows).flat_map(|i| (0..spec.shape.cols).map(move |j| (i, j))).collect();
             let mut seen: Vec<(usize, usize)> = (0..2)
                 .flat_map(|tp_rank| {
-                    let place = Placement { layers: 0..config.layers, tp_rank, tp_size: 2 };
+                    let place = Placement { tp_rank, tp_size: 2, ..Placement::whole(&config) };
                     let rows: Vec<usize> = spec.local_rows(&place).flatten().collect();
                     let cols = spec.local_cols(&place);
                     assert_eq!(Shape::new(rows.len(), cols.len()), spec.local_shape(&place), "{}", spec.name);
@@ -237,7 +245,7 @@ mod tests {
     #[test]
     fn stages_hold_every_parameter_once() {
         let config = Config { vocab: 40, ..Config::preset("1m").unwrap() };
-        let stage = |layers| Placement { layers, tp_rank: 0, tp_size: 1 };
+        let stage = |layers| Placement::stage(config.layers, layers);
         let (a, b) = (stage(0..2), stage(2..config.layers));
         for spec in config.params() {
             assert!(a.holds(&config, &spec) != b.holds(&config, &spec), "{}", spec.name);

@@ -7,10 +7,18 @@
 //! - a row of a result depends on that row's inputs only, never on how many rows stand beside it, nor on the
 //!   number of threads: scoring, training and decoding give the same bits.
 
+use std::ops::Range;
+
+use bytes::Bytes;
+
 use crate::{CachedSegment, DType, Heads, LowHalves, RopeDirection, RopeTable, Segments, Shape, Tensor};
 
 /// The target of a row that takes no part in the loss.
 pub const NO_TARGET: u32 = u32::MAX;
+
+/// The target of a row that takes part in the loss, but whose target is in another slice of the vocabulary than the
+/// one given: its logit counts as 0 here, and no logit's gradient is that of the target.
+pub const TARGET_ELSEWHERE: u32 = u32::MAX - 1;
 
 /// Result of [`Backend::attention`].
 pub struct Attention {
@@ -115,6 +123,40 @@ pub trait Backend: Send + Sync {
     /// Copies a tensor to the host.
     fn download(&self, x: &Tensor) -> Vec<f32>;
 
+    /// The elements of some rows as they are stored: what goes to other ranks. Does not copy where it can be avoided; then
+    /// the storage is shared until the bytes are dropped.
+    fn download_raw(&self, x: &Tensor, rows: Range<usize>) -> Bytes {
+        let cols = x.cols();
+        let host = self.download(x);
+        let host = host[rows.start * cols..rows.end * cols].iter();
+        match x.dtype() {
+            DType::F32 => host.flat_map(|x| x.to_ne_bytes()).collect(),
+            DType::Bf16 => host.flat_map(|x| ((x.to_bits() >> 16) as u16).to_ne_bytes()).collect(),
+        }
+    }
+
+    /// A tensor from what [`Backend::download_raw`] gave of one or of several tensors, one after another.
+    fn upload_raw(&self, raw: &[&[u8]], shape: Shape, dtype: DType) -> Tensor {
+        let bytes: Vec<u8> = raw.iter().flat_map(|part| part.iter().copied()).collect();
+        let host: Vec<f32> = match dtype {
+            DType::F32 => bytes.as_chunks().0.iter().map(|b| f32::from_ne_bytes(*b)).collect(),
+            DType::Bf16 => {
+                let bits = bytes.as_chunks().0.iter().map(|b| u32::from(u16::from_ne_bytes(*b)) << 16);
+                bits.map(f32::from_bits).collect()
+            }
+        };
+        self.upload(&host, shape, dtype)
+    }
+
+    /// The sum of what [`Backend::download_raw`] gave of several tensors of one shape, in f32 and in this order.
+    fn sum_raw(&self, raw: &[&[u8]], shape: Shape, dtype: DType) -> Tensor {
+        let mut sum = self.zeros(shape, DType::F32);
+        for part in raw {
+            self.add_assign(&mut sum, &self.upload_raw(&[part], shape, dtype));
+        }
+        sum
+    }
+
     /// A tensor of zeros.
     fn zeros(&self, shape: Shape, dtype: DType) -> Tensor;
 
@@ -139,14 +181,7 @@ pub trait Backend: Send + Sync {
 
     /// Copies `src[rows, cols]` over the rows of `dst` that start at `at`. `dst` must not be shared and has as many
     /// columns as `cols`.
-    fn copy_rows(
-        &self,
-        dst: &mut Tensor,
-        at: usize,
-        src: &Tensor,
-        rows: std::ops::Range<usize>,
-        cols: std::ops::Range<usize>,
-    );
+    fn copy_rows(&self, dst: &mut Tensor, at: usize, src: &Tensor, rows: Range<usize>, cols: Range<usize>);
 
     /// `y = x wᵀ`: `x [T, K]`, `w [N, K]` of one dtype → `[T, N]`.
     fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor;
@@ -213,7 +248,8 @@ pub trait Backend: Send + Sync {
     fn embed_backward(&self, dy: &Tensor, ids: &[u32], dtable: &mut Tensor);
 
     /// Output projection and cross-entropy in one, chunked so that the logits are never all in memory:
-    /// `h [T, C]`, `w [V, C]`, `targets` of length `T` with [`NO_TARGET`] for rows that do not count.
+    /// `h [T, C]`, `w [V, C]`, `targets` of length `T` with [`NO_TARGET`] for rows that do not count and
+    /// [`TARGET_ELSEWHERE`] where `w` is a slice of the vocabulary without the target.
     fn linear_cross_entropy(&self, h: &Tensor, w: &Tensor, targets: &[u32]) -> CrossEntropy;
 
     /// Gradient of [`Backend::linear_cross_entropy`] given `d_nll [T, 1]` f32: returns `dh [T, C]`, adds into `dw [V, C]` f32.

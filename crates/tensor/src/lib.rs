@@ -16,6 +16,8 @@ mod tensor;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use backend::{AdamW, AdamWState, Attention, Backend, CrossEntropy, Master, Memory, NO_TARGET};
+pub use backend::{
+    AdamW, AdamWState, Attention, Backend, CrossEntropy, Master, Memory, NO_TARGET, TARGET_ELSEWHERE,
+};
 pub use layout::{CachedSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces};
 pub use tensor::{DType, LowHalves, Shape, Tensor};

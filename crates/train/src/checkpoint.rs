@@ -77,8 +77,8 @@ impl Checkpoints {
             updates: trainer.optimizer.updates,
             mean_loss: trainer.mean_loss,
             progress: progress.clone(),
-            model: trainer.model.config.clone(),
-            params: trainer.model.params().map(|p| (p.name.clone(), p.value.shape().elements())).collect(),
+            model: trainer.model().config.clone(),
+            params: trainer.model().params().map(|p| (p.name.clone(), p.value.shape().elements())).collect(),
             files: Vec::new(),
         };
         for name in FILES {
@@ -156,7 +156,7 @@ fn write_tensors(path: &Path, trainer: &Trainer<'_>, name: &str) -> std::io::Res
     let backend = trainer.backend();
     let mut out = BufWriter::new(File::create(path)?);
     let mut hasher = blake3::Hasher::new();
-    for (param, state) in trainer.model.params().zip(&trainer.optimizer.states) {
+    for (param, state) in trainer.model().params().zip(&trainer.optimizer.states) {
         let tensor = match (name, &state.low) {
             (FIRST_MOMENTS, _) => state.m.clone(),
             (SECOND_MOMENTS, _) => state.v.clone(),
@@ -214,8 +214,8 @@ fn check(dir: &Path, trainer: &Trainer<'_>) -> Result<State, String> {
     }
     let state: State = serde_json::from_slice(&text).map_err(|e| format!("`state.json`: {e}"))?;
     let expected: Vec<_> =
-        trainer.model.params().map(|p| (p.name.clone(), p.value.shape().elements())).collect();
-    if state.model != trainer.model.config || state.params != expected {
+        trainer.model().params().map(|p| (p.name.clone(), p.value.shape().elements())).collect();
+    if state.model != trainer.model().config || state.params != expected {
         return Err("it belongs to another model".into());
     }
     if !state.files.iter().map(|(name, _)| name.as_str()).eq(FILES) {
@@ -238,7 +238,8 @@ fn restore(dir: &Path, trainer: &mut Trainer<'_>, state: State) -> Result<Progre
         let path = dir.join(name);
         let fail = |source| TrainError::Checkpoint { path: path.clone(), source };
         let mut file = BufReader::new(File::open(&path).map_err(fail)?);
-        for (param, slot) in trainer.model.params_mut().zip(&mut trainer.optimizer.states) {
+        let (stages, optimizer) = trainer.parts_mut();
+        for (param, slot) in stages[0].params_mut().zip(&mut optimizer.states) {
             let tensor = read_tensor(&mut file, backend, param.value.shape()).map_err(fail)?;
             match (name, &mut slot.low) {
                 (FIRST_MOMENTS, _) => slot.m = tensor,

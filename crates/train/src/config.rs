@@ -3,7 +3,7 @@
 use llamero_model::Recompute;
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
+use crate::{PipelineConfig, TrainError};
 
 /// AdamW and the learning-rate schedule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,6 +68,8 @@ pub struct TrainConfig {
     pub max_skipped_steps: u32,
     /// What is computed again in the backward pass instead of being kept: `none`, `selective` or `blocks`.
     pub recompute: Recompute,
+    /// How the stages of a pipeline share the work, where there are several.
+    pub pipeline: PipelineConfig,
 }
 
 impl Default for TrainConfig {
@@ -82,6 +84,7 @@ impl Default for TrainConfig {
             spike_factor: 4.0,
             max_skipped_steps: 5,
             recompute: Recompute::default(),
+            pipeline: PipelineConfig::default(),
         }
     }
 }

@@ -56,6 +56,14 @@ pub enum TrainError {
         /// What would be valid.
         allowed: String,
     },
+    /// The mesh does not fit the model or its training.
+    #[error("mesh `{mesh}`: {reason}")]
+    Mesh {
+        /// The mesh.
+        mesh: String,
+        /// Why not.
+        reason: String,
+    },
     /// No model fits the budget.
     #[error("{found}\nhint: {hint}")]
     Budget {

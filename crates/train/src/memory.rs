@@ -57,7 +57,9 @@ impl fmt::Display for MemoryEstimate {
         ];
         for (i, (name, bytes)) in parts.into_iter().enumerate() {
             let comma = if i == 0 { "" } else { ", " };
-            write!(f, "{comma}{name} {:.1} MiB", bytes as f64 / f64::from(1 << 20))?;
+            let mib = bytes as f64 / f64::from(1 << 20);
+            let (n, unit) = if mib < 10_240.0 { (mib, "MiB") } else { (mib / 1024.0, "GiB") };
+            write!(f, "{comma}{name} {n:.1} {unit}")?;
         }
         Ok(())
     }

@@ -1,14 +1,20 @@
-//! AdamW over f32 master weights.
+//! AdamW over f32 master weights, of which each data-parallel rank updates its share (ZeRO, Rajbhandari et al. 2020).
 
-use llamero_autograd::Gradients;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use llamero_autograd::Param;
+use llamero_comm::{Comm, Op, share};
 use llamero_model::Llama;
-use llamero_tensor::{AdamW, AdamWState, Backend, DType, LowHalves, Master, Tensor};
+use llamero_tensor::{AdamW, AdamWState, Backend, DType, LowHalves, Master, Shape, Tensor};
 
-use crate::OptimizerConfig;
+use crate::{OptimizerConfig, TrainError};
 
-/// State of one parameter.
+/// State of one parameter, or of this rank's share of its rows.
 pub(crate) struct State {
     pub(crate) decay: bool,
+    /// Rows of the parameter that this rank updates.
+    pub(crate) rows: Range<usize>,
     /// What the model's bf16 weights lack to be f32 master weights; f32 weights lack nothing.
     pub(crate) low: Option<LowHalves>,
     pub(crate) m: Tensor,
@@ -24,17 +30,34 @@ pub struct Optimizer {
     pub(crate) updates: u64,
 }
 
+/// The rows of parameter `id` that rank `rank` of `size` data-parallel ones updates. A parameter with fewer rows than there
+/// are ranks belongs to one of them.
+pub(crate) fn owned_rows(rows: usize, id: usize, (rank, size): (usize, usize)) -> Range<usize> {
+    if rows >= size {
+        share(rows, rank, size)
+    } else if id % size == rank {
+        0..rows
+    } else {
+        0..0
+    }
+}
+
 impl Optimizer {
-    /// Zero moments for every parameter of `model`; masters start as its weights.
-    pub fn new(model: &Llama, backend: &dyn Backend) -> Self {
-        let table = model.config.params();
-        let states = model.params().map(|p| {
-            let zeros = || backend.zeros(p.value.shape(), DType::F32);
-            let low =
-                (p.value.dtype() != DType::F32).then(|| backend.split(&backend.cast(&p.value, DType::F32)).1);
-            State { decay: table[p.id].decay, low, m: zeros(), v: zeros() }
-        });
-        Self { states: states.collect(), updates: 0 }
+    /// Zero moments for this rank's share of every parameter of `stages`; masters start as their weights.
+    pub(crate) fn new(stages: &[Llama], backend: &dyn Backend, dp: &dyn Comm) -> Self {
+        let mut states = Vec::new();
+        for stage in stages {
+            let table = stage.config.params();
+            states.extend(stage.params().map(|p| {
+                let rows = owned_rows(p.value.rows(), p.id, (dp.rank(), dp.size()));
+                let own = part(backend, &p.value, rows.clone());
+                let zeros = || backend.zeros(own.shape(), DType::F32);
+                let low =
+                    (own.dtype() != DType::F32).then(|| backend.split(&backend.cast(&own, DType::F32)).1);
+                State { decay: table[p.id].decay, rows, low, m: zeros(), v: zeros() }
+            }));
+        }
+        Self { states, updates: 0 }
     }
 
     /// Updates done so far.
@@ -42,15 +65,16 @@ impl Optimizer {
         self.updates
     }
 
-    /// One update with gradients scaled by `grad_scale`. Parameters without a gradient are left alone.
-    pub fn step(
+    /// One update with gradients scaled by `grad_scale`, each of this rank's rows; then the ranks of `dp` send each other
+    /// their rows. Parameters without a gradient are left alone.
+    pub(crate) fn step(
         &mut self,
-        model: &mut Llama,
-        gradients: &Gradients<'_>,
-        backend: &dyn Backend,
+        stages: &mut [Llama],
+        gradients: &BTreeMap<usize, Tensor>,
+        (backend, dp): (&dyn Backend, &dyn Comm),
         config: &OptimizerConfig,
         rate: (f64, f64),
-    ) {
+    ) -> Result<(), TrainError> {
         let (lr, grad_scale) = rate;
         self.updates += 1;
         let power = self.updates.min(i32::MAX as u64) as f64;
@@ -65,15 +89,54 @@ impl Optimizer {
             bias2: bias(config.beta2),
             grad_scale: grad_scale as f32,
         };
-        for (param, state) in model.params_mut().zip(&mut self.states) {
-            let Some(grad) = gradients.get(param.id) else { continue };
+        let mut sent = Vec::new();
+        let params = stages.iter_mut().flat_map(Llama::params_mut);
+        for (param, state) in params.zip(&mut self.states) {
+            let Some(grad) = gradients.get(&param.id) else { continue };
             step.weight_decay = if state.decay { config.weight_decay as f32 } else { 0.0 };
-            let State { low, m, v, .. } = state;
-            let weight = match low {
-                None => Master::F32(&mut param.value),
-                Some(low) => Master::Split { high: &mut param.value, low },
+            let State { low, m, v, rows, .. } = state;
+            let mut update = |high: &mut Tensor| {
+                let weight = match low {
+                    None => Master::F32(high),
+                    Some(low) => Master::Split { high, low },
+                };
+                backend.adamw(AdamWState { weight, m, v }, grad, &step);
             };
-            backend.adamw(AdamWState { weight, m, v }, grad, &step);
+            if dp.size() == 1 {
+                update(&mut param.value);
+                continue;
+            }
+            let mut own = copied(backend, &param.value, rows.clone());
+            update(&mut own);
+            let bytes = backend.download_raw(&own, 0..own.rows());
+            sent.push((param, dp.start(Op::AllGather, vec![bytes; dp.size()])?));
         }
+        for (param, pending) in sent {
+            let bodies = dp.finish(pending)?;
+            let raw: Vec<&[u8]> = bodies.iter().map(|body| &**body).collect();
+            let Param { value, name, .. } = param;
+            let (found, expected) = (
+                raw.iter().map(|r| r.len()).sum::<usize>(),
+                value.shape().elements() * value.dtype().bytes(),
+            );
+            assert!(found == expected, "`{name}`: {found} bytes came where {expected} were sent");
+            *value = backend.upload_raw(&raw, value.shape(), value.dtype());
+        }
+        Ok(())
     }
+}
+
+/// Some rows of a tensor; the tensor itself when they are all.
+fn part(backend: &dyn Backend, x: &Tensor, rows: Range<usize>) -> Tensor {
+    if rows.len() == x.rows() {
+        return x.clone();
+    }
+    copied(backend, x, rows)
+}
+
+/// A copy of some rows of a tensor.
+fn copied(backend: &dyn Backend, x: &Tensor, rows: Range<usize>) -> Tensor {
+    let mut copy = backend.zeros(Shape::new(rows.len(), x.cols()), x.dtype());
+    backend.copy_rows(&mut copy, 0, x, rows, 0..x.cols());
+    copy
 }

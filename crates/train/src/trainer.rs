@@ -1,11 +1,17 @@
-//! One update: forward and backward over micro-batches, checks, clipping, AdamW.
+//! One update: forward and backward over micro-batches, checks, clipping, AdamW; on one rank or on a mesh of them.
 
-use llamero_autograd::{Gradients, Tape, Targets};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use llamero_autograd::{Tape, Targets, Var};
+use llamero_comm::{Comm, Op, as_f32s};
 use llamero_data::{Batch, Sequence};
-use llamero_model::{Input, Llama};
-use llamero_tensor::{Backend, DType, Segments, Shape};
+use llamero_model::{Config, Input, Llama, ParamSpec, Placement, Shard};
+use llamero_tensor::{Backend, DType, Segments, Shape, Tensor};
 
-use crate::{Optimizer, TrainConfig, TrainError, learning_rate};
+use crate::gradients::GradientShares;
+use crate::pipeline::{Action, Pipeline, stage_layers};
+use crate::{Optimizer, Ranks, TrainConfig, TrainError, learning_rate};
 
 /// What one step did.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,13 +26,14 @@ pub struct StepOutcome {
     pub skipped: Option<String>,
 }
 
-/// A model in training.
+/// A model in training, or the part of it that one rank of a mesh holds. Every rank goes through the same steps.
 pub struct Trainer<'b> {
-    /// The model.
-    pub model: Llama,
+    /// The chunks of the model on this rank: the whole model, where the mesh has one stage.
+    stages: Vec<Llama>,
     pub(crate) optimizer: Optimizer,
     backend: &'b dyn Backend,
     config: TrainConfig,
+    ranks: Ranks,
     /// Exponential mean of the losses of steps that were made, for recognising spikes.
     pub(crate) mean_loss: Option<f64>,
 }
@@ -34,11 +41,79 @@ pub struct Trainer<'b> {
 /// Weight of the newest loss in the running mean.
 const MEAN_WEIGHT: f64 = 0.05;
 
+/// The chunks of a model that a rank of a mesh holds, with values from `values` as in [`Llama::build`].
+pub fn build_stages<E>(
+    model: &Config,
+    config: &TrainConfig,
+    ranks: &Ranks,
+    device: (&dyn Backend, DType),
+    mut values: impl FnMut(&ParamSpec, std::ops::Range<usize>) -> Result<Vec<f32>, E>,
+) -> Result<Vec<Llama>, E> {
+    let (pp, chunks) = (ranks.mesh.pp, config.pipeline.chunks);
+    let layers = stage_layers(model, pp * chunks);
+    (0..chunks)
+        .map(|chunk| {
+            let stage = chunk * pp + ranks.at.pp;
+            let place = Placement {
+                layers: layers[stage].clone(),
+                first: stage == 0,
+                last: stage + 1 == layers.len(),
+                tp_rank: ranks.at.tp,
+                tp_size: ranks.mesh.tp,
+            };
+            Llama::build(model, &place, device, &ranks.tp, &mut values)
+        })
+        .collect()
+}
+
+/// A micro-batch on its way through a chunk.
+struct Flight<'a> {
+    tape: Tape<'a>,
+    /// What came from the stage before.
+    input: Option<Var>,
+    hidden: Var,
+}
+
+/// Loss and gradients of one step on this rank.
+pub struct StepGradients {
+    /// Mean over all targets of all ranks.
+    pub loss: f64,
+    /// Sum of the squares of all gradients of all ranks.
+    pub square: f64,
+    /// By parameter, of the rows that this rank updates.
+    pub by_id: BTreeMap<usize, Tensor>,
+}
+
 impl<'b> Trainer<'b> {
-    /// A trainer at step 0.
+    /// A trainer of a whole model at step 0.
     pub fn new(model: Llama, backend: &'b dyn Backend, config: TrainConfig) -> Self {
-        let optimizer = Optimizer::new(&model, backend);
-        Self { model, optimizer, backend, config, mean_loss: None }
+        Self::on_mesh(vec![model], Ranks::solo(), backend, config)
+    }
+
+    /// One rank's part of a trainer at step 0, with what [`build_stages`] gave.
+    pub fn on_mesh(stages: Vec<Llama>, ranks: Ranks, backend: &'b dyn Backend, config: TrainConfig) -> Self {
+        let optimizer = Optimizer::new(&stages, backend, &*ranks.dp);
+        Self { stages, optimizer, backend, config, ranks, mean_loss: None }
+    }
+
+    /// The whole model, or the first chunk of it on this rank.
+    pub fn model(&self) -> &Llama {
+        &self.stages[0]
+    }
+
+    /// The whole model, or the first chunk of it on this rank.
+    pub fn model_mut(&mut self) -> &mut Llama {
+        &mut self.stages[0]
+    }
+
+    /// The chunks of the model on this rank.
+    pub fn stages(&self) -> &[Llama] {
+        &self.stages
+    }
+
+    /// The chunks of the model on this rank and the state of the optimiser.
+    pub(crate) fn parts_mut(&mut self) -> (&mut [Llama], &mut Optimizer) {
+        (&mut self.stages, &mut self.optimizer)
     }
 
     /// The device.
@@ -51,46 +126,158 @@ impl<'b> Trainer<'b> {
         &self.config
     }
 
-    /// Loss and gradients of the mean over all targets of `sequences`, without an update. The sum runs over micro-batches
-    /// in order, so their size does not matter.
-    pub fn gradients(&self, step: u64, sequences: Vec<Sequence>) -> Result<(f64, Gradients<'b>), TrainError> {
+    /// The ranks.
+    pub fn ranks(&self) -> &Ranks {
+        &self.ranks
+    }
+
+    /// This rank's part of the sequences of a step, given all of them: each data-parallel rank takes as many in a row.
+    pub fn own_sequences(&self) -> std::ops::Range<usize> {
+        llamero_comm::share(self.config.batch, self.ranks.at.dp, self.ranks.mesh.dp)
+    }
+
+    /// Loss and gradients of the mean over all targets of a step, of which `sequences` are this rank's part, without an
+    /// update. The sum runs over micro-batches in order, so their size does not matter.
+    pub fn gradients(&self, step: u64, sequences: Vec<Sequence>) -> Result<StepGradients, TrainError> {
+        let ranks = &self.ranks;
         let tokens = sequences.iter().map(|s| s.tokens.len()).sum();
         let targets: usize = sequences.iter().flat_map(|s| &s.targets).filter(|&&t| t != u32::MAX).count();
-        if targets == 0 {
+        let targets: f64 = everybodys(&*ranks.dp, &[targets as f64])?.iter().map(|t| t[0]).sum();
+        if targets == 0.0 {
             return Err(TrainError::NoTargets { step, tokens });
         }
-        let mut gradients = Gradients::new(self.backend);
-        let mut nll = 0.0;
         let mut sequences = sequences.into_iter().peekable();
+        let mut batches = Vec::new();
         while sequences.peek().is_some() {
-            let batch = Batch::pack(sequences.by_ref().take(self.config.micro_batch));
-            for row in self.micro_batch(&batch, targets, &mut gradients)? {
-                nll += f64::from(row);
+            batches.push(Batch::pack(sequences.by_ref().take(self.config.micro_batch)));
+        }
+        let mut shares = GradientShares::new(self.backend, ranks, self.stages[0].config.tied);
+        let nll = self.passes(&batches, targets, &mut shares)?;
+        drop(batches);
+        let table = self.stages[0].config.params();
+        let by_id = shares.finish(|id| table[id].shard == Shard::Whole)?;
+        // Every parameter once: what several ranks hold alike counts on the first of them. Squares are added in the order of
+        // the table, so that the number of stages does not show.
+        let mut own = vec![0.0; table.len() + 1];
+        for (&id, gradient) in &by_id {
+            let again = (table[id].shard == Shard::Whole && ranks.at.tp > 0)
+                || (id == 0 && table[0].name.starts_with("tok_embeddings") && ranks.ends.rank() > 0);
+            if !again {
+                own[id] = self.backend.sum_of_squares(gradient);
             }
         }
-        Ok((nll / targets as f64, gradients))
+        own[table.len()] = if ranks.at.tp == 0 { nll } else { 0.0 };
+        let all = everybodys(&*ranks.all, &own)?;
+        let total = |i: usize| all.iter().map(|own| own[i]).sum::<f64>();
+        let square = (0..table.len()).map(total).sum();
+        Ok(StepGradients { loss: total(table.len()) / targets, square, by_id })
     }
 
-    /// Adds the gradients of one micro-batch and returns its rows' losses: the caller sums them one by one, so that
-    /// the cuts between micro-batches do not show in the sum.
-    fn micro_batch(
+    /// Every pass of this rank's schedule. Returns the sum of the losses, at the last stage: row by row in order, so that
+    /// the cuts between micro-batches do not show in it.
+    fn passes(
         &self,
-        batch: &Batch,
-        targets: usize,
-        gradients: &mut Gradients<'b>,
-    ) -> Result<Vec<f32>, TrainError> {
-        let segments = Segments::documents(batch.documents.iter().copied());
-        let Some(head) = self.model.head() else { unreachable!("a trainer holds a whole model") };
-        let mut tape = Tape::record(self.backend);
-        let h = self.model.forward(&mut tape, Input::Tokens(&batch.tokens), &segments, self.config.recompute);
-        let shape = Shape::new(batch.tokens.len(), 1);
-        let d_nll = self.backend.upload(&vec![(1.0 / targets as f64) as f32; shape.rows], shape, DType::F32);
-        let targets = Targets { ids: &batch.targets, d_nll: &d_nll };
-        let (nll, _) = tape.finish_with_cross_entropy(h, head, targets, None, gradients)?;
-        Ok(self.backend.download(&nll))
+        batches: &[Batch],
+        targets: f64,
+        shares: &mut GradientShares<'b, '_>,
+    ) -> Result<f64, TrainError> {
+        let (ranks, chunks) = (&self.ranks, self.config.pipeline.chunks);
+        let (rank, size) = (ranks.at.pp, ranks.mesh.pp);
+        let run = self.config.pipeline.run.unwrap_or(size).max(size);
+        let pipeline = Pipeline { ranks: size, chunks, micros: batches.len(), run };
+        let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
+        let segments: Vec<Segments> =
+            batches.iter().map(|b| Segments::documents(b.documents.iter().copied())).collect();
+        let mut flights: HashMap<(usize, usize), Flight<'_>> = HashMap::new();
+        // Between chunks of one rank nothing is sent.
+        let mut here: HashMap<(bool, usize, usize), Tensor> = HashMap::new();
+        let mut nll = 0.0;
+        for action in pipeline.schedule(rank) {
+            match action {
+                Action::Forward { chunk, micro } => {
+                    let (stage, model) = (pipeline.stage(rank, chunk), &self.stages[chunk]);
+                    let mut tape = Tape::record(self.backend);
+                    let (input, leaf) = if stage == 0 {
+                        (Input::Tokens(&batches[micro].tokens), None)
+                    } else {
+                        let x = match here.remove(&(true, stage, micro)) {
+                            Some(x) => x,
+                            None => self.receive(&*ranks.pp, before, &batches[micro])?,
+                        };
+                        let leaf = tape.leaf(x);
+                        (Input::Hidden(leaf.clone()), Some(leaf))
+                    };
+                    let hidden = model.forward(&mut tape, input, &segments[micro], self.config.recompute);
+                    tape.check()?;
+                    if stage + 1 < pipeline.stages() {
+                        if size == 1 {
+                            here.insert((true, stage + 1, micro), hidden.value().clone());
+                        } else {
+                            self.send(&*ranks.pp, next, hidden.value())?;
+                        }
+                    }
+                    flights.insert((chunk, micro), Flight { tape, input: leaf, hidden });
+                }
+                Action::Backward { chunk, micro } => {
+                    let (stage, model) = (pipeline.stage(rank, chunk), &self.stages[chunk]);
+                    let Some(Flight { tape, input, hidden }) = flights.remove(&(chunk, micro)) else {
+                        unreachable!("a schedule goes forwards before it goes backwards")
+                    };
+                    shares.last_micro_batch(micro + 1 == batches.len());
+                    let d_input = if stage + 1 == pipeline.stages() {
+                        let batch = &batches[micro];
+                        let shape = Shape::new(batch.tokens.len(), 1);
+                        let each = vec![(1.0 / targets) as f32; shape.rows];
+                        let d_nll = self.backend.upload(&each, shape, DType::F32);
+                        let targets = Targets { ids: &batch.targets, d_nll: &d_nll };
+                        let (rows, d_input) = model.finish(tape, hidden, targets, input.as_ref(), shares)?;
+                        for row in self.backend.download(&rows) {
+                            nll += f64::from(row);
+                        }
+                        d_input
+                    } else {
+                        let dy = match here.remove(&(false, stage, micro)) {
+                            Some(dy) => dy,
+                            None => self.receive(&*ranks.pp_back, next, &batches[micro])?,
+                        };
+                        tape.backward(hidden, dy, input.as_ref(), shares)?
+                    };
+                    if let Some(d_input) = d_input {
+                        if size == 1 {
+                            here.insert((false, stage - 1, micro), d_input);
+                        } else {
+                            self.send(&*ranks.pp_back, before, &d_input)?;
+                        }
+                    }
+                }
+            }
+            shares.check()?;
+        }
+        Ok(nll)
     }
 
-    /// One update, or a reasoned refusal of it.
+    fn send(&self, pipe: &dyn Comm, to: usize, x: &Tensor) -> Result<(), TrainError> {
+        Ok(pipe.send(to, self.backend.download_raw(x, 0..x.rows()))?)
+    }
+
+    /// Hidden states of this rank's share of the rows of a micro-batch, or their gradient.
+    fn receive(&self, pipe: &dyn Comm, from: usize, batch: &Batch) -> Result<Tensor, TrainError> {
+        let body = pipe.recv(from)?;
+        let (tp, model) = (&self.ranks.tp, &self.stages[0]);
+        let rows = llamero_comm::share(batch.tokens.len(), tp.rank(), tp.size()).len();
+        let shape = Shape::new(rows, model.config.dim);
+        let Some(dtype) = model.params().next().map(|p| p.value.dtype()) else {
+            unreachable!("a stage has parameters")
+        };
+        let (found, expected) = (body.len() / dtype.bytes(), shape.elements());
+        if body.len() != expected * dtype.bytes() {
+            let (op, rank) = (Op::Send.name(), pipe.rank());
+            return Err(llamero_comm::CommError::Length { op, rank, from, found, expected }.into());
+        }
+        Ok(self.backend.upload_raw(&[&body], shape, dtype))
+    }
+
+    /// One update, or a reasoned refusal of it. `sequences` are this rank's part of the step's.
     pub fn step(&mut self, step: u64, sequences: Vec<Sequence>) -> Result<StepOutcome, TrainError> {
         let (mut sequences, mut outcome) = (Some(sequences), None);
         self.backend.scope(&mut || {
@@ -102,15 +289,15 @@ impl<'b> Trainer<'b> {
     }
 
     fn update(&mut self, step: u64, sequences: Vec<Sequence>) -> Result<StepOutcome, TrainError> {
-        let (loss, gradients) = self.gradients(step, sequences)?;
-        let square: f64 = gradients.iter().map(|(_, g)| self.backend.sum_of_squares(g)).sum();
+        let StepGradients { loss, square, by_id } = self.gradients(step, sequences)?;
         let grad_norm = square.sqrt();
-        let optimizer = &self.config.optimizer;
-        let lr = learning_rate(optimizer, step, self.config.num_steps());
+        let lr = learning_rate(&self.config.optimizer, step, self.config.num_steps());
         let skipped = self.refusal(loss, grad_norm);
         if skipped.is_none() {
+            let optimizer = &self.config.optimizer;
             let scale = if grad_norm > optimizer.clip_norm { optimizer.clip_norm / grad_norm } else { 1.0 };
-            self.optimizer.step(&mut self.model, &gradients, self.backend, optimizer, (lr, scale));
+            let dp = Arc::clone(&self.ranks.dp);
+            self.optimizer.step(&mut self.stages, &by_id, (self.backend, &*dp), optimizer, (lr, scale))?;
             let mean = self.mean_loss.map_or(loss, |mean| mean + MEAN_WEIGHT * (loss - mean));
             self.mean_loss = Some(mean);
         }
@@ -130,4 +317,17 @@ impl<'b> Trainer<'b> {
             format!("the loss {loss:.3} is above {} × the recent mean {mean:.3}", self.config.spike_factor)
         })
     }
+}
+
+/// A few numbers of every rank, in rank order.
+fn everybodys(comm: &dyn Comm, own: &[f64]) -> Result<Vec<Vec<f64>>, TrainError> {
+    // As pairs of f32 on the wire, which carry the bits of an f64.
+    let bytes: Vec<u8> = own.iter().flat_map(|x| x.to_ne_bytes()).collect();
+    let bodies = comm.all_gather(bytes.into())?;
+    let mut all = Vec::with_capacity(bodies.len());
+    for (from, body) in bodies.iter().enumerate() {
+        as_f32s(body, Op::AllGather, (comm.rank(), from), 2 * own.len())?;
+        all.push(body.as_chunks().0.iter().map(|b| f64::from_ne_bytes(*b)).collect());
+    }
+    Ok(all)
 }

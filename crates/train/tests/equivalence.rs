@@ -11,7 +11,7 @@ use llamero_cpu::{Cpu, Path};
 use llamero_data::Sequence;
 use llamero_model::{Config, Placement, Recompute};
 use llamero_tensor::{Backend, DType};
-use llamero_train::{OptimizerConfig, SequenceSource, StepOutcome, TrainConfig, Trainer};
+use llamero_train::{OptimizerConfig, SequenceSource, StepGradients, StepOutcome, TrainConfig, Trainer};
 
 const STEPS: u64 = 3;
 
@@ -72,7 +72,7 @@ fn run_of(backend: &dyn Backend, dtype: DType, config: &Config, settings: TrainC
         .map(|step| trainer.step(step, sequences(step, settings.batch)).expect("solo ranks and made-up data"))
         .collect();
     assert!(steps.iter().all(|s| s.skipped.is_none()), "{steps:?}");
-    let weights = trainer.model.params().map(|p| bits(backend.download(&p.value))).collect();
+    let weights = trainer.model().params().map(|p| bits(backend.download(&p.value))).collect();
     Outcome { steps, weights }
 }
 
@@ -98,8 +98,9 @@ fn gradients(
     sequences: Vec<Sequence>,
 ) -> (f64, Vec<Vec<f32>>) {
     let trainer = trainer(backend, dtype, config, settings);
-    let (loss, gradients) = trainer.gradients(0, sequences).expect("solo ranks and made-up data");
-    let gradients: Vec<_> = gradients.iter().map(|(_, g)| backend.download(g)).collect();
+    let StepGradients { loss, by_id, .. } =
+        trainer.gradients(0, sequences).expect("solo ranks and made-up data");
+    let gradients: Vec<_> = by_id.values().map(|g| backend.download(g)).collect();
     assert_eq!(gradients.len(), config.params().len());
     (loss, gradients)
 }
@@ -238,7 +239,8 @@ fn packed_documents_are_separate_documents() {
     assert!(documents.len() > 2 * packed.len());
     let (loss, canonical) = gradients((&cpu(), DType::F32), &config(), settings(), packed);
     let one_by_one = TrainConfig { micro_batch: 1, ..settings() };
-    let (found_loss, found) = gradients((&cpu(), DType::F32), &config(), one_by_one.clone(), documents.clone());
+    let (found_loss, found) =
+        gradients((&cpu(), DType::F32), &config(), one_by_one.clone(), documents.clone());
     assert_eq!(found_loss, loss);
     assert!(found == canonical, "in the same order every chain of sums is the same");
 
@@ -258,11 +260,13 @@ fn a_shared_table_gets_the_gradients_of_both_uses() {
     // The same function as the tied model, with the table in two buffers.
     let backend = cpu();
     let mut untied = trainer(&backend, DType::F32, &config(), settings());
-    let table = untied.model.embedding.as_ref().map(|p| p.value.clone());
-    let (Some(output), Some(table)) = (untied.model.output.as_mut(), table) else { panic!("a whole model") };
+    let table = untied.model().embedding.as_ref().map(|p| p.value.clone());
+    let (Some(output), Some(table)) = (untied.model_mut().output.as_mut(), table) else {
+        panic!("a whole model")
+    };
     output.value = table;
-    let (_, apart) = untied.gradients(0, sequences(0, 4)).expect("solo ranks and made-up data");
-    let apart: Vec<_> = apart.iter().map(|(_, g)| backend.download(g)).collect();
+    let apart = untied.gradients(0, sequences(0, 4)).expect("solo ranks and made-up data").by_id;
+    let apart: Vec<_> = apart.values().map(|g| backend.download(g)).collect();
     let (embedding, output) = (&apart[0], &apart[apart.len() - 1]);
     let sum: Vec<f32> = embedding.iter().zip(output).map(|(a, b)| a + b).collect();
     assert!(distance(embedding, &sum) > 0.01 && distance(output, &sum) > 0.01, "both uses count");

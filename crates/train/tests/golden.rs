@@ -19,7 +19,7 @@ use llamero_model::{
 };
 use llamero_tensor::testing::Oracle;
 use llamero_tensor::{Backend, DType, NO_TARGET, Segments};
-use llamero_train::{OptimizerConfig, TrainConfig, Trainer};
+use llamero_train::{OptimizerConfig, StepGradients, TrainConfig, Trainer};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -167,12 +167,12 @@ fn loss_and_every_gradient_are_those_of_pytorch() {
     let golden = Golden::open();
     let table = golden.config.params();
     for backend in backends() {
-        let (loss, gradients) =
+        let StepGradients { loss, by_id: gradients, .. } =
             golden.trainer(&*backend).gradients(0, vec![golden.sequence.clone()]).unwrap();
         let expected = golden.json["loss"].as_f64().unwrap();
         assert!((loss / expected - 1.0).abs() <= TOLERANCE, "{}: {loss}", backend.name());
         for spec in &table {
-            let whole = backend.download(gradients.get(spec.id).unwrap());
+            let whole = backend.download(gradients.get(&spec.id).unwrap());
             let mut rest = whole.as_slice();
             for part in &spec.parts {
                 let (found, tail) = rest.split_at(part.rows * spec.shape.cols);

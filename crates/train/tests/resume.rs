@@ -113,7 +113,7 @@ type Outcome = (Result<TrainReport, TrainError>, Vec<u8>);
 fn run_with(model: Llama, backend: &Cpu, settings: TrainConfig, source: &Source, dir: &Path) -> Outcome {
     let mut trainer = Trainer::new(model, backend, settings);
     let result = train(&mut trainer, source, &every_step(dir), &mut |_, _| ());
-    let bytes = bytes(&trainer.model, backend);
+    let bytes = bytes(trainer.model(), backend);
     (result, bytes)
 }
 
@@ -311,11 +311,11 @@ fn a_skipped_step_changes_nothing() {
         (BATCH * step..BATCH * (step + 1)).map(|i| source.sequence(i).unwrap()).collect()
     };
     assert_eq!(trainer.step(0, sequences(0)).unwrap().skipped, None);
-    let before = bytes(&trainer.model, &backend);
+    let before = bytes(trainer.model(), &backend);
     assert_eq!(trainer.step(1, sequences(1)).unwrap().skipped.as_deref(), Some("the loss is NaN"));
-    assert!(bytes(&trainer.model, &backend) == before);
+    assert!(bytes(trainer.model(), &backend) == before);
     assert_eq!(trainer.step(2, sequences(2)).unwrap().skipped, None);
-    assert!(bytes(&trainer.model, &backend) != before);
+    assert!(bytes(trainer.model(), &backend) != before);
 }
 
 #[test]

@@ -125,7 +125,7 @@ impl Run {
         let report = report?;
         let mut metrics = self.metrics(&trainer, &report);
         metrics.remarks.extend(report.resumed_at.map(|step| format!("resumed at step {step}")));
-        save_model(draft.path(), &trainer.model, tokenizer, &*self.backend)?;
+        save_model(draft.path(), trainer.model(), tokenizer, &*self.backend)?;
         write_json(&draft.path().join(HISTORY_FILE), &report.history)?;
         let wall_seconds = report.seconds.iter().sum();
         let rows = [(HISTORY_FILE.to_string(), report.history.len() as u64)].into();
@@ -135,7 +135,7 @@ impl Run {
     fn metrics(&self, trainer: &Trainer<'_>, report: &TrainReport) -> TrainMetrics {
         let loss = |r: Option<&StepRecord>| r.map_or(0.0, |r| r.loss);
         TrainMetrics {
-            parameters: trainer.model.config.num_params(),
+            parameters: trainer.model().config.num_params(),
             tokens: report.tokens(),
             first_loss: loss(report.history.first()),
             last_loss: loss(report.history.last()),

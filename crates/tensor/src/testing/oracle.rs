@@ -10,7 +10,7 @@ use half::bf16;
 
 use crate::{
     AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
-    Memory, NO_TARGET, RopeDirection, RopeTable, Segments, Shape, Tensor,
+    Memory, NO_TARGET, RopeDirection, RopeTable, Segments, Shape, TARGET_ELSEWHERE, Tensor,
 };
 
 /// The scalar oracle. Every kernel computes in `f64`; the two kinds differ in what they store.
@@ -152,7 +152,7 @@ fn require_gradient(op: &str, dw: &Tensor, rows: usize, cols: usize) {
 fn require_targets(op: &str, h: &Tensor, w: &Tensor, targets: &[u32]) {
     assert!(h.cols() == w.cols() && h.dtype() == w.dtype(), "{op}: {h:?} does not fit {w:?}");
     assert!(targets.len() == h.rows(), "{op}: {} targets for {h:?}", targets.len());
-    let outside = targets.iter().find(|&&t| t != NO_TARGET && t as usize >= w.rows());
+    let outside = targets.iter().find(|&&t| t < TARGET_ELSEWHERE && t as usize >= w.rows());
     assert!(outside.is_none(), "{op}: target {outside:?} outside {w:?}");
 }
 
@@ -393,7 +393,7 @@ impl Backend for Oracle {
         for (t, &target) in targets.iter().enumerate().filter(|&(_, &target)| target != NO_TARGET) {
             let logits: Vec<f64> = (0..w.rows()).map(|v| dot(row(h, t), row(w, v))).collect();
             lse[t] = log_sum_exp(&logits);
-            nll[t] = lse[t] - logits[target as usize];
+            nll[t] = lse[t] - if target == TARGET_ELSEWHERE { 0.0 } else { logits[target as usize] };
         }
         let shape = Shape::new(h.rows(), 1);
         CrossEntropy { nll: self.make(shape, DType::F32, nll), lse: self.make(shape, DType::F32, lse) }

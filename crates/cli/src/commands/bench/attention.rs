@@ -6,7 +6,7 @@ use llamero_cpu::Cpu;
 use llamero_tensor::{Backend, DType, Heads, Segments, Shape, Tensor};
 use serde::Serialize;
 
-use super::{CommonArgs, DTypeArg, SamplingArgs, Timed, median, random, size, usage};
+use super::{CommonArgs, DTypeArg, SamplingArgs, Timed, median, must_fit, random, size, usage};
 use crate::commands::{print, print_json};
 
 #[derive(Args)]
@@ -118,6 +118,9 @@ fn lengths(tokens: usize, documents: usize) -> Vec<usize> {
 }
 
 fn measure(args: &AttentionArgs) -> Result<Report> {
+    let width = (args.heads + 2 * args.kv_heads) * args.head_dim;
+    // Inputs, packed copies, results and gradients; 8 bytes an element cover them in either dtype.
+    must_fit(8 * 4 * (args.tokens * width) as u64, "fewer --tokens or heads")?;
     let cpu = Cpu::new(args.common.threads())?;
     let dtype = DType::from(args.dtype);
     let heads = Heads { query: args.heads, kv: args.kv_heads, dim: args.head_dim };

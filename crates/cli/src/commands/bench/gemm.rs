@@ -8,7 +8,7 @@ use llamero_tensor::{Backend, DType, Shape, Tensor};
 use serde::Serialize;
 
 use super::{
-    CommonArgs, DTypeArg, SamplingArgs, Timed, median, peak_gflops, print_rows, random, size, usage,
+    CommonArgs, DTypeArg, SamplingArgs, Timed, median, must_fit, peak_gflops, print_rows, random, size, usage,
 };
 use crate::commands::print_json;
 
@@ -96,6 +96,10 @@ pub(super) fn gemm(args: &GemmArgs) -> Result<()> {
 }
 
 fn measure(args: &GemmArgs) -> Result<Gemm> {
+    let element = DType::from(args.dtype).bytes() as u64;
+    let [m, n, k] = [args.m, args.n, args.k].map(|n| n as u64);
+    // The factors, each once more in another order, and a result in f32.
+    must_fit(2 * element * (m * k + n * k) + 4 * m * n, "smaller sizes")?;
     let cpu = Cpu::new(args.common.threads())?;
     let (dtype, seconds) = (DType::from(args.dtype), args.sampling.seconds);
     let mut product = Timed::new(product(&cpu, args, dtype), seconds);

@@ -5,7 +5,7 @@ use clap::Args;
 use llamero_cpu::peak::{self, Streams, Unit};
 use serde::Serialize;
 
-use super::{CommonArgs, SamplingArgs, median, print_rows, size};
+use super::{CommonArgs, SamplingArgs, median, must_fit, print_rows, size, usage};
 use crate::commands::print_json;
 
 #[derive(Args)]
@@ -22,7 +22,7 @@ pub(crate) struct MachineArgs {
     common: CommonArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
-    /// Size of each of the two arrays that bandwidth is measured on, in MiB.
+    /// Size of each of the two arrays that bandwidth is measured on, in MiB; at least 64, so that no cache holds them.
     #[arg(long, default_value_t = 256, value_parser = size)]
     array_mib: usize,
 }
@@ -49,6 +49,15 @@ struct Machine {
 }
 
 pub(super) fn machine(args: &MachineArgs) -> Result<()> {
+    // Nothing here depends on it, but a wrong LLAMERO_CPU is an error everywhere.
+    crate::device(Some(1))?;
+    if args.array_mib < 64 {
+        return Err(usage(format!(
+            "--array-mib {} fits into a cache; at least 64 are measured",
+            args.array_mib
+        )));
+    }
+    must_fit((2 * args.array_mib as u64) << 20, "a smaller --array-mib")?;
     let machine = measure(args);
     if args.common.json { print_json(&machine) } else { print_machine(&machine) }
 }

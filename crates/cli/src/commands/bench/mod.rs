@@ -7,21 +7,24 @@ mod shape;
 mod tokens;
 mod train;
 
-use std::num::NonZero;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::error::ErrorKind;
 use clap::{Args, Subcommand, ValueEnum};
 use llamero_cpu::peak::{self, Unit};
 use llamero_tensor::{Backend, DType, Shape, Tensor};
+
+use crate::report::format::precise_bytes;
 
 #[derive(Subcommand)]
 #[command(after_help = "Examples:\n  \
     llamero bench machine\n  \
     llamero bench gemm --m 2048 --n 2048 --k 2048 --dtype bf16\n  \
     llamero bench attention --documents 1,4,16,64\n  \
-    llamero bench train --shape 125m --json")]
+    llamero bench train --shape 125m --json\n\n\
+    LLAMERO_CPU=scalar|avx2|avx512|avx512bf16 forces one set of kernels; otherwise the last that the processor has is \
+    taken.")]
 pub(crate) enum BenchCommand {
     /// The limits of this machine: multiply-adds in registers, and memory bandwidth.
     Machine(machine::MachineArgs),
@@ -30,7 +33,7 @@ pub(crate) enum BenchCommand {
     /// Time of attention over documents of several lengths.
     Attention(attention::AttentionArgs),
     /// Speed and memory of training steps.
-    Train(train::TrainArgs),
+    Train(Box<train::TrainArgs>),
 }
 
 pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
@@ -46,8 +49,8 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
 #[derive(Args)]
 struct CommonArgs {
     /// Threads; all cores when absent.
-    #[arg(long)]
-    threads: Option<NonZero<usize>>,
+    #[arg(long, value_parser = threads)]
+    threads: Option<usize>,
     /// Print the result as one JSON object.
     #[arg(long)]
     json: bool,
@@ -55,7 +58,7 @@ struct CommonArgs {
 
 impl CommonArgs {
     fn threads(&self) -> usize {
-        self.threads.map_or_else(crate::machine::threads, NonZero::get)
+        self.threads.unwrap_or_else(crate::machine::threads)
     }
 }
 
@@ -97,8 +100,26 @@ fn size(text: &str) -> Result<usize, String> {
 
 /// A time on the command line.
 fn seconds(text: &str) -> Result<f64, String> {
-    let seconds = text.parse().ok().filter(|s| (0.0..=60.0).contains(s));
-    seconds.ok_or_else(|| "it is not a number of seconds from 0 to 60".to_owned())
+    let seconds = text.parse().ok().filter(|s| (0.001..=60.0).contains(s));
+    seconds.ok_or_else(|| "it is not a number of seconds from 0.001 to 60".to_owned())
+}
+
+/// A number of threads on the command line.
+fn threads(text: &str) -> Result<usize, String> {
+    let threads = text.parse().ok().filter(|n| (1..=1024).contains(n));
+    threads.ok_or_else(|| "it is not a whole number from 1 to 1024".to_owned())
+}
+
+/// Refuses work that needs more memory than there is, before it begins.
+fn must_fit(bytes: u64, hint: &str) -> Result<()> {
+    match crate::machine::available_memory() {
+        Some(there) if bytes > there => bail!(
+            "this needs about {}, but {} of memory are available. hint: {hint}",
+            precise_bytes(bytes),
+            precise_bytes(there)
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Options that do not fit together: an error of usage, as if the parser had found it.

@@ -1,23 +1,27 @@
 //! `llamero bench train`.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use llamero_comm::{Comm, Solo};
+use llamero_comm::{Threads, WorldOptions};
 use llamero_cpu::Cpu;
 use llamero_model::hf::{self, StopTokens};
-use llamero_model::{Llama, ParamSpec, Placement, Recompute, initial_values};
+use llamero_model::{Llama, ParamSpec, Recompute, initial_values};
 use llamero_tensor::{Backend, DType};
-use llamero_train::{OptimizerConfig, TrainConfig, Trainer, estimate_memory, learning_rate};
+use llamero_train::{
+    Mesh, OptimizerConfig, PipelineConfig, Ranks, TrainConfig, Trainer, build_stages, estimate_memory,
+    learning_rate,
+};
 use serde::Serialize;
 
 use super::shape::{ShapeArgs, Workload, flops_per_token};
 use super::tokens::{Tokens, sequence};
-use super::{CommonArgs, DTypeArg, median, peak_gflops, print_rows, size, usage};
-use crate::commands::print_json;
+use super::{CommonArgs, DTypeArg, median, must_fit, peak_gflops, print_rows, size, usage};
+use crate::commands::{print, print_json};
+use crate::progress::Progress;
 use crate::report::format::{count, precise_bytes};
 
 /// What is computed again in the backward pass instead of being kept.
@@ -35,6 +39,9 @@ enum RecomputeArg {
 #[command(
     after_help = "Steps are those of training: forward, backward, clipping, AdamW. Every dtype starts from the same weights \
     (rounded to bf16) and reads the same tokens.\n\n\
+    Before it begins, the run says on stderr how much memory it will take (`--estimate` says only that). `--recompute none` \
+    keeps every activation, `blocks` only the input of each block, which takes least memory and a third more arithmetic. \
+    Results have the same bits whatever is chosen.\n\n\
     `gflops` is tokens per second times 6·(params − embedding table) + 6·layers·seq·dim, and `mfu` its share of the \
     register peak of the dtype, measured before and after the steps. `peak_memory_bytes` is the largest resident memory of \
     the process, `tensor_peak_bytes` what tensors and kernels took of it.\n\n\
@@ -55,6 +62,16 @@ pub(crate) struct TrainArgs {
     /// for the last bits in bf16 where the sequence length is odd.
     #[arg(long, value_parser = size)]
     micro_batch: Option<usize>,
+    /// Ranks that share the work, e.g. `dp=2`, `tp=2` or `dp=2,pp=2,tp=2`; they are threads of this process, among which
+    /// --threads are divided.
+    #[arg(long, default_value_t = Mesh::default())]
+    mesh: Mesh,
+    /// Chunks of blocks that a pipeline stage holds (interleaved schedule).
+    #[arg(long, default_value_t = 1, value_parser = size)]
+    chunks: usize,
+    /// Say how much memory the run would take, and stop there.
+    #[arg(long)]
+    estimate: bool,
     /// Steps in all.
     #[arg(long, default_value_t = 7, value_parser = size)]
     steps: usize,
@@ -81,8 +98,15 @@ pub(crate) struct TrainArgs {
 #[derive(Serialize)]
 struct Report {
     params: u64,
+    dim: usize,
+    layers: usize,
+    heads: usize,
+    kv_heads: usize,
+    ffn: usize,
+    vocab: usize,
     dtype: &'static str,
     recompute: String,
+    mesh: String,
     threads: usize,
     path: &'static str,
     seq: usize,
@@ -95,7 +119,8 @@ struct Report {
     gflops: f64,
     peak_gflops: f64,
     mfu: f64,
-    estimated_memory_bytes: u64,
+    /// Absent where there are several ranks.
+    estimated_memory_bytes: Option<u64>,
     /// Absent where the system does not tell.
     peak_memory_bytes: Option<u64>,
     tensor_peak_bytes: usize,
@@ -113,35 +138,76 @@ struct Job {
 
 pub(super) fn train(args: &TrainArgs) -> Result<()> {
     let job = Job::new(args)?;
+    if args.estimate {
+        return print_estimate(args, &job);
+    }
     let report = run(args, &job)?;
     if args.common.json {
         return print_json(&report);
     }
+    let rate = |pick: fn(f64, f64) -> f64| {
+        let seconds = report.step_seconds.iter().copied().reduce(pick).unwrap_or(f64::NAN);
+        (report.batch * report.seq) as f64 / seconds
+    };
     let memory = |n: Option<u64>| n.map_or("unknown".to_owned(), precise_bytes);
     print_rows(&[
         ("parameters".into(), count(report.params)),
+        (
+            "width, blocks, heads".into(),
+            format!("{} x {}, {}/{}", report.dim, report.layers, report.heads, report.kv_heads),
+        ),
+        ("feed-forward, vocabulary".into(), format!("{}, {}", report.ffn, report.vocab)),
         ("dtype, path, threads".into(), format!("{} {} x{}", report.dtype, report.path, report.threads)),
+        ("mesh".into(), report.mesh),
         ("tokens a step".into(), format!("{} x {}", report.batch, report.seq)),
+        ("micro-batch, recompute".into(), format!("{}, {}", report.micro_batch, report.recompute)),
         ("median".into(), format!("{:.0} tokens/s", report.tokens_per_s)),
+        (
+            "slowest to fastest step".into(),
+            format!("{:.0} to {:.0} tokens/s", rate(f64::max), rate(f64::min)),
+        ),
         ("model arithmetic".into(), format!("{:.1} GFLOP/s", report.gflops)),
         ("register peak".into(), format!("{:.1} GFLOP/s", report.peak_gflops)),
         ("share of peak".into(), format!("{:.1} %", 100.0 * report.mfu)),
-        ("estimated memory".into(), precise_bytes(report.estimated_memory_bytes)),
+        ("estimated memory".into(), memory(report.estimated_memory_bytes)),
         ("peak of tensors".into(), precise_bytes(report.tensor_peak_bytes as u64)),
         ("peak of process".into(), memory(report.peak_memory_bytes)),
         ("loss, first to last".into(), format!("{:.4} to {:.4}", report.first_loss, report.last_loss)),
     ])
 }
 
+/// `--estimate`.
+fn print_estimate(args: &TrainArgs, job: &Job) -> Result<()> {
+    if args.mesh.size() > 1 {
+        return Err(usage("--estimate is for one rank: leave out --mesh"));
+    }
+    let cpu = Cpu::new(args.common.threads())?;
+    let estimate = estimate_memory(&job.work.model, &job.config, job.dtype, crate::kernels(&cpu));
+    if args.common.json {
+        return print_json(&serde_json::json!({ "total_bytes": estimate.total(), "parts": estimate }));
+    }
+    print(format!("{} ({estimate})", precise_bytes(estimate.total())))
+}
+
 impl Job {
     fn new(args: &TrainArgs) -> Result<Self> {
         let work = args.shape.workload()?;
+        if let Some(micro_batch) = args.micro_batch.filter(|n| *n > work.batch) {
+            return Err(usage(format!(
+                "--micro-batch {micro_batch} is larger than the batch of {}",
+                work.batch
+            )));
+        }
         if args.warmup >= args.steps {
             let (warmup, steps) = (args.warmup, args.steps);
             return Err(usage(format!("--warmup {warmup} leaves none of --steps {steps} to be timed")));
         }
         let config = settings(args, &work)?;
         config.validate().map_err(usage)?;
+        args.mesh.check(&work.model, &config).map_err(usage)?;
+        if args.dump.is_some() && (args.mesh.size() > 1 || args.chunks > 1) {
+            return Err(usage("--dump writes a whole model, and no rank of --mesh or --chunks has one"));
+        }
         let tokens = match &args.text {
             Some(_) if work.model.vocab < 256 => {
                 return Err(usage(format!(
@@ -167,8 +233,9 @@ fn settings(args: &TrainArgs, work: &Workload) -> Result<TrainConfig> {
         steps: Some(args.steps as u64),
         sequence: work.seq,
         batch: work.batch,
-        micro_batch: args.micro_batch.unwrap_or(work.batch).min(work.batch),
+        micro_batch: args.micro_batch.unwrap_or(work.batch),
         optimizer: OptimizerConfig { peak_lr: args.lr, ..OptimizerConfig::default() },
+        pipeline: PipelineConfig { chunks: args.chunks, ..PipelineConfig::default() },
         // No step is refused: what is compared does not refuse any either.
         spike_factor: 1e9,
         ..TrainConfig::default()
@@ -186,45 +253,63 @@ impl From<RecomputeArg> for Recompute {
     }
 }
 
+/// What one rank measured.
+struct Measured {
+    step_seconds: Vec<f64>,
+    losses: Vec<f64>,
+    tensor_peak_bytes: usize,
+    path: &'static str,
+}
+
 fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
-    let cpu = Cpu::new(args.common.threads())?;
-    let (work, config) = (&job.work, &job.config);
-    let estimate = estimate_memory(&work.model, config, job.dtype, crate::kernels(&cpu));
-    say!("estimated memory: {} ({estimate})", precise_bytes(estimate.total()));
-    let model = build(&cpu, job)?;
-    if let Some(dir) = &args.dump {
-        dump(dir, &model, &cpu, job)?;
+    let (work, config, mesh) = (&job.work, &job.config, args.mesh);
+    let threads = args.common.threads();
+    let each = (threads / mesh.size()).max(1);
+    let cpus = (0..mesh.size()).map(|_| Cpu::new(each)).collect::<Result<Vec<_>, _>>()?;
+    // Of a mesh the estimate would be that of one rank, which the process does not show.
+    let estimate =
+        (mesh.size() == 1).then(|| estimate_memory(&work.model, config, job.dtype, crate::kernels(&cpus[0])));
+    if let Some(estimate) = &estimate {
+        say!("estimated memory: {} ({estimate})", precise_bytes(estimate.total()));
+        must_fit(
+            estimate.total(),
+            "a smaller --batch or --micro-batch, --recompute blocks, or a smaller model",
+        )?;
     }
-    let peak = || peak_gflops(job.dtype, cpu.threads(), 0.2);
+    // Written at the end, but a file that cannot be is known now.
+    let mut losses_file = match &args.losses {
+        Some(path) => Some(std::fs::File::create(path).with_context(|| format!("`{}`", path.display()))?),
+        None => None,
+    };
+    let peak = || peak_gflops(job.dtype, each * mesh.size(), 0.2);
     let mut peaks = vec![peak()];
-    cpu.reset_peak();
-    let mut trainer = Trainer::new(model, &cpu, config.clone());
-    let (mut step_seconds, mut losses) = (Vec::new(), Vec::new());
-    for step in 0..args.steps {
-        let sequences = job.windows(step).map(|window| sequence(&window)).collect();
-        let begun = Instant::now();
-        let outcome = trainer.step(step as u64, sequences)?;
-        step_seconds.push(begun.elapsed().as_secs_f64());
-        losses.push(outcome.loss);
-        if let Some(reason) = outcome.skipped {
-            bail!("step {step} failed: {reason}. hint: lower --lr");
-        }
-    }
-    let tensor_peak_bytes = cpu.memory().peak_bytes;
+    let mut measured = if mesh.size() == 1 {
+        steps(args, job, &cpus[0], Ranks::solo())?
+    } else {
+        on_threads(args, job, &cpus)?
+    };
     peaks.extend([peak(), peak()]);
-    if let Some(path) = &args.losses {
-        let lines: String = losses.iter().map(|loss| format!("{loss}\n")).collect();
-        std::fs::write(path, lines).with_context(|| format!("`{}`", path.display()))?;
+    if let (Some(file), Some(path)) = (&mut losses_file, &args.losses) {
+        let lines: String = measured.losses.iter().map(|loss| format!("{loss}\n")).collect();
+        file.write_all(lines.as_bytes()).with_context(|| format!("`{}`", path.display()))?;
     }
-    step_seconds.drain(..args.warmup);
+    measured.step_seconds.drain(..args.warmup);
+    let Measured { step_seconds, losses, tensor_peak_bytes, path } = measured;
     let tokens_per_s = config.step_tokens() as f64 / median(&step_seconds);
     let (gflops, peak_gflops) = (flops_per_token(work) * tokens_per_s / 1e9, median(&peaks));
     Ok(Report {
         params: work.model.num_params(),
+        dim: work.model.dim,
+        layers: work.model.layers,
+        heads: work.model.heads,
+        kv_heads: work.model.kv_heads,
+        ffn: work.model.ffn,
+        vocab: work.model.vocab,
         dtype: job.dtype.name(),
         recompute: format!("{:?}", args.recompute).to_lowercase(),
-        threads: cpu.threads(),
-        path: cpu.path().name(),
+        mesh: mesh.to_string(),
+        threads: each * mesh.size(),
+        path,
         seq: work.seq,
         batch: work.batch,
         micro_batch: config.micro_batch,
@@ -235,7 +320,7 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
         gflops,
         peak_gflops,
         mfu: gflops / peak_gflops,
-        estimated_memory_bytes: estimate.total(),
+        estimated_memory_bytes: estimate.map(|e| e.total()),
         peak_memory_bytes: crate::machine::peak_memory(),
         tensor_peak_bytes,
         first_loss: losses.first().copied().unwrap_or(f64::NAN),
@@ -243,16 +328,65 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
     })
 }
 
-/// The model at its start. Values are rounded to bf16 whatever the dtype, so that all dtypes start from the same.
-fn build(cpu: &Cpu, job: &Job) -> Result<Llama> {
-    let ranks: Arc<dyn Comm> = Arc::new(Solo);
+/// All steps on a mesh of threads, one backend each. Every rank takes the same steps, so the first one's times are those of
+/// all; the memory is that of all together.
+fn on_threads(args: &TrainArgs, job: &Job, cpus: &[Cpu]) -> Result<Measured> {
+    let worlds = Threads::world(args.mesh.size(), WorldOptions::default());
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = worlds
+            .into_iter()
+            .zip(cpus)
+            .map(|(world, cpu)| scope.spawn(move || steps(args, job, cpu, Ranks::new(&world, args.mesh))))
+            .collect();
+        let joined = ranks.into_iter().map(|rank| rank.join().unwrap_or_else(|_| bail!("a rank panicked")));
+        let mut measured = joined.collect::<Result<Vec<_>>>()?;
+        let all = measured.iter().map(|m| m.tensor_peak_bytes).sum();
+        Ok(Measured { tensor_peak_bytes: all, ..measured.swap_remove(0) })
+    })
+}
+
+/// All steps of one rank.
+fn steps(args: &TrainArgs, job: &Job, cpu: &Cpu, ranks: Ranks) -> Result<Measured> {
+    let config = &job.config;
+    let stages = build(cpu, job, &ranks)?;
+    if let Some(dir) = &args.dump {
+        dump(dir, &stages[0], cpu, job)?;
+    }
+    cpu.reset_peak();
+    let mut trainer = Trainer::on_mesh(stages, ranks, cpu, config.clone());
+    let own = trainer.own_sequences();
+    let shown = trainer.ranks().all.rank() == 0;
+    let progress = Progress::new("train", args.steps as u64, "steps");
+    let (mut step_seconds, mut losses) = (Vec::new(), Vec::new());
+    for step in 0..args.steps {
+        let windows = job.windows(step).skip(own.start).take(own.len());
+        let sequences = windows.map(|window| sequence(&window)).collect();
+        let begun = Instant::now();
+        let outcome = trainer.step(step as u64, sequences)?;
+        step_seconds.push(begun.elapsed().as_secs_f64());
+        losses.push(outcome.loss);
+        if shown {
+            progress.at(step as u64 + 1, &format!("loss {:.3}", outcome.loss));
+        }
+        if let Some(reason) = outcome.skipped {
+            bail!("step {step} failed: {reason}. hint: lower --lr");
+        }
+    }
+    progress.finish();
+    trainer.ranks().all.barrier()?;
+    let tensor_peak_bytes = cpu.memory().peak_bytes;
+    Ok(Measured { step_seconds, losses, tensor_peak_bytes, path: cpu.path().name() })
+}
+
+/// What a rank has of the model at its start. Values are rounded to bf16 whatever the dtype, so that all dtypes start from
+/// the same.
+fn build(cpu: &Cpu, job: &Job, ranks: &Ranks) -> Result<Vec<Llama>> {
     let values = |spec: &ParamSpec, rows| -> Result<Vec<f32>> {
         let mut values = initial_values(spec, rows, 0);
         values.iter_mut().for_each(|v| *v = round_to_bf16(*v));
         Ok(values)
     };
-    let place = Placement::whole(&job.work.model);
-    Llama::build(&job.work.model, &place, (cpu, job.dtype), &ranks, values)
+    build_stages(&job.work.model, &job.config, ranks, (cpu, job.dtype), values)
 }
 
 /// The nearest number of 16 bits, ties to even; for numbers that are finite.

@@ -2,7 +2,7 @@
 
 use super::check::{Bench, DTYPES, FEW, Input, U, operand_unit, rows_alone, same_bits};
 use crate::testing::{random, random_ids};
-use crate::{Backend, CrossEntropy, DType, NO_TARGET, Shape, Tensor};
+use crate::{Backend, CrossEntropy, DType, NO_TARGET, Shape, TARGET_ELSEWHERE, Tensor};
 
 /// Losses, `dh`, and `dw` added to, from `(h, w)`, `d_nll` and targets.
 type Gradient = fn(&dyn Backend, (&Tensor, &Tensor), &Tensor, &[u32], &mut Tensor) -> (CrossEntropy, Tensor);
@@ -53,7 +53,7 @@ const SIZES: [(usize, usize, usize); 16] = [
     (9, 2300, 70),
 ];
 
-/// One case: random inputs, random targets, every fourth row without one.
+/// One case: random inputs, random targets, every fourth row without one, every seventh with one elsewhere.
 struct Run {
     label: String,
     h: Input,
@@ -67,6 +67,7 @@ impl Run {
     fn new(bench: &Bench<'_>, (t, c, v): (usize, usize, usize), dtype: DType, scale: f32) -> Self {
         let mut targets = random_ids(v as u64, t, v as u32);
         targets.iter_mut().skip(3).step_by(4).for_each(|t| *t = NO_TARGET);
+        targets.iter_mut().skip(5).step_by(7).for_each(|t| *t = TARGET_ELSEWHERE);
         Self {
             label: format!("{dtype} h [{t}, {c}] w [{v}, {c}]"),
             h: bench.random(t as u64, Shape::new(t, c), dtype, scale),

@@ -1,0 +1,258 @@
+//! Groups of ranks over a wire.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::{Body, Comm, CommError, FlightRecorder, Header, Message, Op, Pending, Wire, WireError};
+
+/// How the groups of a world behave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorldOptions {
+    /// Longest wait for a message.
+    pub timeout: Duration,
+    /// Whether every message carries a hash of its bytes that the receiver checks.
+    pub hash: bool,
+    /// Collectives that the flight recorder keeps.
+    pub records: usize,
+}
+
+impl Default for WorldOptions {
+    /// Ten minutes; hashes in debug builds.
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(600), hash: cfg!(debug_assertions), records: 256 }
+    }
+}
+
+/// One rank's end of all ranks: makes groups.
+#[derive(Clone)]
+pub struct World {
+    wire: Arc<dyn Wire>,
+    options: WorldOptions,
+    recorder: Arc<FlightRecorder>,
+}
+
+impl World {
+    /// The world on a wire.
+    pub fn new(wire: Arc<dyn Wire>, options: WorldOptions) -> Self {
+        Self { wire, options, recorder: Arc::new(FlightRecorder::new(options.records)) }
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> usize {
+        self.wire.rank()
+    }
+
+    /// Number of ranks.
+    pub fn size(&self) -> usize {
+        self.wire.size()
+    }
+
+    /// What this rank did last.
+    pub fn recorder(&self) -> &Arc<FlightRecorder> {
+        &self.recorder
+    }
+
+    /// The group of `members`, in this order; this rank is one of them. Every member makes it, with the same members and
+    /// the same `number`, which no other group of two of them has.
+    pub fn group(&self, name: &str, number: u32, members: Vec<usize>) -> Group {
+        let rank = members.iter().position(|&m| m == self.rank());
+        let rank =
+            rank.unwrap_or_else(|| panic!("group `{name}`: rank {} is not in {members:?}", self.rank()));
+        assert!(members.iter().all(|&m| m < self.size()), "group `{name}`: {members:?} of {}", self.size());
+        Group {
+            world: self.clone(),
+            name: name.into(),
+            channel: number * 2,
+            rank,
+            next: AtomicU64::new(0),
+            to: members.iter().map(|_| AtomicU64::new(0)).collect(),
+            from: members.iter().map(|_| AtomicU64::new(0)).collect(),
+            early: Mutex::default(),
+            members,
+        }
+    }
+}
+
+/// Some ranks of a world.
+pub struct Group {
+    world: World,
+    name: String,
+    /// Channel of collectives; the next one is for messages.
+    channel: u32,
+    rank: usize,
+    /// Number of the next collective.
+    next: AtomicU64,
+    /// Messages sent to and received from each member.
+    to: Vec<AtomicU64>,
+    from: Vec<AtomicU64>,
+    /// Parts of collectives that are finished later, by sender and number.
+    early: Mutex<HashMap<(usize, u64), Message>>,
+    members: Vec<usize>,
+}
+
+/// The first eight bytes of blake3.
+fn hash(body: &Body) -> u64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&blake3::hash(body).as_bytes()[..8]);
+    u64::from_le_bytes(first)
+}
+
+impl Group {
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The members, as ranks of the world.
+    pub fn members(&self) -> &[usize] {
+        &self.members
+    }
+
+    fn peer(&self, op: &'static str, rank: usize) -> Result<(), CommError> {
+        if rank < self.members.len() && rank != self.rank {
+            return Ok(());
+        }
+        Err(CommError::NoSuchPeer { op, rank, size: self.members.len() })
+    }
+
+    fn post(&self, to: usize, channel: u32, (op, seq): (Op, u64), body: Body) -> Result<(), CommError> {
+        let hash = if self.world.options.hash { hash(&body) } else { 0 };
+        let message = Message { header: Header { seq, op, hash }, body };
+        let peer = self.members[to];
+        let lost = |_| CommError::PeerLost { op: op.name(), rank: self.rank, peer };
+        self.world.wire.send(peer, channel, message).map_err(lost)
+    }
+
+    /// Message `seq` of a member. Later ones that come first are kept.
+    fn take(&self, from: usize, channel: u32, (op, seq): (Op, u64)) -> Result<Body, CommError> {
+        let options = &self.world.options;
+        let (begun, peer) = (Instant::now(), self.members[from]);
+        let message = loop {
+            let early = || self.early.lock().unwrap_or_else(PoisonError::into_inner);
+            if channel == self.channel
+                && let Some(message) = early().remove(&(from, seq))
+            {
+                break message;
+            }
+            let message = match self.world.wire.recv(peer, channel, begun + options.timeout) {
+                Ok(message) => message,
+                Err(WireError::Lost) => {
+                    return Err(CommError::PeerLost { op: op.name(), rank: self.rank, peer });
+                }
+                Err(WireError::Late) => {
+                    return Err(CommError::Timeout {
+                        group: self.name.clone(),
+                        op: op.name(),
+                        seq,
+                        rank: self.rank,
+                        from,
+                        world: peer,
+                        waited: begun.elapsed(),
+                    });
+                }
+            };
+            let found = message.header.seq;
+            if found == seq {
+                break message;
+            }
+            if channel != self.channel || found >= self.next.load(Ordering::Relaxed) + AHEAD {
+                let (group, rank) = (self.name.clone(), self.rank);
+                return Err(CommError::OutOfTurn { group, rank, from, found, expected: seq });
+            }
+            early().insert((from, found), message);
+        };
+        let Message { header, body } = message;
+        if header.op != op {
+            return Err(CommError::Mismatch {
+                group: self.name.clone(),
+                seq,
+                rank: self.rank,
+                found: op.name(),
+                other: from,
+                expected: header.op.name(),
+            });
+        }
+        if options.hash {
+            let found = hash(&body);
+            if found != header.hash {
+                return Err(CommError::Damaged {
+                    group: self.name.clone(),
+                    op: op.name(),
+                    seq,
+                    rank: self.rank,
+                    from,
+                    found,
+                    expected: header.hash,
+                });
+            }
+        }
+        Ok(body)
+    }
+}
+
+/// Collectives that a peer may be ahead before its messages are taken for wrong ones.
+const AHEAD: u64 = 1 << 20;
+
+impl Comm for Group {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn size(&self) -> usize {
+        self.members.len()
+    }
+
+    fn start(&self, op: Op, parts: Vec<Body>) -> Result<Pending, CommError> {
+        let (found, size) = (parts.len(), self.members.len());
+        if found != size {
+            return Err(CommError::Parts { op: op.name(), rank: self.rank, found, size });
+        }
+        let seq = self.next.fetch_add(1, Ordering::Relaxed);
+        let bytes = parts.iter().map(|p| p.len()).sum();
+        let record = self.world.recorder.begin(&self.name, (op, seq), None, bytes);
+        let mut own = None;
+        for (to, body) in parts.into_iter().enumerate() {
+            if to == self.rank {
+                own = Some(body);
+            } else {
+                self.post(to, self.channel, (op, seq), body)?;
+            }
+        }
+        let own = own.unwrap_or_else(|| unreachable!("this rank is in its group"));
+        Ok(Pending { op, seq, own, record })
+    }
+
+    fn finish(&self, pending: Pending) -> Result<Vec<Body>, CommError> {
+        let Pending { op, seq, own, record } = pending;
+        let mut bodies = Vec::with_capacity(self.members.len());
+        for from in 0..self.members.len() {
+            bodies.push(if from == self.rank {
+                own.clone()
+            } else {
+                self.take(from, self.channel, (op, seq))?
+            });
+        }
+        self.world.recorder.end(record);
+        Ok(bodies)
+    }
+
+    fn send(&self, to: usize, body: Body) -> Result<(), CommError> {
+        self.peer("send", to)?;
+        let seq = self.to[to].fetch_add(1, Ordering::Relaxed);
+        let record = self.world.recorder.begin(&self.name, (Op::Send, seq), Some(to), body.len());
+        self.post(to, self.channel + 1, (Op::Send, seq), body)?;
+        self.world.recorder.end(record);
+        Ok(())
+    }
+
+    fn recv(&self, from: usize) -> Result<Body, CommError> {
+        self.peer("recv", from)?;
+        let seq = self.from[from].fetch_add(1, Ordering::Relaxed);
+        let record = self.world.recorder.begin(&self.name, (Op::Send, seq), Some(from), 0);
+        let body = self.take(from, self.channel + 1, (Op::Send, seq))?;
+        self.world.recorder.end(record);
+        Ok(body)
+    }
+}

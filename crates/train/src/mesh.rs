@@ -1,0 +1,211 @@
+//! The mesh of ranks: data, pipeline, context and tensor parallelism.
+//!
+//! Ranks are numbered with tensor parallelism innermost, then context, pipeline and data ("The Llama 3 Herd of Models"
+//! §3.3.2: [TP, CP, PP, DP], the innermost needs the most bandwidth).
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use llamero_comm::{Comm, Solo, World};
+use llamero_model::Config;
+use serde::{Deserialize, Serialize};
+
+use crate::{TrainConfig, TrainError};
+
+/// Ranks along each axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Mesh {
+    /// Data parallel: each group of the others trains on its own sequences.
+    pub dp: usize,
+    /// Pipeline stages.
+    pub pp: usize,
+    /// Tensor parallel: weights and rows of activations are divided.
+    pub tp: usize,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self { dp: 1, pp: 1, tp: 1 }
+    }
+}
+
+impl Mesh {
+    /// Ranks in all.
+    pub fn size(&self) -> usize {
+        self.dp * self.pp * self.tp
+    }
+
+    /// Where a rank is.
+    pub fn place(&self, rank: usize) -> MeshPlace {
+        MeshPlace { tp: rank % self.tp, pp: rank / self.tp % self.pp, dp: rank / self.tp / self.pp }
+    }
+
+    /// The rank at a place.
+    pub fn rank(&self, at: MeshPlace) -> usize {
+        (at.dp * self.pp + at.pp) * self.tp + at.tp
+    }
+
+    /// Whether a model and its training can be divided like this.
+    pub fn check(&self, model: &Config, config: &TrainConfig) -> Result<(), TrainError> {
+        let wrong = |reason: String| Err(TrainError::Mesh { mesh: self.to_string(), reason });
+        let Self { dp, pp, tp } = *self;
+        if dp == 0 || pp == 0 || tp == 0 {
+            return wrong("every axis has at least one rank".into());
+        }
+        for (what, n) in [("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn)] {
+            if n % tp != 0 {
+                return wrong(format!("tp must divide `model.{what}`, which is {n}"));
+            }
+        }
+        if model.vocab < tp {
+            return wrong(format!("tp is larger than the vocabulary of {}", model.vocab));
+        }
+        let stages = pp * config.pipeline.chunks;
+        if stages > model.layers + 2 {
+            return wrong(format!("{stages} pipeline stages for {} layers", model.layers));
+        }
+        let sequences = config.batch;
+        if !sequences.is_multiple_of(dp) {
+            return wrong(format!("dp must divide `batch`, which is {sequences}"));
+        }
+        let micros = (sequences / dp).div_ceil(config.micro_batch);
+        if config.pipeline.chunks > 1 && micros < pp {
+            return wrong(format!(
+                "{micros} micro-batches are fewer than the {pp} stages that an interleaved schedule fills"
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Mesh {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "dp={},pp={},tp={}", self.dp, self.pp, self.tp)
+    }
+}
+
+impl FromStr for Mesh {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut mesh = Self::default();
+        for part in text.split(',').filter(|p| !p.trim().is_empty()) {
+            let found = || format!("`{part}` in a mesh; expected e.g. `dp=2,pp=2,tp=2`");
+            let (axis, n) = part.trim().split_once('=').ok_or_else(found)?;
+            let n: usize = n.trim().parse().ok().filter(|n| (1..=1 << 20).contains(n)).ok_or_else(found)?;
+            match axis.trim() {
+                "dp" => mesh.dp = n,
+                "pp" => mesh.pp = n,
+                "tp" => mesh.tp = n,
+                _ => return Err(found()),
+            }
+        }
+        Ok(mesh)
+    }
+}
+
+/// Where a rank is in the mesh.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MeshPlace {
+    /// On the data-parallel axis.
+    pub dp: usize,
+    /// Pipeline stage.
+    pub pp: usize,
+    /// On the tensor-parallel axis.
+    pub tp: usize,
+}
+
+/// A rank's groups.
+#[derive(Clone)]
+pub struct Ranks {
+    /// The mesh.
+    pub mesh: Mesh,
+    /// This rank's place.
+    pub at: MeshPlace,
+    /// The ranks that hold the other slices of the same weights.
+    pub tp: Arc<dyn Comm>,
+    /// The other stages: activations go forwards here.
+    pub pp: Arc<dyn Comm>,
+    /// The other stages again: gradients go backwards here, so that neither waits for the other.
+    pub pp_back: Arc<dyn Comm>,
+    /// The ranks with the same slice of the same stage, which train on other sequences.
+    pub dp: Arc<dyn Comm>,
+    /// First and last stage, where both hold a tied table; elsewhere this rank alone.
+    pub ends: Arc<dyn Comm>,
+    /// Everybody.
+    pub all: Arc<dyn Comm>,
+}
+
+impl Ranks {
+    /// One rank that does everything.
+    pub fn solo() -> Self {
+        let solo: Arc<dyn Comm> = Arc::new(Solo);
+        let groups = || Arc::clone(&solo);
+        Self {
+            mesh: Mesh::default(),
+            at: MeshPlace::default(),
+            tp: groups(),
+            pp: groups(),
+            pp_back: groups(),
+            dp: groups(),
+            ends: groups(),
+            all: groups(),
+        }
+    }
+
+    /// This rank's groups in a world of as many ranks as the mesh has.
+    pub fn new(world: &World, mesh: Mesh) -> Self {
+        assert_eq!(world.size(), mesh.size(), "a mesh of {mesh} on {} ranks", world.size());
+        let at = mesh.place(world.rank());
+        let group = |name: &str, number: u32, members: Vec<MeshPlace>| -> Arc<dyn Comm> {
+            let members: Vec<usize> = members.into_iter().map(|place| mesh.rank(place)).collect();
+            if members.len() == 1 {
+                return Arc::new(Solo);
+            }
+            Arc::new(world.group(name, number, members))
+        };
+        let stages = || (0..mesh.pp).map(|pp| MeshPlace { pp, ..at }).collect();
+        let last = mesh.pp - 1;
+        let ends = if mesh.pp > 1 && (at.pp == 0 || at.pp == last) {
+            vec![MeshPlace { pp: 0, ..at }, MeshPlace { pp: last, ..at }]
+        } else {
+            vec![at]
+        };
+        Self {
+            mesh,
+            at,
+            tp: group("tp", 0, (0..mesh.tp).map(|tp| MeshPlace { tp, ..at }).collect()),
+            pp: group("pp", 1, stages()),
+            pp_back: group("pp-back", 2, stages()),
+            dp: group("dp", 3, (0..mesh.dp).map(|dp| MeshPlace { dp, ..at }).collect()),
+            ends: group("ends", 4, ends),
+            all: group("all", 5, (0..mesh.size()).map(|rank| mesh.place(rank)).collect()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_and_places_are_each_other_in_reverse() {
+        let mesh: Mesh = "dp=3, pp=2,tp=4".parse().unwrap();
+        assert_eq!((mesh.size(), mesh.to_string().as_str()), (24, "dp=3,pp=2,tp=4"));
+        for rank in 0..mesh.size() {
+            assert_eq!(mesh.rank(mesh.place(rank)), rank);
+        }
+        // Neighbours share a tensor-parallel group.
+        assert_eq!(mesh.place(1), MeshPlace { dp: 0, pp: 0, tp: 1 });
+        assert_eq!(mesh.place(4), MeshPlace { dp: 0, pp: 1, tp: 0 });
+    }
+
+    #[test]
+    fn what_is_no_mesh_is_said() {
+        for text in ["dp", "dp=0", "xp=2", "dp=2;tp=2", "tp=-1"] {
+            assert!(text.parse::<Mesh>().unwrap_err().contains("dp=2,pp=2,tp=2"), "{text}");
+        }
+    }
+}

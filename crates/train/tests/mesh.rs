@@ -1,0 +1,239 @@
+//! Training on a mesh of ranks against training on one: 20 steps from the same weights and data.
+//!
+//! Ranks are threads here. Pipeline stages compute what the single rank computes, so losses and weights have the same bits.
+//! Tensor and data parallelism add up in another order; what comes of that is held by [`LOSSES`] and [`WEIGHTS`]. On every
+//! mesh all ranks must agree, and a second run must have the same bits.
+//! `cargo test --release -p llamero-train --test mesh -- --nocapture` prints the table in docs/parallelism.md.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use common::{Made, config, llama, values};
+use llamero_comm::{Solo, Threads, World, WorldOptions};
+use llamero_cpu::Cpu;
+use llamero_model::{Config, Placement, Recompute, Shard};
+use llamero_tensor::DType;
+use llamero_train::{
+    Mesh, MeshPlace, OptimizerConfig, PipelineConfig, Ranks, SequenceSource, StepOutcome, TrainConfig,
+    Trainer, build_stages,
+};
+
+const STEPS: u64 = 20;
+
+/// Largest relative difference of a loss.
+const LOSSES: f64 = 1e-5;
+
+/// Largest difference of a weight after the last step, relative to the largest of its tensor.
+const WEIGHTS: f64 = 1e-3;
+
+fn settings() -> TrainConfig {
+    TrainConfig {
+        steps: Some(STEPS),
+        sequence: config().context,
+        batch: 4,
+        micro_batch: 1,
+        optimizer: OptimizerConfig { peak_lr: 1e-3, warmup_steps: 4, ..OptimizerConfig::default() },
+        ..TrainConfig::default()
+    }
+}
+
+/// What a rank has after the last step.
+struct Rank {
+    at: MeshPlace,
+    steps: Vec<StepOutcome>,
+    /// By parameter, this rank's slice.
+    weights: BTreeMap<usize, Vec<f32>>,
+}
+
+/// What all ranks have together.
+struct Outcome {
+    steps: Vec<StepOutcome>,
+    /// By parameter, whole.
+    weights: BTreeMap<usize, Vec<f32>>,
+}
+
+/// The canonical run.
+fn alone(model: &Config, settings: &TrainConfig, dtype: DType) -> Outcome {
+    let backend = Cpu::new(2).unwrap();
+    let whole = llama(model, &Placement::whole(model), (&backend, dtype), Arc::new(Solo));
+    let mut trainer = Trainer::new(whole, &backend, settings.clone());
+    let steps = steps(&mut trainer);
+    Outcome { steps, weights: weights(&trainer) }
+}
+
+fn rank(world: &World, mesh: Mesh, model: &Config, settings: &TrainConfig, dtype: DType) -> Rank {
+    let backend = Cpu::new(1).unwrap();
+    let ranks = Ranks::new(world, mesh);
+    let at = ranks.at;
+    let Ok(stages) = build_stages(model, settings, &ranks, (&backend, dtype), values);
+    let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings.clone());
+    let steps = steps(&mut trainer);
+    // A rank that leaves takes its messages with it.
+    trainer.ranks().all.barrier().unwrap();
+    Rank { at, steps, weights: weights(&trainer) }
+}
+
+fn steps(trainer: &mut Trainer<'_>) -> Vec<StepOutcome> {
+    let (own, settings) = (trainer.own_sequences(), trainer.config().clone());
+    (0..settings.num_steps())
+        .map(|step| {
+            let first = step * settings.batch as u64;
+            let sequences =
+                own.clone().map(|i| SequenceSource::sequence(&Made, first + i as u64).unwrap()).collect();
+            trainer.step(step, sequences).unwrap()
+        })
+        .collect()
+}
+
+fn weights(trainer: &Trainer<'_>) -> BTreeMap<usize, Vec<f32>> {
+    let params = trainer.stages().iter().flat_map(|s| s.params());
+    params.map(|p| (p.id, trainer.backend().download(&p.value))).collect()
+}
+
+fn train(mesh: Mesh, model: &Config, settings: &TrainConfig, dtype: DType) -> Outcome {
+    mesh.check(model, settings).unwrap();
+    let worlds = Threads::world(mesh.size(), WorldOptions { hash: true, ..WorldOptions::default() });
+    let ranks: Vec<Rank> = std::thread::scope(|scope| {
+        let ranks: Vec<_> =
+            worlds.into_iter().map(|w| scope.spawn(move || rank(&w, mesh, model, settings, dtype))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    let steps = ranks[0].steps.clone();
+    assert!(ranks.iter().all(|r| r.steps == steps), "{mesh}: ranks disagree");
+    assert!(steps.iter().all(|s| s.skipped.is_none()), "{mesh}: {steps:?}");
+    let mut weights = BTreeMap::new();
+    for spec in model.params() {
+        let holders: Vec<&Rank> = ranks.iter().filter(|r| r.weights.contains_key(&spec.id)).collect();
+        let mut whole = vec![f32::NAN; spec.shape.elements()];
+        for rank in holders {
+            let place = Placement { tp_rank: rank.at.tp, tp_size: mesh.tp, ..Placement::whole(model) };
+            let (cols, local) = (spec.local_cols(&place), &rank.weights[&spec.id]);
+            let rows = spec.local_rows(&place).flatten();
+            for (row, values) in rows.zip(local.chunks_exact(cols.len())) {
+                for (at, value) in (row * spec.shape.cols + cols.start..).zip(values) {
+                    let same = whole[at].is_nan() || whole[at].to_bits() == value.to_bits();
+                    assert!(same, "{mesh}: ranks disagree on `{}`", spec.name);
+                    whole[at] = *value;
+                }
+            }
+            assert_eq!(local.len(), spec.local_shape(&place).elements());
+            assert!(spec.shard != Shard::Whole || local.len() == whole.len());
+        }
+        assert!(whole.iter().all(|w| w.is_finite()), "{mesh}: `{}` is not whole", spec.name);
+        weights.insert(spec.id, whole);
+    }
+    Outcome { steps, weights }
+}
+
+/// Largest relative difference of losses, and of weights relative to the largest of their tensor.
+fn apart(found: &Outcome, expected: &Outcome) -> (f64, f64) {
+    let losses = found.steps.iter().zip(&expected.steps).map(|(f, e)| (f.loss / e.loss - 1.0).abs());
+    let weights = found.weights.iter().map(|(id, f)| {
+        let e = &expected.weights[id];
+        let largest = e.iter().fold(0.0, |a: f32, x| a.max(x.abs()));
+        let apart = f.iter().zip(e).fold(0.0, |a: f32, (f, e)| a.max((f - e).abs()));
+        f64::from(apart / largest)
+    });
+    (losses.fold(0.0, f64::max), weights.fold(0.0, f64::max))
+}
+
+fn same_bits(found: &Outcome, expected: &Outcome) -> bool {
+    let bits = |o: &Outcome| -> Vec<Vec<u32>> {
+        o.weights.values().map(|w| w.iter().map(|x| x.to_bits()).collect()).collect()
+    };
+    found.steps == expected.steps && bits(found) == bits(expected)
+}
+
+fn mesh(text: &str) -> Mesh {
+    text.parse().unwrap()
+}
+
+/// Meshes that compute the same sums in the same order.
+#[test]
+fn pipelines_have_the_bits_of_one_rank() {
+    for dtype in [DType::F32, DType::Bf16] {
+        let canonical = alone(&config(), &settings(), dtype);
+        let interleaved = PipelineConfig { chunks: 2, run: None };
+        let longer_runs = PipelineConfig { chunks: 2, run: Some(3) };
+        let variants = [
+            ("pp=2", settings()),
+            ("pp=3", settings()),
+            ("pp=2", TrainConfig { micro_batch: 2, ..settings() }),
+            ("pp=2", TrainConfig { micro_batch: 4, ..settings() }),
+            ("pp=2", TrainConfig { pipeline: interleaved, ..settings() }),
+            ("pp=2", TrainConfig { pipeline: longer_runs, ..settings() }),
+            ("pp=1", TrainConfig { pipeline: interleaved, ..settings() }),
+            ("pp=2", TrainConfig { recompute: Recompute::Nothing, ..settings() }),
+            ("pp=2", TrainConfig { recompute: Recompute::Blocks, ..settings() }),
+        ];
+        for (name, settings) in variants {
+            let found = train(mesh(name), &config(), &settings, dtype);
+            let TrainConfig { micro_batch, pipeline, recompute, .. } = settings;
+            let what =
+                format!("{name}, {dtype}, micro-batches of {micro_batch}, {pipeline:?}, {recompute:?}");
+            assert!(same_bits(&found, &canonical), "{what}: {:?}", apart(&found, &canonical));
+            println!("| {what} | same bits | |");
+        }
+    }
+}
+
+#[test]
+fn other_meshes_agree_with_one_rank_to_rounding() {
+    let canonical = alone(&config(), &settings(), DType::F32);
+    for name in ["dp=2", "dp=4", "tp=2", "tp=2,pp=2", "dp=2,pp=2", "dp=2,tp=2", "dp=2,pp=2,tp=2"] {
+        for recompute in [Recompute::Selective, Recompute::Blocks] {
+            let settings = TrainConfig { recompute, ..settings() };
+            let found = train(mesh(name), &config(), &settings, DType::F32);
+            let (losses, weights) = apart(&found, &canonical);
+            println!("| {name}, {recompute:?} | {losses:.1e} | {weights:.1e} |");
+            assert!(losses < LOSSES && weights < WEIGHTS, "{name}: losses {losses:e}, weights {weights:e}");
+            let again = train(mesh(name), &config(), &settings, DType::F32);
+            assert!(same_bits(&again, &found), "{name}: a second run differs");
+        }
+    }
+}
+
+/// A mesh with stages has the bits of the mesh without them.
+#[test]
+fn stages_change_no_bit_of_other_meshes() {
+    for (with, without) in [("dp=2,pp=2", "dp=2"), ("tp=2,pp=2", "tp=2"), ("dp=2,pp=2,tp=2", "dp=2,tp=2")] {
+        for dtype in [DType::F32, DType::Bf16] {
+            let with_stages = train(mesh(with), &config(), &settings(), dtype);
+            let whole = train(mesh(without), &config(), &settings(), dtype);
+            assert!(same_bits(&with_stages, &whole), "{with}, {dtype}: {:?}", apart(&with_stages, &whole));
+        }
+    }
+}
+
+/// The first stage looks tokens up in the table, the last multiplies by it: both hold it, and hold the same.
+#[test]
+fn a_tied_table_stays_the_same_on_both_ends() {
+    let tied = Config { tied: true, ..config() };
+    let canonical = alone(&tied, &settings(), DType::F32);
+    let interleaved = TrainConfig { pipeline: PipelineConfig { chunks: 2, run: None }, ..settings() };
+    for (name, settings) in [
+        ("pp=2", settings()),
+        ("pp=2", interleaved.clone()),
+        ("pp=1", interleaved),
+        ("dp=2", settings()),
+        ("dp=2,pp=2,tp=2", settings()),
+    ] {
+        let found = train(mesh(name), &tied, &settings, DType::F32);
+        let (losses, weights) = apart(&found, &canonical);
+        assert!(losses < LOSSES && weights < WEIGHTS, "{name}: losses {losses:e}, weights {weights:e}");
+    }
+}
+
+#[test]
+fn a_mesh_that_does_not_fit_is_refused() {
+    for (name, hint) in
+        [("tp=3", "heads"), ("pp=9", "9 pipeline stages"), ("dp=3", "`batch`"), ("tp=4", "kv_heads")]
+    {
+        let error = mesh(name).check(&config(), &settings()).unwrap_err().to_string();
+        assert!(error.contains(hint), "{name}: {error}");
+    }
+}
