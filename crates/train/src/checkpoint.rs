@@ -1,21 +1,26 @@
 //! Checkpoints of a run in progress.
 //!
-//! A checkpoint is a folder `step-N` with `state.json` and one file of raw little-endian f32 per kind of tensor. It is
-//! written under another name, every file fsynced and its blake3 noted in `state.json` (whose own is in `state.blake3`),
-//! read back and compared, and only then renamed. Loading takes the newest whose hashes hold and says which ones it
-//! passed over.
+//! A checkpoint is a folder `step-N` with `state.json` (whose blake3 is in `state.blake3`) and one file of raw
+//! little-endian f32 per rank. `state.json` lists the pieces of tensors in each file by their place in the whole tensor, so
+//! a checkpoint can be loaded on any other mesh. It is written under another name, every file fsynced and read back, and
+//! only then renamed. Loading takes the newest that is whole and says which ones it passed over; every piece is hashed
+//! before anything is used.
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use llamero_model::Config;
+use llamero_autograd::Param;
+use llamero_comm::Comm;
+use llamero_model::{Config, Llama, ParamSpec, Placement, Shard};
 use llamero_tensor::{Backend, DType, Shape, Tensor, pieces};
 use serde::{Deserialize, Serialize};
 
 use crate::fit::Progress;
-use crate::{TrainError, Trainer};
+use crate::optimizer::State as Owned;
+use crate::{Ranks, TrainError, Trainer};
 
 /// The folder that holds the checkpoints of one run.
 pub struct Checkpoints {
@@ -30,11 +35,44 @@ struct State {
     progress: Progress,
     /// Sizes of the model.
     model: Config,
-    /// Name and number of elements of each parameter, in order.
-    params: Vec<(String, usize)>,
-    /// blake3 of each file.
-    files: Vec<(String, String)>,
+    /// One for each rank that wrote it.
+    files: Vec<Shards>,
 }
+
+/// A file and what is in it.
+#[derive(Clone, Serialize, Deserialize)]
+struct Shards {
+    file: String,
+    /// In the order of the file, without gaps.
+    pieces: Vec<Piece>,
+}
+
+/// Some rows and columns of a tensor of the whole model.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Piece {
+    kind: Kind,
+    name: String,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    blake3: String,
+}
+
+impl Piece {
+    fn bytes(&self) -> u64 {
+        (self.rows.len() * self.cols.len() * size_of::<f32>()) as u64
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    /// f32 master weights.
+    Weight,
+    FirstMoment,
+    SecondMoment,
+}
+
+const KINDS: [Kind; 3] = [Kind::Weight, Kind::FirstMoment, Kind::SecondMoment];
 
 /// At least this long between checkpoints; a kill loses at most about that much work.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -44,6 +82,12 @@ const SAVE_SHARE: u32 = 25;
 
 /// Finished checkpoints that are kept; the older one is for the case that the newer is damaged.
 const KEPT: usize = 2;
+
+/// What an error at a path becomes.
+fn fail(path: &Path) -> impl Fn(std::io::Error) -> TrainError {
+    let path = path.to_owned();
+    move |source| TrainError::Checkpoint { path: path.clone(), source }
+}
 
 impl Checkpoints {
     /// Checkpoints below `dir`, which is created when the first is saved.
@@ -62,46 +106,48 @@ impl Checkpoints {
         if self.interval.is_zero() { Duration::ZERO } else { self.interval.max(SAVE_SHARE * saving) }
     }
 
-    /// Saves the state after `progress.step` steps.
+    /// Saves the state after `progress.step` steps. Every rank calls it, and all get the same result: a checkpoint is
+    /// published when every rank's file is whole, and otherwise the error says whose is not.
     pub(crate) fn save(&self, trainer: &Trainer<'_>, progress: &Progress) -> Result<(), TrainError> {
-        let fail = |path: &Path| {
-            let path = path.to_owned();
-            move |source| TrainError::Checkpoint { path, source }
-        };
-        let temporary = self.dir.join("writing");
-        if temporary.exists() {
-            std::fs::remove_dir_all(&temporary).map_err(fail(&temporary))?;
-        }
-        std::fs::create_dir_all(&temporary).map_err(fail(&temporary))?;
-        let mut state = State {
+        let (all, temporary) = (&trainer.ranks().all, self.dir.join("writing"));
+        let first = all.rank() == 0;
+        let begun = if first { begin(&temporary) } else { Ok(()) };
+        agree(&**all, begun.map(|()| Vec::new()))?;
+        let json = |shards: Shards| serde_json::to_vec(&shards).map_err(|e| fail(&temporary)(e.into()));
+        let own = write_shards(&temporary, trainer).and_then(json);
+        let files = agree(&**all, own)?;
+        let published = if first { self.publish(&temporary, &files, trainer, progress) } else { Ok(()) };
+        agree(&**all, published.map(|()| Vec::new()))?;
+        Ok(())
+    }
+
+    /// Writes `state.json` and gives the folder its name.
+    fn publish(
+        &self,
+        temporary: &Path,
+        files: &[Vec<u8>],
+        trainer: &Trainer<'_>,
+        progress: &Progress,
+    ) -> Result<(), TrainError> {
+        let path = temporary.join("state.json");
+        let files = files.iter().map(|json| serde_json::from_slice(json)).collect::<Result<_, _>>();
+        let state = State {
             updates: trainer.optimizer.updates,
             mean_loss: trainer.mean_loss,
             progress: progress.clone(),
             model: trainer.model().config.clone(),
-            params: trainer.model().params().map(|p| (p.name.clone(), p.value.shape().elements())).collect(),
-            files: Vec::new(),
+            files: files.map_err(|e| fail(&path)(e.into()))?,
         };
-        for name in FILES {
-            let path = temporary.join(name);
-            let hash = write_tensors(&path, trainer, name).map_err(fail(&path))?;
-            let found = hash_file(&path).map_err(fail(&path))?;
-            if found != hash {
-                let source = std::io::Error::other(format!("reads back as {found}, but {hash} was written"));
-                return Err(TrainError::Checkpoint { path, source });
-            }
-            state.files.push((name.into(), hash));
-        }
-        let path = temporary.join("state.json");
         let text = serde_json::to_vec(&state).map_err(|e| fail(&path)(e.into()))?;
         write_synced(&path, &text).map_err(fail(&path))?;
         let path = temporary.join("state.blake3");
         write_synced(&path, blake3::hash(&text).to_hex().as_bytes()).map_err(fail(&path))?;
-        File::open(&temporary).and_then(|d| d.sync_all()).map_err(fail(&temporary))?;
+        File::open(temporary).and_then(|d| d.sync_all()).map_err(fail(temporary))?;
         let published = self.dir.join(format!("step-{:010}", progress.step));
         if published.exists() {
             std::fs::remove_dir_all(&published).map_err(fail(&published))?;
         }
-        std::fs::rename(&temporary, &published).map_err(fail(&published))?;
+        std::fs::rename(temporary, &published).map_err(fail(&published))?;
         File::open(&self.dir).and_then(|d| d.sync_all()).map_err(fail(&self.dir))?;
         for old in self.list().iter().rev().skip(KEPT) {
             std::fs::remove_dir_all(old).map_err(fail(old))?;
@@ -127,68 +173,159 @@ impl Checkpoints {
         found
     }
 
-    /// Puts the newest whole checkpoint into `trainer`. Returns its progress, if there was one, and a line for every
-    /// newer one that had to be passed over.
+    /// Puts the newest checkpoint that is whole for every rank into `trainer`. Returns its progress, if there was one, and
+    /// a line for every newer one that had to be passed over. Every rank calls it.
     pub(crate) fn load(
         &self,
         trainer: &mut Trainer<'_>,
     ) -> Result<(Option<Progress>, Vec<String>), TrainError> {
+        let all = std::sync::Arc::clone(&trainer.ranks().all);
+        // The first rank's list is everybody's.
+        let list = if all.rank() == 0 { self.list() } else { Vec::new() };
+        let names = list.iter().filter_map(|p| Some(p.file_name()?.to_str()?.to_owned())).collect::<Vec<_>>();
+        let names = agree(&*all, Ok(names.join("\n").into_bytes()))?.swap_remove(0);
+        let names = String::from_utf8_lossy(&names).into_owned();
         let mut passed_over = Vec::new();
-        for dir in self.list().iter().rev() {
-            match check(dir, trainer) {
-                Ok(state) => return Ok((Some(restore(dir, trainer, state)?), passed_over)),
-                Err(reason) => {
-                    passed_over.push(format!("checkpoint `{}` was passed over: {reason}", dir.display()))
-                }
+        for name in names.lines().rev() {
+            let dir = self.dir.join(name);
+            let checked = check(&dir, trainer);
+            let reason = checked.as_ref().err().cloned().unwrap_or_default();
+            let reasons = agree(&*all, Ok(reason.into_bytes()))?;
+            if let Some(reason) = reasons.iter().find(|reason| !reason.is_empty()) {
+                let reason = String::from_utf8_lossy(reason);
+                passed_over.push(format!("checkpoint `{}` was passed over: {reason}", dir.display()));
+                continue;
             }
+            let Ok(state) = checked else { unreachable!("a failed check has a reason") };
+            let restored = restore(&dir, trainer, &state);
+            agree(&*all, restored.map(|()| Vec::new()))?;
+            return Ok((Some(state.progress), passed_over));
         }
         Ok((None, passed_over))
     }
 }
 
-const WEIGHTS: &str = "weights.f32";
-const FIRST_MOMENTS: &str = "m.f32";
-const SECOND_MOMENTS: &str = "v.f32";
-const FILES: [&str; 3] = [WEIGHTS, FIRST_MOMENTS, SECOND_MOMENTS];
-
-/// Writes the tensors of one file in pieces and returns its hash.
-fn write_tensors(path: &Path, trainer: &Trainer<'_>, name: &str) -> std::io::Result<String> {
-    let backend = trainer.backend();
-    let mut out = BufWriter::new(File::create(path)?);
-    let mut hasher = blake3::Hasher::new();
-    for (param, state) in trainer.model().params().zip(&trainer.optimizer.states) {
-        let tensor = match (name, &state.low) {
-            (FIRST_MOMENTS, _) => state.m.clone(),
-            (SECOND_MOMENTS, _) => state.v.clone(),
-            (_, None) => param.value.clone(),
-            (_, Some(low)) => backend.join(&param.value, low),
-        };
-        let cols = tensor.cols();
-        for rows in pieces(0..tensor.rows(), cols) {
-            let mut piece = backend.zeros(Shape::new(rows.len(), cols), DType::F32);
-            backend.copy_rows(&mut piece, 0, &tensor, rows, 0..cols);
-            let bytes: Vec<u8> = backend.download(&piece).iter().flat_map(|x| x.to_le_bytes()).collect();
-            hasher.update(&bytes);
-            out.write_all(&bytes)?;
+/// Every rank's bytes, or the first rank's error, on all of them.
+fn agree(all: &dyn Comm, own: Result<Vec<u8>, TrainError>) -> Result<Vec<Vec<u8>>, TrainError> {
+    let (mut message, error) = match own {
+        Ok(bytes) => (bytes, None),
+        Err(error) => (error.to_string().into_bytes(), Some(error)),
+    };
+    message.push(u8::from(error.is_some()));
+    let messages = all.all_gather(message.into())?;
+    if let Some(error) = error {
+        return Err(error);
+    }
+    let mut bytes = Vec::with_capacity(messages.len());
+    for (rank, message) in messages.iter().enumerate() {
+        match message.split_last() {
+            Some((0, rest)) => bytes.push(rest.to_vec()),
+            Some((_, text)) => {
+                let reason = String::from_utf8_lossy(text).into_owned();
+                return Err(TrainError::OtherRank { rank, reason });
+            }
+            None => bytes.push(Vec::new()),
         }
     }
-    out.into_inner()?.sync_all()?;
-    Ok(hasher.finalize().to_hex().to_string())
+    Ok(bytes)
 }
 
-/// The next tensor of a file, in pieces.
-fn read_tensor(file: &mut impl Read, backend: &dyn Backend, shape: Shape) -> std::io::Result<Tensor> {
-    let mut tensor = backend.zeros(shape, DType::F32);
-    for rows in pieces(0..shape.rows, shape.cols) {
-        let part = Shape::new(rows.len(), shape.cols);
-        let mut bytes = vec![0; part.elements() * 4];
-        file.read_exact(&mut bytes)?;
-        let host: Vec<f32> =
-            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        let piece = backend.upload(&host, part, DType::F32);
-        backend.copy_rows(&mut tensor, rows.start, &piece, 0..part.rows, 0..part.cols);
+/// An empty folder to write into.
+fn begin(temporary: &Path) -> Result<(), TrainError> {
+    if temporary.exists() {
+        std::fs::remove_dir_all(temporary).map_err(fail(temporary))?;
     }
-    Ok(tensor)
+    std::fs::create_dir_all(temporary).map_err(fail(temporary))
+}
+
+/// Rows of a rank's slice of a tensor, and the rows of the whole tensor that they are, run by run.
+fn runs(spec: &ParamSpec, place: &Placement, local: &Range<usize>) -> Vec<(Range<usize>, Range<usize>)> {
+    let mut first = 0;
+    let mut runs = Vec::new();
+    for global in spec.local_rows(place) {
+        let own = first.max(local.start)..(first + global.len()).min(local.end);
+        if !own.is_empty() {
+            let at = global.start + own.start - first;
+            runs.push((own.clone(), at..at + own.len()));
+        }
+        first += global.len();
+    }
+    runs
+}
+
+/// The rows of a parameter that this rank updates, as f32.
+fn owned_tensor(kind: Kind, value: &Tensor, owned: &Owned, backend: &dyn Backend) -> Tensor {
+    match (kind, &owned.low) {
+        (Kind::FirstMoment, _) => owned.m.clone(),
+        (Kind::SecondMoment, _) => owned.v.clone(),
+        (Kind::Weight, None) if owned.rows.len() == value.rows() => value.clone(),
+        (Kind::Weight, Some(low)) if owned.rows.len() == value.rows() => backend.join(value, low),
+        (Kind::Weight, low) => {
+            let rows = owned.rows.clone();
+            let mut own = backend.zeros(Shape::new(rows.len(), value.cols()), value.dtype());
+            backend.copy_rows(&mut own, 0, value, rows, 0..value.cols());
+            low.as_ref().map_or(own.clone(), |low| backend.join(&own, low))
+        }
+    }
+}
+
+/// Whether another rank writes or wrote this parameter for all that hold it alike.
+fn written_elsewhere(spec: &ParamSpec, ranks: &Ranks, before: bool) -> bool {
+    (spec.shard == Shard::Whole && ranks.at.tp > 0) || (spec.id == 0 && (ranks.ends.rank() > 0 || before))
+}
+
+/// Writes this rank's file, reads it back and compares.
+fn write_shards(dir: &Path, trainer: &Trainer<'_>) -> Result<Shards, TrainError> {
+    let (backend, ranks) = (trainer.backend(), trainer.ranks());
+    let table = trainer.model().config.params();
+    let name = format!("rank-{:04}.f32", ranks.all.rank());
+    let path = dir.join(&name);
+    let mut out = BufWriter::new(File::create(&path).map_err(fail(&path))?);
+    let mut shards = Shards { file: name, pieces: Vec::new() };
+    for kind in KINDS {
+        let mut table_written = false;
+        let params = trainer
+            .stages()
+            .iter()
+            .zip(trainer.places())
+            .flat_map(|(stage, place)| stage.params().map(move |param| (param, place)));
+        for ((param, place), state) in params.zip(&trainer.optimizer.states) {
+            let spec = &table[param.id];
+            if written_elsewhere(spec, ranks, table_written) {
+                continue;
+            }
+            table_written |= param.id == 0;
+            let tensor = owned_tensor(kind, &param.value, state, backend);
+            for (local, rows) in runs(spec, place, &state.rows) {
+                let own = local.start - state.rows.start..local.end - state.rows.start;
+                let blake3 = write_rows(&mut out, backend, &tensor, own).map_err(fail(&path))?;
+                let (name, cols) = (param.name.clone(), spec.local_cols(place));
+                shards.pieces.push(Piece { kind, name, rows, cols, blake3 });
+            }
+        }
+    }
+    let file = out.into_inner().map_err(|e| fail(&path)(e.into_error()))?;
+    file.sync_all().map_err(fail(&path))?;
+    check_pieces(dir, &shards, |_| true).map_err(|reason| fail(&path)(std::io::Error::other(reason)))?;
+    Ok(shards)
+}
+
+/// Writes some rows in pieces of a few mebibytes and returns their hash.
+fn write_rows(
+    out: &mut impl Write,
+    backend: &dyn Backend,
+    tensor: &Tensor,
+    rows: Range<usize>,
+) -> std::io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    for rows in pieces(rows, tensor.cols()) {
+        let mut piece = backend.zeros(Shape::new(rows.len(), tensor.cols()), DType::F32);
+        backend.copy_rows(&mut piece, 0, tensor, rows, 0..tensor.cols());
+        let bytes: Vec<u8> = backend.download(&piece).iter().flat_map(|x| x.to_le_bytes()).collect();
+        hasher.update(&bytes);
+        out.write_all(&bytes)?;
+    }
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
@@ -197,13 +334,41 @@ fn write_synced(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     file.sync_all()
 }
 
-fn hash_file(path: &Path) -> std::io::Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(path)?)?;
-    Ok(hasher.finalize().to_hex().to_string())
+/// Hashes the pieces of a file that are wanted, and checks that nothing follows the last.
+fn check_pieces(dir: &Path, shards: &Shards, wanted: impl Fn(&Piece) -> bool) -> Result<(), String> {
+    let name = &shards.file;
+    let said = |e: std::io::Error| format!("`{name}`: {e}");
+    let file = File::open(dir.join(name)).map_err(said)?;
+    let (found, expected) =
+        (file.metadata().map_err(said)?.len(), shards.pieces.iter().map(Piece::bytes).sum::<u64>());
+    if found != expected {
+        return Err(format!("`{name}` has {found} bytes, but {expected} were written"));
+    }
+    let mut file = BufReader::with_capacity(1 << 20, file);
+    for piece in &shards.pieces {
+        if !wanted(piece) {
+            file.seek_relative(piece.bytes() as i64).map_err(said)?;
+            continue;
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(file.by_ref().take(piece.bytes())).map_err(said)?;
+        let found = hasher.finalize().to_hex();
+        if found.as_str() != piece.blake3 {
+            let Piece { kind, name: tensor, rows, blake3, .. } = piece;
+            return Err(format!(
+                "`{name}`: rows {rows:?} of `{tensor}` ({kind:?}) have hash {found}, but {blake3} was written"
+            ));
+        }
+    }
+    Ok(())
 }
 
-/// Checks everything about a checkpoint before anything of it is used.
+/// The rows that a rank needs of a parameter: all of its slice for the weights, what it updates for the moments.
+fn needed(kind: Kind, param: &Param, state: &Owned) -> Range<usize> {
+    if kind == Kind::Weight { 0..param.value.rows() } else { state.rows.clone() }
+}
+
+/// Checks everything about a checkpoint that this rank needs, before anything of it is used.
 fn check(dir: &Path, trainer: &Trainer<'_>) -> Result<State, String> {
     let bytes = |name: &str| std::fs::read(dir.join(name)).map_err(|e| format!("`{name}`: {e}"));
     let (text, expected) = (bytes("state.json")?, bytes("state.blake3")?);
@@ -213,43 +378,136 @@ fn check(dir: &Path, trainer: &Trainer<'_>) -> Result<State, String> {
         return Err(format!("`state.json` has hash {found}, but `state.blake3` says {expected}"));
     }
     let state: State = serde_json::from_slice(&text).map_err(|e| format!("`state.json`: {e}"))?;
-    let expected: Vec<_> =
-        trainer.model().params().map(|p| (p.name.clone(), p.value.shape().elements())).collect();
-    if state.model != trainer.model().config || state.params != expected {
+    let config = &trainer.model().config;
+    if state.model != *config {
         return Err("it belongs to another model".into());
     }
-    if !state.files.iter().map(|(name, _)| name.as_str()).eq(FILES) {
-        return Err(format!("`state.json` does not list {FILES:?}"));
+    let table = config.params();
+    let holds = |name: &str| trainer.stages().iter().flat_map(Llama::params).any(|p| p.name == name);
+    for shards in &state.files {
+        let plain = Path::new(&shards.file).components().count() == 1;
+        if !plain {
+            return Err(format!("`state.json` names a file outside the folder: `{}`", shards.file));
+        }
+        check_pieces(dir, shards, |piece| holds(&piece.name))?;
     }
-    for (name, expected) in &state.files {
-        let found = hash_file(&dir.join(name)).map_err(|e| format!("`{name}`: {e}"))?;
-        if found != *expected {
-            return Err(format!("`{name}` has hash {found}, but {expected} was written"));
+    // Every element that is needed is in exactly one piece.
+    let params = trainer.stages().iter().zip(trainer.places());
+    let params = params.flat_map(|(stage, place)| stage.params().map(move |param| (param, place)));
+    for ((param, place), owned) in params.zip(&trainer.optimizer.states) {
+        let spec = &table[param.id];
+        for kind in KINDS {
+            let cols = spec.local_cols(place);
+            for (_, rows) in runs(spec, place, &needed(kind, param, owned)) {
+                let found: usize = overlaps(&state, kind, &param.name, &rows, &cols)
+                    .map(|(.., rows, cols)| rows.len() * cols.len())
+                    .sum();
+                if found != rows.len() * cols.len() {
+                    let all = rows.len() * cols.len();
+                    return Err(format!("{found} of {all} values of `{}` ({kind:?}) are there", param.name));
+                }
+            }
         }
     }
     Ok(state)
 }
 
-/// Replaces the state of `trainer` tensor by tensor, so that no second copy of it is ever in memory. The files were
+/// Where parts of a tensor are: file, offset of the piece in it, the piece, and the rows and columns that are wanted of it.
+fn overlaps<'a>(
+    state: &'a State,
+    kind: Kind,
+    name: &'a str,
+    rows: &'a Range<usize>,
+    cols: &'a Range<usize>,
+) -> impl Iterator<Item = (&'a str, u64, &'a Piece, Range<usize>, Range<usize>)> {
+    let meet = |a: &Range<usize>, b: &Range<usize>| a.start.max(b.start)..a.end.min(b.end);
+    state.files.iter().flat_map(move |shards| {
+        let mut offset = 0;
+        shards.pieces.iter().filter_map(move |piece| {
+            let at = offset;
+            offset += piece.bytes();
+            let (rows, cols) = (meet(&piece.rows, rows), meet(&piece.cols, cols));
+            let here = piece.kind == kind && piece.name == name && !rows.is_empty() && !cols.is_empty();
+            here.then_some((shards.file.as_str(), at, piece, rows, cols))
+        })
+    })
+}
+
+/// Replaces the state of `trainer` tensor by tensor, so that no second copy of it is ever in memory. The pieces were
 /// read and found whole just before; one that cannot be read now ends the run, for what it leaves is a mixture.
-fn restore(dir: &Path, trainer: &mut Trainer<'_>, state: State) -> Result<Progress, TrainError> {
+fn restore(dir: &Path, trainer: &mut Trainer<'_>, state: &State) -> Result<(), TrainError> {
     let backend = trainer.backend();
-    for name in FILES {
-        let path = dir.join(name);
-        let fail = |source| TrainError::Checkpoint { path: path.clone(), source };
-        let mut file = BufReader::new(File::open(&path).map_err(fail)?);
-        let (stages, optimizer) = trainer.parts_mut();
-        for (param, slot) in stages[0].params_mut().zip(&mut optimizer.states) {
-            let tensor = read_tensor(&mut file, backend, param.value.shape()).map_err(fail)?;
-            match (name, &mut slot.low) {
-                (FIRST_MOMENTS, _) => slot.m = tensor,
-                (SECOND_MOMENTS, _) => slot.v = tensor,
-                (_, None) => param.value = tensor,
-                (_, Some(low)) => (param.value, *low) = backend.split(&tensor),
+    let table = trainer.model().config.params();
+    let places = trainer.places().to_vec();
+    let (stages, optimizer) = trainer.parts_mut();
+    let params = stages.iter_mut().zip(&places);
+    let params = params.flat_map(|(stage, place)| stage.params_mut().map(move |param| (param, place)));
+    for ((param, place), owned) in params.zip(&mut optimizer.states) {
+        let spec = &table[param.id];
+        for kind in KINDS {
+            let wanted = needed(kind, param, owned);
+            let tensor = read_tensor(dir, state, (kind, spec, place), wanted, backend)?;
+            match (kind, &mut owned.low) {
+                (Kind::FirstMoment, _) => owned.m = tensor,
+                (Kind::SecondMoment, _) => owned.v = tensor,
+                (Kind::Weight, None) => param.value = tensor,
+                (Kind::Weight, Some(low)) if owned.rows.len() == tensor.rows() => {
+                    (param.value, *low) = backend.split(&tensor);
+                }
+                (Kind::Weight, Some(low)) => {
+                    let mut own = backend.zeros(Shape::new(owned.rows.len(), tensor.cols()), DType::F32);
+                    backend.copy_rows(&mut own, 0, &tensor, owned.rows.clone(), 0..tensor.cols());
+                    *low = backend.split(&own).1;
+                    param.value = backend.split(&tensor).0;
+                }
             }
         }
     }
-    trainer.optimizer.updates = state.updates;
+    optimizer.updates = state.updates;
     trainer.mean_loss = state.mean_loss;
-    Ok(state.progress)
+    Ok(())
+}
+
+/// Rows of this rank's slice of a tensor, in pieces.
+fn read_tensor(
+    dir: &Path,
+    state: &State,
+    (kind, spec, place): (Kind, &ParamSpec, &Placement),
+    local: Range<usize>,
+    backend: &dyn Backend,
+) -> Result<Tensor, TrainError> {
+    let cols = spec.local_cols(place);
+    let mut tensor = backend.zeros(Shape::new(local.len(), cols.len()), DType::F32);
+    for (own, global) in runs(spec, place, &local) {
+        let mut at = own.start - local.start;
+        for rows in pieces(global, cols.len()) {
+            let mut host = vec![f32::NAN; rows.len() * cols.len()];
+            for (file, offset, piece, some_rows, some_cols) in overlaps(state, kind, &spec.name, &rows, &cols)
+            {
+                let path = dir.join(file);
+                let mut file = File::open(&path).map_err(fail(&path))?;
+                let width = piece.cols.len();
+                let mut bytes = vec![0; some_cols.len() * size_of::<f32>()];
+                for row in some_rows {
+                    let element = (row - piece.rows.start) * width + some_cols.start - piece.cols.start;
+                    let from = SeekFrom::Start(offset + (element * size_of::<f32>()) as u64);
+                    file.seek(from).and_then(|_| file.read_exact(&mut bytes)).map_err(fail(&path))?;
+                    let to = (row - rows.start) * cols.len() + some_cols.start - cols.start;
+                    for (value, bytes) in host[to..].iter_mut().zip(bytes.as_chunks().0) {
+                        *value = f32::from_le_bytes(*bytes);
+                    }
+                }
+            }
+            let part = Shape::new(rows.len(), cols.len());
+            backend.copy_rows(
+                &mut tensor,
+                at,
+                &backend.upload(&host, part, DType::F32),
+                0..part.rows,
+                0..part.cols,
+            );
+            at += part.rows;
+        }
+    }
+    Ok(tensor)
 }

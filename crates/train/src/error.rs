@@ -23,6 +23,14 @@ pub enum TrainError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// Another rank failed in something that all ranks do together.
+    #[error("rank {rank}: {reason}")]
+    OtherRank {
+        /// The rank.
+        rank: usize,
+        /// What it said.
+        reason: String,
+    },
     /// Too many steps in a row had to be skipped.
     #[error(
         "step {step}: {skipped} steps in a row were skipped, the last because {reason}\n\

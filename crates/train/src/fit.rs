@@ -96,11 +96,12 @@ pub fn train(
     while progress.step < config.num_steps() {
         let begun = Instant::now();
         let first = progress.cursor;
-        let sequences = (first..first + config.batch as u64)
-            .map(|i| source.sequence(i))
+        let sequences = trainer
+            .own_sequences()
+            .map(|i| source.sequence(first + i as u64))
             .collect::<Result<Vec<_>, _>>()?;
-        progress.tokens += sequences.iter().map(|s| s.tokens.len() as u64).sum::<u64>();
         let outcome = trainer.step(progress.step, sequences)?;
+        progress.tokens += outcome.tokens;
         let record = StepRecord {
             step: progress.step,
             tokens: progress.tokens,
@@ -123,7 +124,8 @@ pub fn train(
         progress.history.push((record, begun.elapsed().as_secs_f64()));
         progress.step += 1;
         progress.cursor += config.batch as u64;
-        if last_checkpoint.elapsed() >= pause && progress.step < config.num_steps() {
+        let due = last_checkpoint.elapsed() >= pause && progress.step < config.num_steps();
+        if everybody_does(trainer, due)? {
             let saving = Instant::now();
             checkpoints.save(trainer, &progress)?;
             pause = checkpoints.pause_after(saving.elapsed());
@@ -133,6 +135,13 @@ pub fn train(
     let (history, seconds): (Vec<_>, Vec<_>) = progress.history.into_iter().unzip();
     remarks.extend(skips(&history));
     Ok(TrainReport { history, seconds, resumed_at, remarks })
+}
+
+/// What the first rank decides by its clock.
+fn everybody_does(trainer: &Trainer<'_>, due: bool) -> Result<bool, TrainError> {
+    let mut due = [f32::from(u8::from(due))];
+    trainer.ranks().all.broadcast(&mut due, 0)?;
+    Ok(due[0] > 0.0)
 }
 
 fn skips(history: &[StepRecord]) -> impl Iterator<Item = String> + '_ {

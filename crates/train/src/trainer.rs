@@ -22,6 +22,8 @@ pub struct StepOutcome {
     pub grad_norm: f64,
     /// Learning rate used.
     pub lr: f64,
+    /// Tokens read by all ranks.
+    pub tokens: u64,
     /// Why the update was not made, when it was not.
     pub skipped: Option<String>,
 }
@@ -30,6 +32,8 @@ pub struct StepOutcome {
 pub struct Trainer<'b> {
     /// The chunks of the model on this rank: the whole model, where the mesh has one stage.
     stages: Vec<Llama>,
+    /// What each of them is of the whole.
+    places: Vec<Placement>,
     pub(crate) optimizer: Optimizer,
     backend: &'b dyn Backend,
     config: TrainConfig,
@@ -49,21 +53,25 @@ pub fn build_stages<E>(
     device: (&dyn Backend, DType),
     mut values: impl FnMut(&ParamSpec, std::ops::Range<usize>) -> Result<Vec<f32>, E>,
 ) -> Result<Vec<Llama>, E> {
+    let places = places(model, config, ranks);
+    places.iter().map(|place| Llama::build(model, place, device, &ranks.tp, &mut values)).collect()
+}
+
+/// What the chunks on a rank are of the whole model.
+fn places(model: &Config, config: &TrainConfig, ranks: &Ranks) -> Vec<Placement> {
     let (pp, chunks) = (ranks.mesh.pp, config.pipeline.chunks);
     let layers = stage_layers(model, pp * chunks);
-    (0..chunks)
-        .map(|chunk| {
-            let stage = chunk * pp + ranks.at.pp;
-            let place = Placement {
-                layers: layers[stage].clone(),
-                first: stage == 0,
-                last: stage + 1 == layers.len(),
-                tp_rank: ranks.at.tp,
-                tp_size: ranks.mesh.tp,
-            };
-            Llama::build(model, &place, device, &ranks.tp, &mut values)
-        })
-        .collect()
+    let place = |chunk: usize| {
+        let stage = chunk * pp + ranks.at.pp;
+        Placement {
+            layers: layers[stage].clone(),
+            first: stage == 0,
+            last: stage + 1 == layers.len(),
+            tp_rank: ranks.at.tp,
+            tp_size: ranks.mesh.tp,
+        }
+    };
+    (0..chunks).map(place).collect()
 }
 
 /// A micro-batch on its way through a chunk.
@@ -78,6 +86,8 @@ struct Flight<'a> {
 pub struct StepGradients {
     /// Mean over all targets of all ranks.
     pub loss: f64,
+    /// Tokens read by all ranks.
+    pub tokens: u64,
     /// Sum of the squares of all gradients of all ranks.
     pub square: f64,
     /// By parameter, of the rows that this rank updates.
@@ -93,7 +103,9 @@ impl<'b> Trainer<'b> {
     /// One rank's part of a trainer at step 0, with what [`build_stages`] gave.
     pub fn on_mesh(stages: Vec<Llama>, ranks: Ranks, backend: &'b dyn Backend, config: TrainConfig) -> Self {
         let optimizer = Optimizer::new(&stages, backend, &*ranks.dp);
-        Self { stages, optimizer, backend, config, ranks, mean_loss: None }
+        let places = places(&stages[0].config, &config, &ranks);
+        assert_eq!(places.len(), stages.len(), "a trainer has the chunks that its configuration says");
+        Self { stages, places, optimizer, backend, config, ranks, mean_loss: None }
     }
 
     /// The whole model, or the first chunk of it on this rank.
@@ -109,6 +121,11 @@ impl<'b> Trainer<'b> {
     /// The chunks of the model on this rank.
     pub fn stages(&self) -> &[Llama] {
         &self.stages
+    }
+
+    /// What the chunks are of the whole model.
+    pub(crate) fn places(&self) -> &[Placement] {
+        &self.places
     }
 
     /// The chunks of the model on this rank and the state of the optimiser.
@@ -140,11 +157,13 @@ impl<'b> Trainer<'b> {
     /// update. The sum runs over micro-batches in order, so their size does not matter.
     pub fn gradients(&self, step: u64, sequences: Vec<Sequence>) -> Result<StepGradients, TrainError> {
         let ranks = &self.ranks;
-        let tokens = sequences.iter().map(|s| s.tokens.len()).sum();
-        let targets: usize = sequences.iter().flat_map(|s| &s.targets).filter(|&&t| t != u32::MAX).count();
-        let targets: f64 = everybodys(&*ranks.dp, &[targets as f64])?.iter().map(|t| t[0]).sum();
+        let tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
+        let targets = sequences.iter().flat_map(|s| &s.targets).filter(|&&t| t != u32::MAX).count();
+        let counts = everybodys(&*ranks.dp, &[targets as f64, tokens as f64])?;
+        let [targets, tokens] = [0, 1].map(|i| counts.iter().map(|own| own[i]).sum::<f64>());
+        let tokens = tokens as u64;
         if targets == 0.0 {
-            return Err(TrainError::NoTargets { step, tokens });
+            return Err(TrainError::NoTargets { step, tokens: tokens as usize });
         }
         let mut sequences = sequences.into_iter().peekable();
         let mut batches = Vec::new();
@@ -170,7 +189,7 @@ impl<'b> Trainer<'b> {
         let all = everybodys(&*ranks.all, &own)?;
         let total = |i: usize| all.iter().map(|own| own[i]).sum::<f64>();
         let square = (0..table.len()).map(total).sum();
-        Ok(StepGradients { loss: total(table.len()) / targets, square, by_id })
+        Ok(StepGradients { loss: total(table.len()) / targets, tokens, square, by_id })
     }
 
     /// Every pass of this rank's schedule. Returns the sum of the losses, at the last stage: row by row in order, so that
@@ -289,7 +308,7 @@ impl<'b> Trainer<'b> {
     }
 
     fn update(&mut self, step: u64, sequences: Vec<Sequence>) -> Result<StepOutcome, TrainError> {
-        let StepGradients { loss, square, by_id } = self.gradients(step, sequences)?;
+        let StepGradients { loss, tokens, square, by_id } = self.gradients(step, sequences)?;
         let grad_norm = square.sqrt();
         let lr = learning_rate(&self.config.optimizer, step, self.config.num_steps());
         let skipped = self.refusal(loss, grad_norm);
@@ -301,7 +320,7 @@ impl<'b> Trainer<'b> {
             let mean = self.mean_loss.map_or(loss, |mean| mean + MEAN_WEIGHT * (loss - mean));
             self.mean_loss = Some(mean);
         }
-        Ok(StepOutcome { loss, grad_norm, lr, skipped })
+        Ok(StepOutcome { loss, grad_norm, lr, tokens, skipped })
     }
 
     fn refusal(&self, loss: f64, grad_norm: f64) -> Option<String> {

@@ -10,16 +10,19 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{Made, config, llama, values};
 use llamero_comm::{Solo, Threads, World, WorldOptions};
 use llamero_cpu::Cpu;
+use llamero_data::{DataError, Sequence};
 use llamero_model::{Config, Placement, Recompute, Shard};
 use llamero_tensor::DType;
 use llamero_train::{
-    Mesh, MeshPlace, OptimizerConfig, PipelineConfig, Ranks, SequenceSource, StepOutcome, TrainConfig,
-    Trainer, build_stages,
+    Checkpoints, Mesh, MeshPlace, OptimizerConfig, PipelineConfig, Ranks, SequenceSource, StepOutcome,
+    StepRecord, TrainConfig, Trainer, build_stages,
 };
 
 const STEPS: u64 = 20;
@@ -225,6 +228,113 @@ fn a_tied_table_stays_the_same_on_both_ends() {
         let found = train(mesh(name), &tied, &settings, DType::F32);
         let (losses, weights) = apart(&found, &canonical);
         assert!(losses < LOSSES && weights < WEIGHTS, "{name}: losses {losses:e}, weights {weights:e}");
+    }
+}
+
+/// The sequences of [`Made`], as if the data ended at a step.
+struct Until(u64);
+
+impl SequenceSource for Until {
+    fn sequence(&self, index: u64) -> Result<Sequence, DataError> {
+        if index >= self.0 * settings().batch as u64 {
+            return Err(DataError::TooLittle { found: format!("sequence {index}"), hint: String::new() });
+        }
+        Made.sequence(index)
+    }
+}
+
+/// Trains on a mesh with a checkpoint after every step, from the newest that is there, until a step.
+fn fit(mesh: Mesh, settings: &TrainConfig, dtype: DType, until: u64, dir: &Path) -> Vec<StepRecord> {
+    let worlds = Threads::world(mesh.size(), WorldOptions::default());
+    let one = |world: World| {
+        let backend = Cpu::new(1).unwrap();
+        let ranks = Ranks::new(&world, mesh);
+        let Ok(stages) = build_stages(&config(), settings, &ranks, (&backend, dtype), values);
+        let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings.clone());
+        let checkpoints = Checkpoints::new(dir).every(Duration::ZERO);
+        let mut history = Vec::new();
+        let mut observe = |record: &StepRecord, _| history.push(record.clone());
+        let done = llamero_train::train(&mut trainer, &Until(until), &checkpoints, &mut observe);
+        assert!(done.is_ok() || until < settings.num_steps(), "{:?}", done.err());
+        trainer.ranks().all.barrier().unwrap();
+        history
+    };
+    let one = &one;
+    let mut histories: Vec<Vec<StepRecord>> = std::thread::scope(|scope| {
+        let ranks: Vec<_> = worlds.into_iter().map(|world| scope.spawn(move || one(world))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    let history = histories.pop().unwrap();
+    assert!(histories.iter().all(|other| *other == history), "{mesh}: ranks disagree");
+    history
+}
+
+/// A checkpoint of one mesh goes on on any other, as the first would have gone on.
+#[test]
+fn checkpoints_are_loaded_on_any_other_mesh() {
+    let (saved_at, settings) = (5, TrainConfig { steps: Some(25), ..settings() });
+    for dtype in [DType::F32, DType::Bf16] {
+        for from in ["dp=2,pp=2,tp=2", "dp=1"] {
+            let saved = tempfile::tempdir().unwrap();
+            fit(mesh(from), &settings, dtype, saved_at, saved.path());
+            let go_on = |name: &str, chunks: usize| {
+                let dir = tempfile::tempdir().unwrap();
+                copy(saved.path(), dir.path());
+                let pipeline = PipelineConfig { chunks, run: None };
+                let settings = TrainConfig { pipeline, ..settings.clone() };
+                let history = fit(mesh(name), &settings, dtype, 25, dir.path());
+                assert_eq!(
+                    (history.first().unwrap().step, history.len()),
+                    (saved_at, 20),
+                    "{from} to {name}"
+                );
+                history
+            };
+            let alone = go_on("dp=1", 1);
+            // Other orders of sums, and with bf16 other roundings.
+            let limit = if dtype == DType::F32 { LOSSES } else { 1e-3 };
+            for (name, chunks) in [(from, 1), ("pp=4", 1), ("pp=2", 2), ("dp=4", 1), ("dp=2,tp=2", 1)] {
+                let history = go_on(name, chunks);
+                let apart = history.iter().zip(&alone).map(|(f, e)| (f.loss / e.loss - 1.0).abs());
+                let apart = apart.fold(0.0, f64::max);
+                println!("| {from} to {name}, {dtype} | {apart:.1e} |");
+                assert!(apart < limit, "{from} to {name}, {dtype}: {apart:e}");
+                if name.starts_with("pp") {
+                    assert_eq!(history, alone, "{from} to {name}, {dtype}");
+                }
+            }
+        }
+    }
+}
+
+/// What one rank cannot load, none does: the older checkpoint is taken by all.
+#[test]
+fn a_damaged_shard_is_passed_over_by_all_ranks() {
+    let settings = TrainConfig { steps: Some(6), ..settings() };
+    let whole = tempfile::tempdir().unwrap();
+    let expected = fit(mesh("dp=2,pp=2"), &settings, DType::F32, 6, whole.path());
+    for rank in 0..4 {
+        let dir = tempfile::tempdir().unwrap();
+        fit(mesh("dp=2,pp=2"), &settings, DType::F32, 4, dir.path());
+        let file = dir.path().join(format!("step-0000000004/rank-000{rank}.f32"));
+        let mut bytes = std::fs::read(&file).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x10;
+        std::fs::write(&file, bytes).unwrap();
+        let history = fit(mesh("dp=2,pp=2"), &settings, DType::F32, 6, dir.path());
+        assert_eq!(history, expected[3..], "rank {rank}");
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in walkdir::WalkDir::new(from).min_depth(1) {
+        let entry = entry.unwrap();
+        let target = to.join(entry.path().strip_prefix(from).unwrap());
+        if entry.file_type().is_dir() {
+            std::fs::create_dir_all(target).unwrap();
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
     }
 }
 

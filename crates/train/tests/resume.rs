@@ -201,10 +201,10 @@ type Damage = (String, Box<dyn Fn(&Path)>);
 
 fn damages(newest: &Path) -> Vec<(Damage, &'static str)> {
     let mut all: Vec<(Damage, &'static str)> = Vec::new();
-    for file in ["state.json", "state.blake3", "weights.f32", "m.f32", "v.f32"] {
+    for file in ["state.json", "state.blake3", "rank-0000.f32"] {
         let length = std::fs::metadata(newest.join(file)).unwrap().len() as usize;
-        for i in 0..7 {
-            let at = (length - 1) * i / 6;
+        for i in 0..15 {
+            let at = (length - 1) * i / 14;
             let flip = move |dir: &Path| {
                 let mut bytes = std::fs::read(dir.join(file)).unwrap();
                 bytes[at] ^= 1;
@@ -254,11 +254,11 @@ fn a_run_without_a_whole_checkpoint_starts_again() {
     steps.sort();
     assert_eq!(steps.len(), 2, "the newest and one older: {steps:?}");
     for step in &steps {
-        std::fs::write(step.join("m.f32"), b"").unwrap();
+        std::fs::write(step.join("rank-0000.f32"), b"").unwrap();
     }
     // What a process that was killed while writing leaves behind.
     std::fs::create_dir(dir.path().join("writing")).unwrap();
-    std::fs::write(dir.path().join("writing/weights.f32"), b"half").unwrap();
+    std::fs::write(dir.path().join("writing/rank-0000.f32"), b"half").unwrap();
     let (report, found) = run(DType::F32, &Source::default(), dir.path());
     let report = report.unwrap();
     assert_eq!((report.resumed_at, report.remarks.len()), (None, 2), "{:?}", report.remarks);

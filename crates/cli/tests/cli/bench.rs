@@ -28,10 +28,10 @@ fn positive(result: &Value, keys: &[&str]) {
 
 #[test]
 fn machine_says_peaks_and_bandwidth() {
-    let args = "machine --threads 2 --array-mib 1";
+    let args = "machine --threads 2 --array-mib 64";
     let result = bench(args, &[&SHORT[..], &["--json"]].concat()).json();
     positive(&result, &["f32_gflops", "read_gb_per_s", "copy_gb_per_s"]);
-    assert_eq!((&result["threads"], &result["array_bytes"]), (&2.into(), &(1 << 20).into()));
+    assert_eq!((&result["threads"], &result["array_bytes"]), (&2.into(), &(64 << 20).into()));
     let peaks = result["peaks"].as_array().unwrap();
     peaks.iter().for_each(|peak| positive(peak, &["gflops", "gflops_best"]));
     let has_bf16 = peaks.iter().any(|peak| peak["dtype"] == "bf16");

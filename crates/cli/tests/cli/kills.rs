@@ -95,7 +95,7 @@ fn a_run_killed_in_every_stage_ends_with_the_same_bytes() {
         }
         // The newest checkpoint of the third kill in pre-training: the one before it, or the beginning, must do.
         if hits.iter().filter(|hit| *hit == "pretrain").count() == 3 && damaged == 0 {
-            flip_byte(&checkpoint(&run, "pretrain").unwrap().join("weights.f32"));
+            flip_byte(&checkpoint(&run, "pretrain").unwrap().join("rank-0000.f32"));
             damaged += 1;
         }
     }
@@ -121,10 +121,10 @@ fn a_damaged_checkpoint_is_passed_over() {
         assert!(kill_at(child, &run, &Moment { stage: "pretrain", checkpoint: true, microseconds: 0 }));
     }
     let newest = checkpoint(&run, "pretrain").unwrap();
-    flip_byte(&newest.join("m.f32"));
+    flip_byte(&newest.join("rank-0000.f32"));
     let out = llamero(run_args(&recipe, &run, &[])).ok();
     let step = newest.file_name().unwrap().to_str().unwrap();
-    assert!(out.contains("was passed over") && out.contains(step) && out.contains("m.f32"), "{out}");
+    assert!(out.contains("was passed over") && out.contains(step) && out.contains("rank-0000.f32"), "{out}");
     assert!(out.contains("pretrain: resumed at step"), "{out}");
     assert_eq!(manifest(&run.join("pretrain"))["id"], manifest(&shared.run.join("pretrain"))["id"]);
     assert_equal_runs(&shared.run, &run);
