@@ -18,7 +18,7 @@ impl<'m> Tape<'m> {
         }
         let backend = self.backend;
         let saved = self.saved(&x);
-        let y = gather(backend, x.value(), rows, comm);
+        let y = self.check().and_then(|()| gather(backend, x.value(), rows, comm));
         let y = self.whole_shape(y, rows, x.value());
         let y = self.op(y, [x.id()], move |sweep, dy| Ok(vec![sum_shares(sweep.backend, &dy, comm)?]));
         // Gathered once more rather than kept: the shares are n times smaller.
@@ -32,12 +32,13 @@ impl<'m> Tape<'m> {
             return x;
         }
         let rows = x.value().rows();
-        let y = sum_shares(self.backend, x.value(), comm);
+        let y = self.check().and_then(|()| sum_shares(self.backend, x.value(), comm));
         let y = self.whole_shape(y, share(rows, comm.rank(), comm.size()).len(), x.value());
         self.op(y, [x.id()], move |sweep, dy| Ok(vec![gather(sweep.backend, &dy, rows, comm)?]))
     }
 
-    /// The result of a collective, or, after a failure, zeros: values mean nothing then, and the sweep is never made.
+    /// The result of a collective, or, after a failure, zeros: values mean nothing then, no other collective is begun, and
+    /// the sweep is never made.
     fn whole_shape(&mut self, y: Result<Tensor, CommError>, rows: usize, like: &Tensor) -> Tensor {
         y.unwrap_or_else(|error| {
             self.fail(error);
@@ -48,19 +49,16 @@ impl<'m> Tape<'m> {
     /// [`Tape::embed`] from a table whose rows are divided among ranks (`part`): this rank's share of the rows of the
     /// result.
     pub fn embed_over_ranks(&mut self, part: VocabularyPart<'m>, ids: &'m [u32]) -> Var {
-        let VocabularyPart { weight: table, first, ranks } = part;
+        let VocabularyPart { weight: table, ranks, .. } = part;
         if ranks.size() == 1 {
             return self.embed(table, ids);
         }
         self.uses(table);
         let backend = self.backend;
-        let own = table.value.rows();
         // Where in the packed rows the ids of this rank are, and which of its rows they mean.
         let (at, local): (Vec<u32>, Vec<u32>) = (0u32..)
             .zip(ids)
-            .filter_map(|(row, id)| {
-                Some((row, id.checked_sub(first as u32).filter(|id| (*id as usize) < own)?))
-            })
+            .filter_map(|(row, id)| Some((row, part.local("embed_over_ranks", *id)?)))
             .unzip();
         let found = backend.embed(&table.value, &local);
         // Row by row, where the id is this rank's, and otherwise the row of zeros at the end.
@@ -69,14 +67,17 @@ impl<'m> Tape<'m> {
         let mut place = vec![local.len() as u32; ids.len()];
         (0u32..).zip(&at).for_each(|(i, row)| place[*row as usize] = i);
         let spread = backend.embed(&padded, &place);
-        let y = sum_shares(backend, &spread, ranks);
+        let y = self.check().and_then(|()| sum_shares(backend, &spread, ranks));
         let rows = ids.len();
         let y = self.whole_shape(y, share(rows, ranks.rank(), ranks.size()).len(), &spread);
         self.op(y, [], move |sweep, dy| {
             let backend = sweep.backend;
             let dy = gather(backend, &dy, rows, ranks)?;
             let dy = backend.embed(&dy, &at);
-            sweep.accumulate(table, |dtable| backend.embed_backward(&dy, &local, dtable));
+            sweep.accumulate(table, |dtable| {
+                backend.embed_backward(&dy, &local, dtable);
+                Ok(())
+            })?;
             Ok(vec![])
         })
     }
@@ -91,7 +92,7 @@ impl<'m> Tape<'m> {
         wanted: Option<&Var>,
         sink: &mut dyn GradSink,
     ) -> Result<(Tensor, Option<Tensor>), CommError> {
-        let VocabularyPart { weight: w, first, ranks } = part;
+        let VocabularyPart { weight: w, ranks, .. } = part;
         if ranks.size() == 1 {
             return self.finish_with_cross_entropy(h, w, targets, wanted, sink);
         }
@@ -99,41 +100,45 @@ impl<'m> Tape<'m> {
         let Targets { ids, d_nll } = targets;
         self.finish(h, w, wanted, sink, |backend, h, dw| {
             let h = gather(backend, h, ids.len(), ranks)?;
-            let own = w.value.rows();
-            let here = |id: u32| id.checked_sub(first as u32).filter(|id| (*id as usize) < own);
+            let here = |id: u32| part.local("finish_with_cross_entropy_over_ranks", id);
             let local: Vec<u32> = ids
                 .iter()
                 .map(|&id| if id == NO_TARGET { id } else { here(id).unwrap_or(TARGET_ELSEWHERE) })
                 .collect();
-            let loss = backend.linear_cross_entropy(&h, &w.value, &local);
-            let (nll, lse) = (backend.download(&loss.nll), backend.download(&loss.lse));
-            // Log-sum-exp of this rank's logits, and the target's logit on the rank that has it.
-            let target = nll
-                .iter()
-                .zip(&lse)
-                .zip(&local)
-                .map(|((nll, lse), id)| if *id >= TARGET_ELSEWHERE { 0.0 } else { lse - nll });
-            let rows = ids.len();
-            let own: Vec<u8> = lse.iter().copied().chain(target).flat_map(f32::to_ne_bytes).collect();
-            let bodies = ranks.all_gather(own.into())?;
-            let parts = (0..ranks.size())
-                .map(|from| as_f32s(&bodies[from], Op::AllGather, (ranks.rank(), from), 2 * rows))
-                .collect::<Result<Vec<_>, _>>()?;
-            let (mut lse, mut nll) = (vec![0.0f32; rows], vec![0.0f32; rows]);
-            for row in (0..rows).filter(|&row| ids[row] != NO_TARGET) {
-                let of_ranks = || parts.iter().map(|part| f64::from(part[row]));
-                let max = of_ranks().fold(f64::NEG_INFINITY, f64::max);
-                let sum: f64 = of_ranks().map(|lse| libm::exp(lse - max)).sum();
-                let whole = max + libm::log(sum);
-                let target: f64 = parts.iter().map(|part| f64::from(part[rows + row])).sum();
-                (lse[row], nll[row]) = (whole as f32, (whole - target) as f32);
-            }
-            let shape = Shape::new(rows, 1);
-            let [lse, nll] = [lse, nll].map(|x| backend.upload(&x, shape, DType::F32));
-            let dh = backend.linear_cross_entropy_backward(d_nll, (&h, &w.value), &local, &lse, dw);
-            Ok((nll, sum_shares(backend, &dh, ranks)?))
+            let mut failure = None;
+            let mut combine = |rows: &mut [[f32; 2]]| {
+                if failure.is_none() {
+                    failure = over_ranks(rows, ranks).err();
+                }
+            };
+            let (loss, dh) = backend.linear_cross_entropy_with_gradient_of_slice(
+                d_nll,
+                (&h, &w.value),
+                &local,
+                dw,
+                &mut combine,
+            );
+            failure.map_or(Ok(()), Err)?;
+            Ok((loss.nll, sum_shares(backend, &dh, ranks)?))
         })
     }
+}
+
+/// Puts log-sum-exps over the whole vocabulary, and the logits of targets from the rank that has them, in the place of
+/// those of this rank's slice.
+fn over_ranks(rows: &mut [[f32; 2]], ranks: &dyn Comm) -> Result<(), CommError> {
+    let own: Vec<u8> = rows.iter().flatten().flat_map(|x| x.to_ne_bytes()).collect();
+    let bodies = ranks.all_gather(own.into())?;
+    let parts = (0..ranks.size())
+        .map(|from| as_f32s(&bodies[from], Op::AllGather, (ranks.rank(), from), 2 * rows.len()))
+        .collect::<Result<Vec<_>, _>>()?;
+    for (i, row) in rows.iter_mut().enumerate() {
+        let of_ranks = |column: usize| parts.iter().map(move |part| f64::from(part[2 * i + column]));
+        let max = of_ranks(0).fold(f64::NEG_INFINITY, f64::max);
+        let sum: f64 = of_ranks(0).map(|lse| libm::exp(lse - max)).sum();
+        *row = [(max + libm::log(sum)) as f32, of_ranks(1).sum::<f64>() as f32];
+    }
+    Ok(())
 }
 
 /// This rank's rows of a table over the vocabulary.
@@ -143,8 +148,18 @@ pub struct VocabularyPart<'m> {
     pub weight: &'m Param,
     /// The vocabulary entry of the first of them.
     pub first: usize,
+    /// Entries of the whole vocabulary.
+    pub entries: usize,
     /// The ranks that have the others.
     pub ranks: &'m dyn Comm,
+}
+
+impl VocabularyPart<'_> {
+    /// The row of an entry, if it is one of these. An entry outside the vocabulary panics, as on one rank.
+    fn local(&self, op: &str, id: u32) -> Option<u32> {
+        assert!((id as usize) < self.entries, "{op}: id {id} is outside a vocabulary of {}", self.entries);
+        id.checked_sub(self.first as u32).filter(|row| (*row as usize) < self.weight.value.rows())
+    }
 }
 
 /// All ranks' rows in rank order, of which there are `rows`.

@@ -20,7 +20,10 @@ impl<'m> Tape<'m> {
         self.op(y, [x.id()], move |sweep, dy| {
             let backend = sweep.backend;
             let x = saved.into_value()?;
-            sweep.accumulate(w, |dw| backend.linear_backward_weight(&dy, &x, dw));
+            sweep.accumulate(w, |dw| {
+                backend.linear_backward_weight(&dy, &x, dw);
+                Ok(())
+            })?;
             drop(x);
             Ok(vec![backend.linear_backward_input(&dy, &w.value)])
         })
@@ -42,7 +45,7 @@ impl<'m> Tape<'m> {
         let again = saved.clone();
         let y = self.op(y, [x.id()], move |sweep, dy| {
             let x = saved.into_value()?;
-            let dx = sweep.accumulate(w, |dw| backend.rms_norm_backward(&dy, &x, &w.value, eps, dw));
+            let dx = sweep.accumulate(w, |dw| Ok(backend.rms_norm_backward(&dy, &x, &w.value, eps, dw)))?;
             Ok(vec![dx])
         });
         self.cheap(&y, move || Ok(backend.rms_norm(&again.value()?, &w.value, eps)));
@@ -93,7 +96,10 @@ impl<'m> Tape<'m> {
         let y = self.backend.embed(&table.value, ids);
         self.op(y, [], move |sweep, dy| {
             let backend = sweep.backend;
-            sweep.accumulate(table, |dtable| backend.embed_backward(&dy, ids, dtable));
+            sweep.accumulate(table, |dtable| {
+                backend.embed_backward(&dy, ids, dtable);
+                Ok(())
+            })?;
             Ok(vec![])
         })
     }
@@ -110,8 +116,8 @@ impl<'m> Tape<'m> {
         self.op(result.nll, [h.id()], move |sweep, d_nll| {
             let (backend, h) = (sweep.backend, saved.into_value()?);
             let dh = sweep.accumulate(w, |dw| {
-                backend.linear_cross_entropy_backward(&d_nll, (&h, &w.value), targets, &lse, dw)
-            });
+                Ok(backend.linear_cross_entropy_backward(&d_nll, (&h, &w.value), targets, &lse, dw))
+            })?;
             Ok(vec![dh])
         })
     }

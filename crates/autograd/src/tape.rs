@@ -98,8 +98,12 @@ pub(crate) struct Sweep<'m, 's> {
 
 impl Sweep<'_, '_> {
     /// Lets `add` put a gradient into the buffer of `param`, and tells the sink when it was the last one.
-    pub(crate) fn accumulate<R>(&mut self, param: &Param, add: impl FnOnce(&mut Tensor) -> R) -> R {
-        let result = add(self.sink.buffer(param));
+    pub(crate) fn accumulate<R>(
+        &mut self,
+        param: &Param,
+        add: impl FnOnce(&mut Tensor) -> Result<R, CommError>,
+    ) -> Result<R, CommError> {
+        let result = add(self.sink.buffer(param))?;
         let mut uses = self.uses.borrow_mut();
         if let Some(left) = uses.get_mut(&param.id) {
             *left -= 1;
@@ -108,7 +112,7 @@ impl Sweep<'_, '_> {
                 self.sink.ready(param);
             }
         }
-        result
+        Ok(result)
     }
 }
 
@@ -243,6 +247,7 @@ impl<'m> Tape<'m> {
         }
         let rehearsal = if self.mode == Mode::Record { Mode::Rehearse } else { Mode::Infer };
         let mut first = Tape::with_mode(self.backend, rehearsal, Rc::clone(&self.uses));
+        first.failure.clone_from(&self.failure);
         let input = first.leaf(x.value.clone());
         let y = segment(&mut first, input).value;
         if let Some(error) = first.failure {

@@ -1,8 +1,8 @@
 //! Groups of ranks over a wire.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::{Body, Comm, CommError, FlightRecorder, Header, Message, Op, Pending, Wire, WireError};
@@ -69,6 +69,7 @@ impl World {
             next: AtomicU64::new(0),
             to: members.iter().map(|_| AtomicU64::new(0)).collect(),
             from: members.iter().map(|_| AtomicU64::new(0)).collect(),
+            open: Mutex::default(),
             early: Mutex::default(),
             members,
         }
@@ -87,6 +88,8 @@ pub struct Group {
     /// Messages sent to and received from each member.
     to: Vec<AtomicU64>,
     from: Vec<AtomicU64>,
+    /// Numbers of collectives that were started and not finished.
+    open: Mutex<BTreeSet<u64>>,
     /// Parts of collectives that are finished later, by sender and number.
     early: Mutex<HashMap<(usize, u64), Message>>,
     members: Vec<usize>,
@@ -110,6 +113,10 @@ impl Group {
         &self.members
     }
 
+    fn open(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn peer(&self, op: &'static str, rank: usize) -> Result<(), CommError> {
         if rank < self.members.len() && rank != self.rank {
             return Ok(());
@@ -129,6 +136,8 @@ impl Group {
     fn take(&self, from: usize, channel: u32, (op, seq): (Op, u64)) -> Result<Body, CommError> {
         let options = &self.world.options;
         let (begun, peer) = (Instant::now(), self.members[from]);
+        let never = || begun + Duration::from_secs(u64::from(u32::MAX));
+        let deadline = begun.checked_add(options.timeout).unwrap_or_else(never);
         let message = loop {
             let early = || self.early.lock().unwrap_or_else(PoisonError::into_inner);
             if channel == self.channel
@@ -136,7 +145,7 @@ impl Group {
             {
                 break message;
             }
-            let message = match self.world.wire.recv(peer, channel, begun + options.timeout) {
+            let message = match self.world.wire.recv(peer, channel, deadline) {
                 Ok(message) => message,
                 Err(WireError::Lost) => {
                     return Err(CommError::PeerLost { op: op.name(), rank: self.rank, peer });
@@ -157,11 +166,14 @@ impl Group {
             if found == seq {
                 break message;
             }
-            if channel != self.channel || found >= self.next.load(Ordering::Relaxed) + AHEAD {
+            // A peer may be ahead, and may have sent for what is finished here later; all else was lost or sent twice.
+            let next = self.next.load(Ordering::Relaxed);
+            let awaited = found >= next || self.open().contains(&found);
+            let expected = channel == self.channel && awaited && found < next + AHEAD;
+            if !expected || early().insert((from, found), message).is_some() {
                 let (group, rank) = (self.name.clone(), self.rank);
                 return Err(CommError::OutOfTurn { group, rank, from, found, expected: seq });
             }
-            early().insert((from, found), message);
         };
         let Message { header, body } = message;
         if header.op != op {
@@ -212,6 +224,7 @@ impl Comm for Group {
         let seq = self.next.fetch_add(1, Ordering::Relaxed);
         let bytes = parts.iter().map(|p| p.len()).sum();
         let record = self.world.recorder.begin(&self.name, (op, seq), None, bytes);
+        self.open().insert(seq);
         let mut own = None;
         for (to, body) in parts.into_iter().enumerate() {
             if to == self.rank {
@@ -234,6 +247,7 @@ impl Comm for Group {
                 self.take(from, self.channel, (op, seq))?
             });
         }
+        self.open().remove(&seq);
         self.world.recorder.end(record);
         Ok(bodies)
     }

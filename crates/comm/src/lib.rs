@@ -162,12 +162,9 @@ pub trait Comm: Send + Sync {
         sum(Op::AllReduce, rank, &parts, &mut own)?;
         let shares = self.start(Op::AllReduce, vec![body::f32s(&own); size])?;
         let shares = self.finish(shares)?;
-        let mut rest = x;
         for (r, body) in shares.iter().enumerate() {
-            let length = rest.len().min(body.len() / size_of::<f32>());
-            let (here, tail) = rest.split_at_mut(length);
-            here.copy_from_slice(&as_f32s(body, Op::AllReduce, (rank, r), length)?);
-            rest = tail;
+            let here = share(x.len(), r, size);
+            x[here.clone()].copy_from_slice(&as_f32s(body, Op::AllReduce, (rank, r), here.len())?);
         }
         Ok(())
     }

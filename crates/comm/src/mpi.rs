@@ -2,7 +2,9 @@
 //!
 //! MPI carries messages from rank to rank, matched by sender and channel (its tag); what collectives come to is decided
 //! in [`Group`](crate::Group), as on every wire. Sends do not wait: a message is kept until MPI is done with it. Waits poll, so
-//! that a deadline holds even when the peer hangs. If a process dies, MPI ends the job.
+//! that a deadline holds even when the peer hangs. If a process dies or panics, MPI ends the job; a rank that stops because of
+//! an error must call [`Mpi::abort`], or the others wait until their deadlines. Errors of MPI itself end the job, as is its
+//! default.
 
 #![expect(unsafe_code, reason = "MPI is a C library; each block says why it is sound")]
 
@@ -37,11 +39,12 @@ struct State {
 }
 
 // SAFETY: the handles in here name objects of the MPI library, which was started with `MPI_THREAD_SERIALIZED`: any thread may
-// use them, one at a time, and the mutex around the state sees to that.
+// use them, one at a time, and the mutex around the state sees to that. `MPI_Finalize`, in the drop of the universe, wants the
+// thread that called `Mpi::join`, which is said there.
 unsafe impl Send for State {}
 
 impl Mpi {
-    /// Joins the job. `None` when MPI was started before in this process, or cannot be used from several threads.
+    /// Joins the job; the last reference must be dropped on the thread that called this. `None` when MPI was started before in this process, or cannot be used from several threads.
     pub fn join() -> Option<Self> {
         let (universe, threading) = mpi::initialize_with_threading(Threading::Serialized)?;
         if threading < Threading::Serialized {
@@ -74,7 +77,8 @@ impl Mpi {
 
 impl State {
     fn send(&mut self, to: usize, channel: u32, bytes: Box<[u8]>) {
-        // SAFETY: the bytes stay where they are until the request is done, since `sends` keeps them.
+        // SAFETY: the bytes stay where they are until the request is done, since `sends` keeps them. An error would have
+        // ended the job, so the request is one of MPI's.
         let request = unsafe {
             let mut request = ffi::RSMPI_REQUEST_NULL;
             let at = bytes.as_ptr().cast::<c_void>();
@@ -97,7 +101,8 @@ impl State {
 
     /// The next MPI message of a rank on a channel, if it is there.
     fn take(&self, from: usize, channel: u32) -> Option<Vec<u8>> {
-        // SAFETY: a message that was matched is received once, into a buffer of the size that its status tells.
+        // SAFETY: a message that was matched is received once, into a buffer of the size that its status tells; an error
+        // would have ended the job, so all of it is written.
         unsafe {
             let (mut there, mut count): (c_int, c_int) = (0, 0);
             let mut message = ffi::RSMPI_MESSAGE_NULL;
@@ -126,6 +131,9 @@ impl State {
 impl Drop for Mpi {
     /// Waits for what was sent, so that a rank may leave before its peers have read.
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.abort(1);
+        }
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let mut state = self.state();

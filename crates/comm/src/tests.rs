@@ -210,6 +210,33 @@ impl Wire for Faulty {
     }
 }
 
+/// What a fault in collectives comes to on rank 1.
+fn in_collectives(fault: fn(Message) -> Vec<Message>) -> CommError {
+    let options = WorldOptions { timeout: Duration::from_millis(200), hash: true, records: 9 };
+    let wires = Threads::wires(2).into_iter();
+    let worlds = wires.map(|wire| World::new(Arc::new(Faulty { wire, fault }), options));
+    let groups = worlds.map(|w| w.group("dp", 0, vec![0, 1])).collect();
+    let mut out = each(groups, |c| (0..4).try_for_each(|_| c.all_reduce(&mut [1.0; 9])));
+    out.pop().unwrap().unwrap_err()
+}
+
+#[test]
+fn collectives_that_are_changed_lost_or_repeated_are_noticed() {
+    let twice = in_collectives(|m| vec![m.clone(), m]);
+    assert!(matches!(twice, CommError::OutOfTurn { found: 0, expected: 1, .. }), "{twice}");
+    let lost = in_collectives(|m| if m.header.seq == 1 { vec![] } else { vec![m] });
+    assert!(
+        matches!(lost, CommError::Timeout { seq: 1, from: 0, .. } | CommError::PeerLost { .. }),
+        "{lost}"
+    );
+    let changed = in_collectives(|m| {
+        let mut body = m.body.to_vec();
+        body[7] ^= 1;
+        vec![Message { body: body.into(), ..m }]
+    });
+    assert!(matches!(changed, CommError::Damaged { seq: 0, .. }), "{changed}");
+}
+
 fn with_fault(fault: fn(Message) -> Vec<Message>) -> CommError {
     let options = WorldOptions { timeout: Duration::from_millis(200), hash: true, records: 9 };
     let wires = Threads::wires(2).into_iter();

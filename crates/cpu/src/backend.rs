@@ -14,7 +14,7 @@ use crate::Cpu;
 use crate::attention::{Document, Gradient, Job, attend, attention_backward};
 use crate::exec::Tile;
 use crate::gemm::{Mat, Out, Right, gemm, pack_panels};
-use crate::loss::{self, Head, Outputs, Saved};
+use crate::loss::{self, Head, Outputs, OverSlices, Saved};
 use crate::master::{join_all, split_all};
 use crate::ops::{self, MasterMut};
 use crate::storage::{
@@ -53,6 +53,36 @@ impl Cpu {
             DType::F32 => produce(&self.exec, shape, |c| gemm(&self.exec, (m, n, k), a, b, Out::F32(c))),
             DType::Bf16 => produce(&self.exec, shape, |c| gemm(&self.exec, (m, n, k), a, b, Out::Bf16(c))),
         }
+    }
+
+    /// Loss and gradient of the head in one pass, over all of the vocabulary or a slice of it.
+    fn head_with_gradient(
+        &self,
+        op: &str,
+        d_nll: &Tensor,
+        (h, w): (&Tensor, &Tensor),
+        targets: &[u32],
+        (dw, combine): (&mut Tensor, Option<OverSlices<'_>>),
+    ) -> (CrossEntropy, Tensor) {
+        check_targets(op, targets, h, w);
+        let shape = Shape::new(h.rows(), 1);
+        let fits = d_nll.shape() == shape && dw.shape() == w.shape() && (h.cols() > 0 || combine.is_none());
+        assert!(fits, "{op}: shapes do not fit: d_nll {d_nll:?} h {h:?} w {w:?} dw {dw:?}");
+        if h.cols() == 0 {
+            let loss = self.linear_cross_entropy(h, w, targets);
+            let dh = self.linear_cross_entropy_backward(d_nll, (h, w), targets, &loss.lse, dw);
+            return (loss, dh);
+        }
+        let [mut nll, mut lse] = [(); 2].map(|()| self.exec.memory.stale::<f32>(h.rows()));
+        let (input, w, d_nll) = ((data(op, h), h.cols()), mat(op, w), f32s(op, d_nll));
+        let (dw, dw_is_zero) = accumulator(op, dw);
+        let mut combine = combine;
+        let dh = with_type!(h.dtype(), E => produce::<E>(&self.exec, h.shape(), |dh| {
+            let out = Outputs { nll: &mut nll, lse: &mut lse, dh, dw, dw_is_zero };
+            loss::with_gradient(&self.exec, input, w, (d_nll, targets), (out, combine.take()));
+        }));
+        let [nll, lse] = [nll, lse].map(|x| Tensor::from_storage(shape, DType::F32, Storage::F32(x)));
+        (CrossEntropy { nll, lse }, dh)
     }
 
     fn forward_attention<E: Stored>(
@@ -447,29 +477,23 @@ impl Backend for Cpu {
     fn linear_cross_entropy_with_gradient(
         &self,
         d_nll: &Tensor,
-        (h, w): (&Tensor, &Tensor),
+        input: (&Tensor, &Tensor),
         targets: &[u32],
         dw: &mut Tensor,
     ) -> (CrossEntropy, Tensor) {
-        const OP: &str = "linear_cross_entropy_with_gradient";
-        check_targets(OP, targets, h, w);
-        let shape = Shape::new(h.rows(), 1);
-        let fits = d_nll.shape() == shape && dw.shape() == w.shape();
-        fits!("linear_cross_entropy_with_gradient", fits, d_nll, h, w, dw);
-        if h.cols() == 0 {
-            let loss = self.linear_cross_entropy(h, w, targets);
-            let dh = self.linear_cross_entropy_backward(d_nll, (h, w), targets, &loss.lse, dw);
-            return (loss, dh);
-        }
-        let [mut nll, mut lse] = [(); 2].map(|()| self.exec.memory.stale::<f32>(h.rows()));
-        let (dw, dw_is_zero) = accumulator(OP, dw);
-        let (input, d_nll) = ((data(OP, h), h.cols()), f32s(OP, d_nll));
-        let dh = with_type!(h.dtype(), E => produce::<E>(&self.exec, h.shape(), |dh| {
-            let out = Outputs { nll: &mut nll, lse: &mut lse, dh, dw, dw_is_zero };
-            loss::with_gradient(&self.exec, input, mat(OP, w), (d_nll, targets), out);
-        }));
-        let [nll, lse] = [nll, lse].map(|x| Tensor::from_storage(shape, DType::F32, Storage::F32(x)));
-        (CrossEntropy { nll, lse }, dh)
+        self.head_with_gradient("linear_cross_entropy_with_gradient", d_nll, input, targets, (dw, None))
+    }
+
+    fn linear_cross_entropy_with_gradient_of_slice(
+        &self,
+        d_nll: &Tensor,
+        input: (&Tensor, &Tensor),
+        targets: &[u32],
+        dw: &mut Tensor,
+        combine: &mut dyn FnMut(&mut [[f32; 2]]),
+    ) -> (CrossEntropy, Tensor) {
+        const OP: &str = "linear_cross_entropy_with_gradient_of_slice";
+        self.head_with_gradient(OP, d_nll, input, targets, (dw, Some(combine)))
     }
 
     fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW) {

@@ -366,13 +366,16 @@ pub(crate) struct Outputs<'a, E> {
     pub(crate) dw_is_zero: bool,
 }
 
+/// Replaces log-sum-exp and target's logit of rows over a slice of the vocabulary by those over all of it.
+pub(crate) type OverSlices<'a> = &'a mut dyn FnMut(&mut [[f32; 2]]);
+
 /// [`forward`] and [`backward`] in one, each logit computed once.
 pub(crate) fn with_gradient<E: Stored>(
     exec: &Exec,
     (h, width): (Data<'_>, usize),
     w: Mat<'_>,
     (d_nll, targets): (&[f32], &[u32]),
-    out: Outputs<'_, E>,
+    (out, mut combine): (Outputs<'_, E>, Option<OverSlices<'_>>),
 ) {
     out.nll.fill(0.0);
     out.lse.fill(0.0);
@@ -394,29 +397,47 @@ pub(crate) fn with_gradient<E: Stored>(
     let most = CHUNK.min(count);
     let mut logits = exec.memory.stale::<f32>(most * vocab);
     let mut grad = exec.memory.stale::<f32>(most * width);
-    let mut row_nll_lse = vec![[0.0f32; 2]; most];
+    let mut row_stats = vec![[0.0f32; 2]; most];
+    let whole = combine.is_none();
     for first in (0..count).step_by(CHUNK) {
         let rows = CHUNK.min(count - first);
         let logits = &mut logits[..rows * vocab];
         let h = active.mat().from(first, 0);
         gemm(exec, (rows, vocab, width), h, Right::Panels(&panels), Out::F32(logits));
-        let row_nll_lse = &mut row_nll_lse[..rows];
+        let row_stats = &mut row_stats[..rows];
         let all = Tile::new(logits, rows, vocab, vocab);
-        exec.chunks(row_nll_lse, 4, (rows * vocab) as f64 * 1.5, |task, out| {
+        let gradient = |row: usize, lse: f32| {
+            let (target, d) = (active.targets[first + row] as usize, d_nll[first + row]);
+            // SAFETY: tasks have different rows.
+            let mut logits = unsafe { all.sub(row, 0, 1, vocab) };
+            exec.run(LogitGrad { logits: logits.row(0), pairs, target: Some(target), lse, d });
+        };
+        exec.chunks(row_stats, 4, (rows * vocab) as f64 * 1.5, |task, out| {
             for (i, out) in out.iter_mut().enumerate() {
                 let row = task * 4 + i;
-                let (target, d) = (active.targets[first + row] as usize, d_nll[first + row]);
+                let target = active.targets[first + row] as usize;
                 // SAFETY: tasks have different rows.
                 let mut logits = unsafe { all.sub(row, 0, 1, vocab) };
                 let logits = logits.row(0);
                 let lse = exec.run(LogSumExp(logits));
-                *out = [lse - logits.get(target).copied().unwrap_or(0.0), lse];
-                exec.run(LogitGrad { logits, pairs, target: Some(target), lse, d });
+                *out = [lse, logits.get(target).copied().unwrap_or(0.0)];
+                if whole {
+                    gradient(row, lse);
+                }
             }
         });
-        for (i, [nll, lse]) in row_nll_lse.iter().enumerate().filter(|(i, _)| active.has_target(first + i)) {
+        if let Some(combine) = &mut combine {
+            combine(row_stats);
+            let stats = &*row_stats;
+            exec.tasks(rows.div_ceil(4), (rows * vocab) as f64, |task| {
+                for (row, [lse, _]) in stats.iter().enumerate().skip(task * 4).take(4) {
+                    gradient(row, *lse);
+                }
+            });
+        }
+        for (i, [lse, target]) in row_stats.iter().enumerate().filter(|(i, _)| active.has_target(first + i)) {
             let row = active.rows[first + i];
-            (out.nll[row], out.lse[row]) = (*nll, *lse);
+            (out.nll[row], out.lse[row]) = (lse - target, *lse);
         }
         let d_logits = gradients(logits, vocab, pairs);
         let grad = &mut grad[..rows * width];

@@ -43,17 +43,18 @@ impl Linear {
 pub struct Vocabulary {
     /// The entry of this rank's first row.
     first: usize,
+    entries: usize,
     ranks: Arc<dyn Comm>,
 }
 
 impl Vocabulary {
     /// Of `entries`.
     pub fn new(entries: usize, ranks: Arc<dyn Comm>) -> Self {
-        Self { first: share(entries, ranks.rank(), ranks.size()).start, ranks }
+        Self { first: share(entries, ranks.rank(), ranks.size()).start, entries, ranks }
     }
 
     /// This rank's part of a table.
     pub fn part<'m>(&'m self, weight: &'m Param) -> VocabularyPart<'m> {
-        VocabularyPart { weight, first: self.first, ranks: &*self.ranks }
+        VocabularyPart { weight, first: self.first, entries: self.entries, ranks: &*self.ranks }
     }
 }

@@ -277,6 +277,32 @@ pub trait Backend: Send + Sync {
         (loss, dh)
     }
 
+    /// [`Backend::linear_cross_entropy_with_gradient`] where `w` is a slice of the vocabulary. `combine` is called for some rows
+    /// at a time, in order, with the log-sum-exp of each row over this slice and its target's logit (0 where that is
+    /// elsewhere), and puts those over the whole vocabulary in their place. Calls depend on `targets` only in whether they are
+    /// [`NO_TARGET`], so all slices come to the same ones.
+    fn linear_cross_entropy_with_gradient_of_slice(
+        &self,
+        d_nll: &Tensor,
+        input: (&Tensor, &Tensor),
+        targets: &[u32],
+        dw: &mut Tensor,
+        combine: &mut dyn FnMut(&mut [[f32; 2]]),
+    ) -> (CrossEntropy, Tensor) {
+        let loss = self.linear_cross_entropy(input.0, input.1, targets);
+        let (lse, nll) = (self.download(&loss.lse), self.download(&loss.nll));
+        let mut rows: Vec<[f32; 2]> = lse.iter().zip(&nll).map(|(lse, nll)| [*lse, lse - nll]).collect();
+        combine(&mut rows);
+        let counts = |i: usize| f32::from(u8::from(targets[i] != NO_TARGET));
+        let column = |value: &dyn Fn([f32; 2]) -> f32| {
+            let values: Vec<f32> = rows.iter().enumerate().map(|(i, row)| counts(i) * value(*row)).collect();
+            self.upload(&values, Shape::new(values.len(), 1), DType::F32)
+        };
+        let (lse, nll) = (column(&|[lse, _]| lse), column(&|[lse, target]| lse - target));
+        let dh = self.linear_cross_entropy_backward(d_nll, input, targets, &lse, dw);
+        (CrossEntropy { nll, lse }, dh)
+    }
+
     /// One AdamW update of a parameter with gradient `grad` (f32), in one pass. Split weights come to the same bits as
     /// weights that are not.
     fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW);

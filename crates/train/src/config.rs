@@ -68,7 +68,8 @@ pub struct TrainConfig {
     pub max_skipped_steps: u32,
     /// What is computed again in the backward pass instead of being kept: `none`, `selective` or `blocks`.
     pub recompute: Recompute,
-    /// How the stages of a pipeline share the work, where there are several.
+    /// How the stages of a pipeline share the work, where there are several. Not part of a recipe: it changes no result.
+    #[serde(skip)]
     pub pipeline: PipelineConfig,
 }
 

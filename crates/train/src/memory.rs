@@ -211,10 +211,9 @@ impl Sizes {
         // SwiGLU's output is there already, or made again for the gradient of `w2`.
         let output = if self.recompute == Recompute::Nothing { 0 } else { f };
         let of_w2 = self.scratch.product((f, t)).max(self.scratch.activations((f, c), self.element));
+        // Afterwards the gradients of gate and up take the place of gate and up.
         let through_w2 = self.activations(c + output) + of_w2;
-        // Gradients of the residual stream, of SwiGLU's output, and of gate and up; the output itself is gone.
-        let of_swiglu = self.activations(c + 2 * f + output);
-        again + through_w2.max(of_swiglu).max(self.sweep_of_attention())
+        again + through_w2.max(self.sweep_of_attention())
     }
 
     /// What attention adds: gradients of the residual stream, of the output, and of queries, keys and values; while the

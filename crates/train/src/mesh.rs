@@ -1,7 +1,7 @@
-//! The mesh of ranks: data, pipeline, context and tensor parallelism.
+//! The mesh of ranks: data, pipeline and tensor parallelism.
 //!
-//! Ranks are numbered with tensor parallelism innermost, then context, pipeline and data ("The Llama 3 Herd of Models"
-//! §3.3.2: [TP, CP, PP, DP], the innermost needs the most bandwidth).
+//! Ranks are numbered with tensor parallelism innermost, then pipeline and data ("The Llama 3 Herd of Models" §3.3.2: the
+//! innermost needs the most bandwidth).
 
 use std::fmt;
 use std::str::FromStr;
@@ -91,10 +91,15 @@ impl FromStr for Mesh {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let mut mesh = Self::default();
-        for part in text.split(',').filter(|p| !p.trim().is_empty()) {
-            let found = || format!("`{part}` in a mesh; expected e.g. `dp=2,pp=2,tp=2`");
+        let mut seen = Vec::new();
+        for part in text.split(',') {
+            let found = || format!("`{part}` in a mesh; expected e.g. `dp=2,pp=2,tp=2`, each axis once");
             let (axis, n) = part.trim().split_once('=').ok_or_else(found)?;
             let n: usize = n.trim().parse().ok().filter(|n| (1..=1 << 20).contains(n)).ok_or_else(found)?;
+            if seen.contains(&axis.trim()) {
+                return Err(found());
+            }
+            seen.push(axis.trim());
             match axis.trim() {
                 "dp" => mesh.dp = n,
                 "pp" => mesh.pp = n,
@@ -204,7 +209,7 @@ mod tests {
 
     #[test]
     fn what_is_no_mesh_is_said() {
-        for text in ["dp", "dp=0", "xp=2", "dp=2;tp=2", "tp=-1"] {
+        for text in ["dp", "dp=0", "xp=2", "dp=2;tp=2", "tp=-1", "", "dp=2,dp=4"] {
             assert!(text.parse::<Mesh>().unwrap_err().contains("dp=2,pp=2,tp=2"), "{text}");
         }
     }

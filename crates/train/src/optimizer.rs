@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use llamero_autograd::Param;
-use llamero_comm::{Comm, Op, share};
+use llamero_comm::{Comm, CommError, Op, share};
 use llamero_model::Llama;
 use llamero_tensor::{AdamW, AdamWState, Backend, DType, LowHalves, Master, Shape, Tensor};
 
@@ -114,12 +114,16 @@ impl Optimizer {
         for (param, pending) in sent {
             let bodies = dp.finish(pending)?;
             let raw: Vec<&[u8]> = bodies.iter().map(|body| &**body).collect();
-            let Param { value, name, .. } = param;
-            let (found, expected) = (
-                raw.iter().map(|r| r.len()).sum::<usize>(),
-                value.shape().elements() * value.dtype().bytes(),
-            );
-            assert!(found == expected, "`{name}`: {found} bytes came where {expected} were sent");
+            let Param { value, id, .. } = param;
+            for (from, part) in raw.iter().enumerate() {
+                let element = value.dtype().bytes();
+                let rows = owned_rows(value.rows(), *id, (from, dp.size()));
+                let (found, expected) = (part.len() / element, rows.len() * value.cols());
+                if part.len() != expected * element {
+                    let (op, rank) = (Op::AllGather.name(), dp.rank());
+                    return Err(CommError::Length { op, rank, from, found, expected }.into());
+                }
+            }
             *value = backend.upload_raw(&raw, value.shape(), value.dtype());
         }
         Ok(())

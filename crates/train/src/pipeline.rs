@@ -222,6 +222,25 @@ mod tests {
                 }
                 prop_assert_eq!(held, 0);
                 prop_assert!(most <= p.warm_up(rank) + 1);
+                if p.chunks == 1 {
+                    // One-forward-one-backward holds a micro-batch for each stage from here to the end.
+                    prop_assert_eq!(most, (p.ranks - rank).min(p.micros));
+                }
+                // Messages carry no number: what the next rank expects first is what is sent first.
+                let next = (rank + 1) % p.ranks;
+                let passes = |rank: usize, forward: bool| {
+                    p.schedule(rank).into_iter().filter_map(move |action| match action {
+                        Action::Forward { chunk, micro } if forward => Some((p.stage(rank, chunk), micro)),
+                        Action::Backward { chunk, micro } if !forward => Some((p.stage(rank, chunk), micro)),
+                        _ => None,
+                    })
+                };
+                let sent = passes(rank, true).filter(|(stage, _)| stage + 1 < p.stages());
+                let wanted = passes(next, true).filter(|(stage, _)| *stage > 0);
+                prop_assert!(sent.map(|(stage, micro)| (stage + 1, micro)).eq(wanted));
+                let sent_back = passes(next, false).filter(|(stage, _)| *stage > 0);
+                let wanted = passes(rank, false).filter(|(stage, _)| stage + 1 < p.stages());
+                prop_assert!(sent_back.map(|(stage, micro)| (stage - 1, micro)).eq(wanted));
             }
             prop_assert!(simulate(&p).is_some());
         }

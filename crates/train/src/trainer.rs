@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use llamero_autograd::{Tape, Targets, Var};
-use llamero_comm::{Comm, Op, as_f32s};
+use llamero_comm::{Comm, CommError, Op};
 use llamero_data::{Batch, Sequence};
 use llamero_model::{Config, Input, Llama, ParamSpec, Placement, Shard};
-use llamero_tensor::{Backend, DType, Segments, Shape, Tensor};
+use llamero_tensor::{Backend, DType, NO_TARGET, Segments, Shape, Tensor};
 
 use crate::gradients::GradientShares;
 use crate::pipeline::{Action, Pipeline, stage_layers};
@@ -158,7 +158,7 @@ impl<'b> Trainer<'b> {
     pub fn gradients(&self, step: u64, sequences: Vec<Sequence>) -> Result<StepGradients, TrainError> {
         let ranks = &self.ranks;
         let tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
-        let targets = sequences.iter().flat_map(|s| &s.targets).filter(|&&t| t != u32::MAX).count();
+        let targets = sequences.iter().flat_map(|s| &s.targets).filter(|&&t| t != NO_TARGET).count();
         let counts = everybodys(&*ranks.dp, &[targets as f64, tokens as f64])?;
         let [targets, tokens] = [0, 1].map(|i| counts.iter().map(|own| own[i]).sum::<f64>());
         let tokens = tokens as u64;
@@ -179,8 +179,8 @@ impl<'b> Trainer<'b> {
         // the table, so that the number of stages does not show.
         let mut own = vec![0.0; table.len() + 1];
         for (&id, gradient) in &by_id {
-            let again = (table[id].shard == Shard::Whole && ranks.at.tp > 0)
-                || (id == 0 && table[0].name.starts_with("tok_embeddings") && ranks.ends.rank() > 0);
+            let again =
+                (table[id].shard == Shard::Whole && ranks.at.tp > 0) || (id == 0 && ranks.ends.rank() > 0);
             if !again {
                 own[id] = self.backend.sum_of_squares(gradient);
             }
@@ -291,7 +291,7 @@ impl<'b> Trainer<'b> {
         let (found, expected) = (body.len() / dtype.bytes(), shape.elements());
         if body.len() != expected * dtype.bytes() {
             let (op, rank) = (Op::Send.name(), pipe.rank());
-            return Err(llamero_comm::CommError::Length { op, rank, from, found, expected }.into());
+            return Err(CommError::Length { op, rank, from, found, expected }.into());
         }
         Ok(self.backend.upload_raw(&[&body], shape, dtype))
     }
@@ -340,12 +340,15 @@ impl<'b> Trainer<'b> {
 
 /// A few numbers of every rank, in rank order.
 fn everybodys(comm: &dyn Comm, own: &[f64]) -> Result<Vec<Vec<f64>>, TrainError> {
-    // As pairs of f32 on the wire, which carry the bits of an f64.
     let bytes: Vec<u8> = own.iter().flat_map(|x| x.to_ne_bytes()).collect();
     let bodies = comm.all_gather(bytes.into())?;
     let mut all = Vec::with_capacity(bodies.len());
     for (from, body) in bodies.iter().enumerate() {
-        as_f32s(body, Op::AllGather, (comm.rank(), from), 2 * own.len())?;
+        let (found, expected) = (body.len() / size_of::<f64>(), own.len());
+        if body.len() != expected * size_of::<f64>() {
+            let (op, rank) = (Op::AllGather.name(), comm.rank());
+            return Err(CommError::Length { op, rank, from, found, expected }.into());
+        }
         all.push(body.as_chunks().0.iter().map(|b| f64::from_ne_bytes(*b)).collect());
     }
     Ok(all)

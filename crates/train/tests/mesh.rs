@@ -27,11 +27,11 @@ use llamero_train::{
 
 const STEPS: u64 = 20;
 
-/// Largest relative difference of a loss.
+/// Largest relative difference of a loss, or of the norm of the gradient.
 const LOSSES: f64 = 1e-5;
 
-/// Largest difference of a weight after the last step, relative to the largest of its tensor.
-const WEIGHTS: f64 = 1e-3;
+/// Largest difference of a weight after the last step, relative to the largest of its tensor; 1.2e-5 was seen.
+const WEIGHTS: f64 = 3e-5;
 
 fn settings() -> TrainConfig {
     TrainConfig {
@@ -132,9 +132,13 @@ fn train(mesh: Mesh, model: &Config, settings: &TrainConfig, dtype: DType) -> Ou
     Outcome { steps, weights }
 }
 
-/// Largest relative difference of losses, and of weights relative to the largest of their tensor.
+/// Largest relative difference of losses and gradient norms, and of weights relative to the largest of their tensor.
 fn apart(found: &Outcome, expected: &Outcome) -> (f64, f64) {
-    let losses = found.steps.iter().zip(&expected.steps).map(|(f, e)| (f.loss / e.loss - 1.0).abs());
+    let losses = found
+        .steps
+        .iter()
+        .zip(&expected.steps)
+        .map(|(f, e)| (f.loss / e.loss - 1.0).abs().max((f.grad_norm / e.grad_norm - 1.0).abs()));
     let weights = found.weights.iter().map(|(id, f)| {
         let e = &expected.weights[id];
         let largest = e.iter().fold(0.0, |a: f32, x| a.max(x.abs()));
@@ -155,20 +159,31 @@ fn mesh(text: &str) -> Mesh {
     text.parse().unwrap()
 }
 
+/// Runs of three and of four micro-batches: N does not divide M.
+#[test]
+fn runs_of_uneven_length_have_the_bits_of_one_rank() {
+    let settings = TrainConfig { batch: 7, steps: Some(5), ..settings() };
+    let canonical = alone(&config(), &settings, DType::F32);
+    for run in [2, 3, 5, 7] {
+        let pipeline = PipelineConfig { chunks: 2, run: Some(run) };
+        let found = train(mesh("pp=2"), &config(), &TrainConfig { pipeline, ..settings.clone() }, DType::F32);
+        assert!(same_bits(&found, &canonical), "runs of {run}: {:?}", apart(&found, &canonical));
+    }
+}
+
 /// Meshes that compute the same sums in the same order.
 #[test]
 fn pipelines_have_the_bits_of_one_rank() {
     for dtype in [DType::F32, DType::Bf16] {
         let canonical = alone(&config(), &settings(), dtype);
         let interleaved = PipelineConfig { chunks: 2, run: None };
-        let longer_runs = PipelineConfig { chunks: 2, run: Some(3) };
+
         let variants = [
             ("pp=2", settings()),
             ("pp=3", settings()),
             ("pp=2", TrainConfig { micro_batch: 2, ..settings() }),
             ("pp=2", TrainConfig { micro_batch: 4, ..settings() }),
             ("pp=2", TrainConfig { pipeline: interleaved, ..settings() }),
-            ("pp=2", TrainConfig { pipeline: longer_runs, ..settings() }),
             ("pp=1", TrainConfig { pipeline: interleaved, ..settings() }),
             ("pp=2", TrainConfig { recompute: Recompute::Nothing, ..settings() }),
             ("pp=2", TrainConfig { recompute: Recompute::Blocks, ..settings() }),

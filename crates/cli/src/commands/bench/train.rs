@@ -2,18 +2,19 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use llamero_comm::{Threads, WorldOptions};
+use llamero_comm::{CommError, Threads, WorldOptions};
 use llamero_cpu::Cpu;
 use llamero_model::hf::{self, StopTokens};
 use llamero_model::{Llama, ParamSpec, Recompute, initial_values};
 use llamero_tensor::{Backend, DType};
 use llamero_train::{
-    Mesh, OptimizerConfig, PipelineConfig, Ranks, TrainConfig, Trainer, build_stages, estimate_memory,
-    learning_rate,
+    Mesh, OptimizerConfig, PipelineConfig, Ranks, TrainConfig, TrainError, Trainer, build_stages,
+    estimate_memory, learning_rate,
 };
 use serde::Serialize;
 
@@ -123,6 +124,7 @@ struct Report {
     estimated_memory_bytes: Option<u64>,
     /// Absent where the system does not tell.
     peak_memory_bytes: Option<u64>,
+    /// With several ranks it varies a little: a rank copies what another still reads.
     tensor_peak_bytes: usize,
     first_loss: f64,
     last_loss: f64,
@@ -266,9 +268,10 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
     let threads = args.common.threads();
     let each = (threads / mesh.size()).max(1);
     let cpus = (0..mesh.size()).map(|_| Cpu::new(each)).collect::<Result<Vec<_>, _>>()?;
-    // Of a mesh the estimate would be that of one rank, which the process does not show.
-    let estimate =
-        (mesh.size() == 1).then(|| estimate_memory(&work.model, config, job.dtype, crate::kernels(&cpus[0])));
+    // Of a mesh only the least is known: all ranks together hold the weights and moments of one.
+    let whole = estimate_memory(&work.model, config, job.dtype, crate::kernels(&cpus[0]));
+    must_fit(whole.weights_and_moments, "a smaller model")?;
+    let estimate = (mesh.size() == 1).then_some(whole);
     if let Some(estimate) = &estimate {
         say!("estimated memory: {} ({estimate})", precise_bytes(estimate.total()));
         must_fit(
@@ -332,6 +335,7 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
 /// all; the memory is that of all together.
 fn on_threads(args: &TrainArgs, job: &Job, cpus: &[Cpu]) -> Result<Measured> {
     let worlds = Threads::world(args.mesh.size(), WorldOptions::default());
+    let recorders: Vec<_> = worlds.iter().map(|world| Arc::clone(world.recorder())).collect();
     std::thread::scope(|scope| {
         let ranks: Vec<_> = worlds
             .into_iter()
@@ -339,7 +343,23 @@ fn on_threads(args: &TrainArgs, job: &Job, cpus: &[Cpu]) -> Result<Measured> {
             .map(|(world, cpu)| scope.spawn(move || steps(args, job, cpu, Ranks::new(&world, args.mesh))))
             .collect();
         let joined = ranks.into_iter().map(|rank| rank.join().unwrap_or_else(|_| bail!("a rank panicked")));
-        let mut measured = joined.collect::<Result<Vec<_>>>()?;
+        let (mut measured, mut errors) = (Vec::new(), Vec::new());
+        for (rank, result) in joined.enumerate() {
+            match result {
+                Ok(of_rank) => measured.push(of_rank),
+                Err(error) => errors.push((rank, error)),
+            }
+        }
+        // The cause before those who waited for it in vain.
+        let waited = |e: &anyhow::Error| {
+            let error = e.downcast_ref::<TrainError>();
+            matches!(error, Some(TrainError::Comm(CommError::PeerLost { .. } | CommError::Timeout { .. })))
+        };
+        errors.sort_by_key(|(_, error)| waited(error));
+        if let Some((rank, error)) = errors.into_iter().next() {
+            say!("last collectives of rank {rank}:\n{}", recorders[rank]);
+            return Err(error.context(format!("rank {rank}")));
+        }
         let all = measured.iter().map(|m| m.tensor_peak_bytes).sum();
         Ok(Measured { tensor_peak_bytes: all, ..measured.swap_remove(0) })
     })
@@ -355,8 +375,8 @@ fn steps(args: &TrainArgs, job: &Job, cpu: &Cpu, ranks: Ranks) -> Result<Measure
     cpu.reset_peak();
     let mut trainer = Trainer::on_mesh(stages, ranks, cpu, config.clone());
     let own = trainer.own_sequences();
-    let shown = trainer.ranks().all.rank() == 0;
-    let progress = Progress::new("train", args.steps as u64, "steps");
+    let first = trainer.ranks().all.rank() == 0;
+    let progress = first.then(|| Progress::new("train", args.steps as u64, "steps"));
     let (mut step_seconds, mut losses) = (Vec::new(), Vec::new());
     for step in 0..args.steps {
         let windows = job.windows(step).skip(own.start).take(own.len());
@@ -365,14 +385,16 @@ fn steps(args: &TrainArgs, job: &Job, cpu: &Cpu, ranks: Ranks) -> Result<Measure
         let outcome = trainer.step(step as u64, sequences)?;
         step_seconds.push(begun.elapsed().as_secs_f64());
         losses.push(outcome.loss);
-        if shown {
+        if let Some(progress) = &progress {
             progress.at(step as u64 + 1, &format!("loss {:.3}", outcome.loss));
         }
         if let Some(reason) = outcome.skipped {
             bail!("step {step} failed: {reason}. hint: lower --lr");
         }
     }
-    progress.finish();
+    if let Some(progress) = &progress {
+        progress.finish();
+    }
     trainer.ranks().all.barrier()?;
     let tensor_peak_bytes = cpu.memory().peak_bytes;
     Ok(Measured { step_seconds, losses, tensor_peak_bytes, path: cpu.path().name() })

@@ -174,6 +174,89 @@ impl Run {
     }
 }
 
+/// `linear_cross_entropy_with_gradient_of_slice` on two slices of the vocabulary against all of it.
+pub fn of_slice(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    for dtype in DTYPES {
+        for (size @ (t, c, v), cut) in
+            [((34, 33, 65), 20), ((600, 16, 130), 64), ((2, 7, 9), 1), ((8, 40, 1300), 600)]
+        {
+            let mut run = Run::new(&bench, size, dtype, 1.5);
+            run.targets = random_ids(11, t, v as u32);
+            let slices = [0..cut, cut..v].map(|rows| {
+                let targets: Vec<u32> = (run.targets.iter())
+                    .map(|&id| {
+                        if rows.contains(&(id as usize)) { id - rows.start as u32 } else { TARGET_ELSEWHERE }
+                    })
+                    .collect();
+                (run.w.upload_rows(backend, rows.clone()), targets, rows)
+            });
+            // What each slice knows of every row.
+            let own = slices.each_ref().map(|(w, targets, _)| {
+                let loss = backend.linear_cross_entropy(&run.h.device, w, targets);
+                let (lse, nll) = (backend.download(&loss.lse), backend.download(&loss.nll));
+                lse.into_iter()
+                    .zip(nll)
+                    .map(|(lse, nll)| [f64::from(lse), f64::from(lse - nll)])
+                    .collect::<Vec<_>>()
+            });
+            let want = run.exact(&bench);
+            let zeros = vec![0.0; v * c];
+            let (dh_bound, dw_bound) = run.gradient_bounds(&bench, &bench.exact(&want.lse), &zeros);
+            let mut dw_want = bench.oracle.zeros(Shape::new(v, c), DType::F32);
+            let dh_want = bench.oracle.linear_cross_entropy_backward(
+                &run.d_nll.exact,
+                (&run.h.exact, &run.w.exact),
+                &run.targets,
+                &want.lse,
+                &mut dw_want,
+            );
+            let (dh_want, dw_want) = (bench.exact(&dh_want), bench.exact(&dw_want));
+            let mut dh_found = vec![0.0; t * c];
+            for (w, targets, rows) in &slices {
+                let mut next = 0;
+                let mut combine = |stats: &mut [[f32; 2]]| {
+                    for row in stats {
+                        let [[a, x], [b, y]] = [own[0][next], own[1][next]];
+                        let max = a.max(b);
+                        *row = [(max + ((a - max).exp() + (b - max).exp()).ln()) as f32, (x + y) as f32];
+                        next += 1;
+                    }
+                };
+                let mut dw = backend.zeros(Shape::new(rows.len(), c), DType::F32);
+                let (loss, dh) = backend.linear_cross_entropy_with_gradient_of_slice(
+                    &run.d_nll.device,
+                    (&run.h.device, w),
+                    targets,
+                    &mut dw,
+                    &mut combine,
+                );
+                assert_eq!(next, t, "every row is combined once");
+                let label = format!("slice {rows:?} of {}", run.label);
+                run.check_losses(&bench, &label, &loss);
+                for (i, (found, want)) in
+                    backend.download(&dw).iter().zip(&dw_want[rows.start * c..rows.end * c]).enumerate()
+                {
+                    let bound = 2.0 * dw_bound[rows.start * c + i] + 1e-12;
+                    assert!(
+                        (f64::from(*found) - want).abs() <= bound,
+                        "{label}: dw {i}: {found}, want {want}"
+                    );
+                }
+                backend.download(&dh).iter().zip(&mut dh_found).for_each(|(x, sum)| *sum += f64::from(*x));
+            }
+            for (i, (found, want)) in dh_found.iter().zip(&dh_want).enumerate() {
+                // Each slice is rounded once.
+                let rounding = if dtype == DType::F32 { 1e-6 } else { 1.0 / 128.0 };
+                let largest =
+                    dh_want[i / c * c..(i / c + 1) * c].iter().fold(0.0, |a: f64, x| a.max(x.abs()));
+                let bound = 2.0 * dh_bound[i] + rounding * (want.abs() + largest);
+                assert!((found - want).abs() <= bound, "{}: dh {i}: {found}, want {want}", run.label);
+            }
+        }
+    }
+}
+
 /// `linear_cross_entropy`: losses and log-sum-exps; a packed weight gives the same bits.
 pub fn forward(backend: &dyn Backend) {
     let bench = Bench::new(backend);
