@@ -115,20 +115,21 @@ impl Pipeline {
     }
 }
 
-/// Blocks of each stage. Embedding and output projection take the room of blocks, so that the first and the last stage have
-/// fewer (§3.3.2: one less each); the output projection that of as many as its products cost.
+/// Blocks of each stage. The output projection takes the room of as many as its products cost, and the embedding, which costs
+/// memory only, that of one where the output projection takes no more: then the first and the last stage have one block less
+/// each, as in §3.3.2. In a small model with a large vocabulary the output projection alone sets the balance.
 pub fn stage_layers(config: &Config, stages: usize) -> Vec<Range<usize>> {
     let table = config.params();
     let of_layer: u64 = table.iter().filter(|s| s.layer == Some(0)).map(|s| s.elements()).sum();
-    let head = (config.vocab * config.dim) as u64;
-    let head = ((head + of_layer / 2) / of_layer.max(1)).max(1) as usize;
-    // The last stage must not be left without room for the others.
-    let head = head.min((config.layers + 1).div_ceil(stages).max(1));
-    let slots = 1 + config.layers + head;
+    let head = ((config.vocab * config.dim) as u64).div_ceil(of_layer.max(1)) as usize;
+    // The last stage has room for all of it, so that none before it is empty.
+    let head = head.clamp(1, (config.layers + 1).div_ceil(stages).max(1));
+    let embedding = usize::from(head == 1);
+    let slots = embedding + config.layers + head;
     (0..stages)
         .map(|stage| {
             let own = share(slots, stage, stages);
-            let layer = |slot: usize| slot.saturating_sub(1).min(config.layers);
+            let layer = |slot: usize| slot.saturating_sub(embedding).min(config.layers);
             let start = if stage == 0 { 0 } else { layer(own.start) };
             let end = if stage + 1 == stages { config.layers } else { layer(own.end) };
             start..end
@@ -263,6 +264,8 @@ mod tests {
                 next = stage.end;
             }
             prop_assert_eq!(next, layers);
+            let inner = &stages[1..stages.len().max(2) - 1];
+            prop_assert!(stages.len() > layers || inner.iter().all(|stage| !stage.is_empty()), "{:?}", stages);
         }
     }
 
