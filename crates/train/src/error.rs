@@ -31,6 +31,14 @@ pub enum TrainError {
         /// What it said.
         reason: String,
     },
+    /// Weights that must be the same on several ranks are not.
+    #[error("before step {step}: weights changed silently: {found}\nhint: go on from the newest checkpoint")]
+    Corrupted {
+        /// The step that was not begun.
+        step: u64,
+        /// Tensors and ranks.
+        found: String,
+    },
     /// Too many steps in a row had to be skipped.
     #[error(
         "step {step}: {skipped} steps in a row were skipped, the last because {reason}\n\

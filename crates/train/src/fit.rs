@@ -95,6 +95,14 @@ pub fn train(
     let (mut last_checkpoint, mut pause) = (Instant::now(), checkpoints.pause_after(Duration::ZERO));
     while progress.step < config.num_steps() {
         let begun = Instant::now();
+        let step = progress.step;
+        if config.check_replicas > 0 && step.is_multiple_of(config.check_replicas) {
+            let found = trainer.check_replicas()?;
+            if !found.is_empty() {
+                let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+                return Err(TrainError::Corrupted { step, found: found.join("; ") });
+            }
+        }
         let first = progress.cursor;
         let sequences = trainer
             .own_sequences()

@@ -16,6 +16,7 @@ mod mesh;
 mod optimizer;
 mod pipeline;
 mod plan;
+mod replicas;
 mod schedule;
 mod trainer;
 
@@ -28,5 +29,6 @@ pub use mesh::{Mesh, MeshPlace, Ranks};
 pub use optimizer::Optimizer;
 pub use pipeline::{Action, Pipeline, PipelineConfig, stage_layers};
 pub use plan::{Measurement, Plan, measure, plan};
+pub use replicas::Divergence;
 pub use schedule::learning_rate;
 pub use trainer::{StepGradients, StepOutcome, Trainer, build_stages};

@@ -19,7 +19,8 @@ use llamero_comm::{Solo, Threads, World, WorldOptions};
 use llamero_cpu::Cpu;
 use llamero_data::{DataError, Sequence};
 use llamero_model::{Config, Placement, Recompute, Shard};
-use llamero_tensor::DType;
+use llamero_tensor::testing::splitmix;
+use llamero_tensor::{Backend, DType};
 use llamero_train::{
     Checkpoints, Mesh, MeshPlace, OptimizerConfig, PipelineConfig, Ranks, SequenceSource, StepOutcome,
     StepRecord, TrainConfig, Trainer, build_stages,
@@ -338,6 +339,73 @@ fn a_damaged_shard_is_passed_over_by_all_ranks() {
         std::fs::write(&file, bytes).unwrap();
         let history = fit(mesh("dp=2,pp=2"), &settings, DType::F32, 6, dir.path());
         assert_eq!(history, expected[3..], "rank {rank}");
+    }
+}
+
+/// A bit that turns over in a weight of one rank: found at the next comparison, with tensor and rank. Clean steps raise no
+/// alarm.
+#[test]
+fn a_bit_turned_over_on_one_replica_is_found_and_named() {
+    const PLANTS: u64 = 100;
+    for (name, batch) in [("dp=3", 6), ("dp=2,tp=2", 4), ("pp=2,tp=2", 4)] {
+        let mesh = mesh(name);
+        let settings = TrainConfig { steps: Some(PLANTS), batch, ..settings() };
+        let worlds = Threads::world(mesh.size(), WorldOptions::default());
+        let one = |world: World| {
+            let backend = Cpu::new(1).unwrap();
+            let ranks = Ranks::new(&world, mesh);
+            let Ok(stages) = build_stages(&config(), &settings, &ranks, (&backend, DType::Bf16), values);
+            let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings.clone());
+            let own = trainer.own_sequences();
+            let mut found = 0;
+            for step in 0..PLANTS {
+                if step % 10 == 0 {
+                    let sequences = own.clone().map(|i| Made.sequence(step + i as u64).unwrap()).collect();
+                    trainer.step(step, sequences).unwrap();
+                }
+                assert_eq!(trainer.check_replicas().unwrap(), [], "{name}: a clean step");
+                // The same dice on every rank.
+                let mut dice = step + 1;
+                let mut roll = |n: usize| splitmix(&mut dice) as usize % n;
+                let (rank, param, element, bit) = (roll(mesh.size()), roll(6), roll(1 << 20), roll(16));
+                let here = trainer.ranks().all.rank() == rank;
+                let planted = here.then(|| {
+                    let param = trainer.model_mut().params_mut().nth(param).unwrap();
+                    let original = param.value.clone();
+                    let mut values = backend.download(&param.value);
+                    let at = element % values.len();
+                    values[at] = f32::from_bits(values[at].to_bits() ^ (1 << (16 + bit)));
+                    param.value = backend.upload(&values, param.value.shape(), DType::Bf16);
+                    (param.name.clone(), original)
+                });
+                let divergences = trainer.check_replicas().unwrap();
+                if let Some((tensor, _)) = &planted {
+                    let seen = divergences.iter().find(|d| d.tensor == *tensor);
+                    // Slices of other ranks are not copies: only norms are compared along `tp`.
+                    let copied = mesh.dp > 1 || tensor.contains("norm");
+                    assert_eq!(seen.is_some(), copied, "{name}: bit {bit} of `{tensor}`: {divergences:?}");
+                    if let Some(seen) = seen {
+                        let expected = if mesh.dp == 3 { vec![rank] } else { seen.ranks.clone() };
+                        assert!(seen.ranks == expected && seen.ranks.contains(&rank), "{name}: {seen}");
+                    }
+                }
+                found += usize::from(!divergences.is_empty());
+                if let Some((_, original)) = planted {
+                    trainer.model_mut().params_mut().nth(param).unwrap().value = original;
+                }
+            }
+            assert_eq!(trainer.check_replicas().unwrap(), []);
+            trainer.ranks().all.barrier().unwrap();
+            found
+        };
+        let one = &one;
+        let found: Vec<usize> = std::thread::scope(|scope| {
+            let ranks: Vec<_> = worlds.into_iter().map(|world| scope.spawn(move || one(world))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        assert!(found.iter().all(|n| *n == found[0]), "{name}: ranks disagree: {found:?}");
+        println!("| {name} | {} of {PLANTS} bits found |", found[0]);
+        assert!(if mesh.dp > 1 { found[0] == PLANTS as usize } else { found[0] > 0 }, "{name}: {found:?}");
     }
 }
 
