@@ -151,12 +151,25 @@ impl Recipe {
             bail!("`run.threads` is 0, but must be at least 1");
         }
         self.run.checkpoint_interval()?;
-        if self.sft.sequence > self.pretrain.sequence {
+        let context = self.pretrain.longest_sequence();
+        if self.sft.sequence > context {
             bail!(
-                "`sft.sequence` is {}, but must be at most `pretrain.sequence` ({}), the context of the model",
+                "`sft.sequence` is {}, but must be at most `pretrain.sequence` ({context}), the context of the model",
                 self.sft.sequence,
-                self.pretrain.sequence
             );
+        }
+        if !self.sft.mix.is_empty() || self.sft.ramp.iter().any(|stage| stage.sequence.is_some()) {
+            bail!(
+                "`sft.mix` and `sft.ramp.sequence` must be absent: dialogs have no domain and are not divided"
+            );
+        }
+        for (section, config) in [("pretrain", &self.pretrain), ("sft", &self.sft)] {
+            if config.is_open() && !config.ramp.is_empty() {
+                bail!(
+                    "`{section}.ramp` is given, but not how long the run is: a budget fits updates of one size\n\
+                     hint: set `{section}.steps` or `{section}.tokens`"
+                );
+            }
         }
         self.budget_seconds()?;
         Ok(())
@@ -166,8 +179,8 @@ impl Recipe {
     pub(crate) fn budget_seconds(&self) -> Result<Option<f64>> {
         let open = [
             ("model.preset", self.model.preset.is_none()),
-            ("pretrain.steps", self.pretrain.steps.is_none()),
-            ("sft.steps", self.sft.steps.is_none()),
+            ("pretrain.steps", self.pretrain.is_open()),
+            ("sft.steps", self.sft.is_open()),
         ];
         let missing = open.into_iter().find(|(_, open)| *open);
         match (&self.budget, missing) {
@@ -189,8 +202,12 @@ impl Recipe {
 
     /// The model's sizes for a vocabulary, by the name of its preset.
     pub(crate) fn model_config(&self, preset: &str, vocab: usize) -> Result<Config> {
-        let config =
-            Config { vocab, context: self.pretrain.sequence, tied: self.model.tied, ..preset_named(preset)? };
+        let config = Config {
+            vocab,
+            context: self.pretrain.longest_sequence(),
+            tied: self.model.tied,
+            ..preset_named(preset)?
+        };
         config.validate()?;
         Ok(config)
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use llamero_data::{DataError, Loader, Sequence};
+use llamero_data::{DataError, Loader, Place, Sequence};
 use serde::{Deserialize, Serialize};
 
 use crate::{Checkpoints, TrainError, Trainer};
@@ -11,11 +11,27 @@ use crate::{Checkpoints, TrainError, Trainer};
 pub trait SequenceSource {
     /// Sequence number `index`; defined for every number (sources start over).
     fn sequence(&self, index: u64) -> Result<Sequence, DataError>;
+
+    /// The sequence at a place. Sources of sequences that cannot be divided know those of a run of one length only.
+    fn read(&self, place: &Place) -> Result<Sequence, DataError> {
+        if place.domain.is_none() && place.chunk == place.number {
+            return self.sequence(place.number);
+        }
+        Err(DataError::OutOfRange {
+            key: "ramp.sequence or mix",
+            found: "given".into(),
+            allowed: "absent: these sequences have one length and no domain".into(),
+        })
+    }
 }
 
 impl SequenceSource for Loader {
     fn sequence(&self, index: u64) -> Result<Sequence, DataError> {
         Loader::sequence(self, index)
+    }
+
+    fn read(&self, place: &Place) -> Result<Sequence, DataError> {
+        Loader::read(self, place)
     }
 }
 
@@ -29,6 +45,9 @@ pub struct StepRecord {
     /// Mean loss in nats per target before the update.
     #[serde(with = "maybe_finite")]
     pub loss: f64,
+    /// What the z-loss adds to it, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub z_loss: Option<f64>,
     /// Global gradient norm before clipping.
     #[serde(with = "maybe_finite")]
     pub grad_norm: f64,
@@ -103,10 +122,11 @@ pub fn train(
                 return Err(TrainError::Corrupted { step, found: found.join("; ") });
             }
         }
-        let first = progress.cursor;
+        let settings = config.at(step);
+        let first = settings.first_sequence;
         let sequences = trainer
-            .own_sequences()
-            .map(|i| source.sequence(first + i as u64))
+            .own_sequences(step)
+            .map(|i| source.read(&settings.place(i)))
             .collect::<Result<Vec<_>, _>>()?;
         let outcome = trainer.step(progress.step, sequences)?;
         progress.tokens += outcome.tokens;
@@ -114,6 +134,7 @@ pub fn train(
             step: progress.step,
             tokens: progress.tokens,
             loss: outcome.loss,
+            z_loss: outcome.z_loss,
             grad_norm: outcome.grad_norm,
             lr: outcome.lr,
             skipped: outcome.skipped,
@@ -131,7 +152,7 @@ pub fn train(
         }
         progress.history.push((record, begun.elapsed().as_secs_f64()));
         progress.step += 1;
-        progress.cursor += config.batch as u64;
+        progress.cursor = first + settings.batch as u64;
         let due = last_checkpoint.elapsed() >= pause && progress.step < config.num_steps();
         if everybody_does(trainer, due)? {
             let saving = Instant::now();
@@ -140,6 +161,7 @@ pub fn train(
             last_checkpoint = Instant::now();
         }
     }
+    trainer.finish_average()?;
     let (history, seconds): (Vec<_>, Vec<_>) = progress.history.into_iter().unzip();
     remarks.extend(skips(&history));
     Ok(TrainReport { history, seconds, resumed_at, remarks })

@@ -6,6 +6,7 @@
 //! Every number that a step produces is a function of (initial weights, settings, sequences): not of threads, of
 //! micro-batches, of recomputation or of how often the process was killed in between.
 
+mod average;
 mod checkpoint;
 mod config;
 mod error;
@@ -14,6 +15,7 @@ mod gradients;
 mod memory;
 mod mesh;
 mod optimizer;
+mod phases;
 mod pipeline;
 mod plan;
 mod replicas;
@@ -27,6 +29,7 @@ pub use fit::{SequenceSource, StepRecord, TrainReport, train};
 pub use memory::{Kernels, MemoryEstimate, estimate_memory};
 pub use mesh::{Mesh, MeshPlace, Ranks};
 pub use optimizer::Optimizer;
+pub use phases::{Annealing, MixStage, RampStage, StepSettings};
 pub use pipeline::{Action, Pipeline, PipelineConfig, stage_layers};
 pub use plan::{Measurement, Plan, measure, plan};
 pub use replicas::Divergence;

@@ -82,7 +82,7 @@ fn rank(world: &World, mesh: Mesh, model: &Config, settings: &TrainConfig, dtype
 }
 
 fn steps(trainer: &mut Trainer<'_>) -> Vec<StepOutcome> {
-    let (own, settings) = (trainer.own_sequences(), trainer.config().clone());
+    let (own, settings) = (trainer.own_sequences(0), trainer.config().clone());
     (0..settings.num_steps())
         .map(|step| {
             let first = step * settings.batch as u64;
@@ -356,7 +356,7 @@ fn a_bit_turned_over_on_one_replica_is_found_and_named() {
             let ranks = Ranks::new(&world, mesh);
             let Ok(stages) = build_stages(&config(), &settings, &ranks, (&backend, DType::Bf16), values);
             let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings.clone());
-            let own = trainer.own_sequences();
+            let own = trainer.own_sequences(0);
             let mut found = 0;
             for step in 0..PLANTS {
                 if step % 10 == 0 {

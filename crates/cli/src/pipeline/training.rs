@@ -49,11 +49,14 @@ impl Run {
                 bail!("the tokens in `{}` were made by another tokenizer", tokens.path().display());
             }
             let model_config = run.recipe.model_config(&preset, store.vocab())?;
-            let loader = Loader::new(store, config.sequence, config.seed)?;
+            let loader = Loader::new(store, config.longest_sequence(), config.seed)?;
+            let mix = mix_remark(&config, &loader)?;
             let seed = section.seed;
             let values = |spec: &ParamSpec, rows| Ok::<_, anyhow::Error>(initial_values(spec, rows, seed));
             let model = run.build(&model_config, values)?;
-            run.train_stage("pretrain", draft, tokenizer, (model, config.clone(), &loader))
+            let outcome = run.train_stage("pretrain", draft, tokenizer, (model, config.clone(), &loader))?;
+            run.remarks.extend(mix);
+            Ok(outcome)
         })
     }
 
@@ -145,6 +148,20 @@ impl Run {
             remarks: report.remarks.clone(),
         }
     }
+}
+
+/// What each domain gives in a run with a mix. An error when one of them has too little text for a sequence.
+fn mix_remark(config: &TrainConfig, loader: &Loader) -> Result<Option<String>> {
+    let seen = config.seen(config.num_steps());
+    let all: u64 = seen.values().sum();
+    let mut parts = Vec::new();
+    for domain in config.domains() {
+        let (per_epoch, tokens) = (loader.tokens_per_epoch(domain)?, seen.get(&domain).copied().unwrap_or(0));
+        let share = 100.0 * tokens as f64 / all.max(1) as f64;
+        let epochs = tokens as f64 / per_epoch as f64;
+        parts.push(format!("{share:.1} % {} ({tokens} tokens, {epochs:.2} epochs)", domain.name()));
+    }
+    Ok((!parts.is_empty()).then(|| format!("pretrain: the tokens were {}", parts.join(", "))))
 }
 
 /// A whole model folder in Hugging Face's layout, tokenizer included.

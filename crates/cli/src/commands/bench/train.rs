@@ -374,7 +374,7 @@ fn steps(args: &TrainArgs, job: &Job, cpu: &Cpu, ranks: Ranks) -> Result<Measure
     }
     cpu.reset_peak();
     let mut trainer = Trainer::on_mesh(stages, ranks, cpu, config.clone());
-    let own = trainer.own_sequences();
+    let own = trainer.own_sequences(0);
     let first = trainer.ranks().all.rank() == 0;
     let progress = first.then(|| Progress::new("train", args.steps as u64, "steps"));
     let (mut step_seconds, mut losses) = (Vec::new(), Vec::new());
