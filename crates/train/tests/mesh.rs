@@ -430,3 +430,18 @@ fn a_mesh_that_does_not_fit_is_refused() {
         assert!(error.contains(hint), "{name}: {error}");
     }
 }
+
+/// The log-sum-exp that counts is that of the whole vocabulary.
+#[test]
+fn a_z_loss_is_the_same_on_slices_of_the_vocabulary() {
+    let settings = TrainConfig { z_loss: 0.02, steps: Some(8), ..settings() };
+    let expected = alone(&config(), &settings, DType::F32);
+    for name in ["tp=2", "pp=2,tp=2"] {
+        let found = train(mesh(name), &config(), &settings, DType::F32);
+        for (a, b) in found.steps.iter().zip(&expected.steps) {
+            assert!((a.z_loss.unwrap() / b.z_loss.unwrap() - 1.0).abs() < 1e-5, "{name}: {a:?} {b:?}");
+        }
+        let (losses, weights) = apart(&found, &expected);
+        assert!(losses < 1e-5 && weights < 3e-5, "{name}: {losses:e} {weights:e}");
+    }
+}
