@@ -267,6 +267,42 @@ mod tests {
     }
 
     #[test]
+    fn the_recipe_of_the_405b_run_is_what_the_paper_says() {
+        let text = include_str!("../../../docs/fidelity.md");
+        let recipe = text.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+        let recipe: Recipe = llamero_artifact::recipe::load_str(recipe, "docs/fidelity.md", &[]).unwrap();
+        let recipe = Recipe { budget: Some("8m".into()), ..recipe };
+        recipe.validate().unwrap();
+        let run = &recipe.pretrain;
+        let million = |step| run.at(step).batch * run.at(step).sequence / 1_000_000;
+        assert_eq!([0, 60, 61, 300_000, 400_000].map(million), [4, 4, 8, 8, 16]);
+        let steps = run.num_steps();
+        assert_eq!(run.tokens_before(61) / 1_000_000, 255);
+        // Three updates of annealing, from where the cosine is.
+        let rates = [4, 3, 2, 1].map(|left| run.at(steps - left).lr / 8e-5);
+        assert!(rates[0] > rates[1] && rates[0] / rates[1] < 1.001, "{rates:?}");
+        assert!((rates[3] * 3.0 / rates[1] - 1.0).abs() < 1e-12, "{rates:?}");
+        // What is written is read again.
+        let written = llamero_artifact::recipe::to_toml(&recipe).unwrap();
+        let again: Recipe = llamero_artifact::recipe::load_str(&written, "written", &[]).unwrap();
+        assert_eq!(again, recipe);
+    }
+
+    #[test]
+    fn what_has_no_length_or_no_parts_is_refused() {
+        let refused = |text: &str, why: &str| {
+            let text = format!("budget = \"8m\"\n{text}");
+            let recipe: Recipe = llamero_artifact::recipe::load_str(&text, "test", &[]).unwrap();
+            let error = format!("{:#}", recipe.validate().unwrap_err());
+            assert!(error.contains(why), "{error}");
+        };
+        refused("[[pretrain.ramp]]\nat_tokens = 9\nbatch = 8", "pretrain.tokens");
+        refused("[sft]\nsteps = 9\nmix = [{ weights = { code = 1.0 } }]", "sft.mix");
+        refused("[sft]\nsteps = 9\nramp = [{ at_tokens = 9, sequence = 256 }]", "sft.ramp.sequence");
+        refused("[pretrain]\nsteps = 9\ntokens = 9", "`tokens` is 9");
+    }
+
+    #[test]
     fn what_is_open_needs_a_budget() {
         let recipe = Recipe::default();
         assert!(recipe.validate().unwrap_err().to_string().contains("model.preset"));

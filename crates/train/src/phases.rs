@@ -47,7 +47,7 @@ pub struct Annealing {
     /// The last updates of the run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
-    /// Or the last tokens.
+    /// Or the updates that have the last so many tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokens: Option<u64>,
     /// The model is the mean of the weights after every so many updates of this phase, the last included (Polyak averaging);
@@ -290,8 +290,12 @@ impl TrainConfig {
     /// The first update of the annealing phase.
     pub(crate) fn anneal_start(&self) -> Option<u64> {
         let (anneal, steps) = (self.anneal.as_ref()?, self.num_steps());
-        let by_tokens =
-            |tokens: u64| self.step_at(self.tokens_before(steps).saturating_sub(tokens)).min(steps);
+        let by_tokens = |tokens: u64| {
+            let first = self.tokens_before(steps).saturating_sub(tokens);
+            let start = self.step_at(first);
+            // The update in which the last so many tokens begin is one of them.
+            start - u64::from(self.tokens_before(start) > first)
+        };
         anneal.steps.map(|n| steps.saturating_sub(n)).or_else(|| anneal.tokens.map(by_tokens))
     }
 

@@ -175,6 +175,11 @@ fn the_rate_falls_from_the_end_of_the_cosine_linearly_to_zero() {
     let anneal = Some(Annealing { tokens: Some(160), ..Annealing::default() });
     let by_tokens = TrainConfig { anneal, ..config.clone() };
     assert!((0..50).all(|step| by_tokens.at(step).lr == lr(step)));
+    for (tokens, updates) in [(1, 1), (16, 1), (17, 2), (800, 50), (9_000, 50)] {
+        let anneal = Some(Annealing { tokens: Some(tokens), ..Annealing::default() });
+        let config = TrainConfig { anneal, ..config.clone() };
+        assert_eq!(config.anneal_start(), Some(50 - updates), "{tokens} tokens");
+    }
     // A longer cosine has not come to its end.
     let optimizer = OptimizerConfig { cosine_steps: Some(80), ..optimizer };
     let longer = TrainConfig { optimizer: optimizer.clone(), ..config.clone() };
