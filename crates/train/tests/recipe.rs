@@ -124,7 +124,12 @@ fn fit(mesh: &str, dtype: DType, until: u64, (data, checkpoints): (&Path, &Path)
         let Ok(stages) = build_stages(&small(), &settings(), &ranks, (&backend, dtype), values);
         let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings());
         let checkpoints = Checkpoints::new(checkpoints).every(Duration::ZERO);
-        let result = llamero_train::train(&mut trainer, &source, &checkpoints, &mut |_, _| ());
+        let result = llamero_train::train(
+            &mut trainer,
+            &source,
+            &checkpoints,
+            &mut |_: &llamero_train::StepRecord, _: f64| (),
+        );
         trainer.ranks().all.barrier().unwrap();
         assert_eq!(result.is_ok(), until == STEPS, "{:?}", result.err());
         let params = trainer.stages().iter().flat_map(|stage| stage.params());
