@@ -397,7 +397,7 @@ impl TrainConfig {
             }
             let usable = |weight: &f64| weight.is_finite() && *weight >= 0.0;
             let sum: f64 = stage.weights.values().sum();
-            if !stage.weights.values().all(usable) || !(sum > 0.0 && sum.is_finite()) {
+            if !(stage.weights.values().all(usable) && sum > 0.0 && sum.is_finite()) {
                 let found = format!("{:?}", stage.weights.values().collect::<Vec<_>>());
                 return wrong("mix.weights", found, "numbers from 0 on, at least one of them above".into());
             }

@@ -336,7 +336,7 @@ impl<'b> Trainer<'b> {
         if settings.averaged {
             self.add_to_average();
         }
-        let z_loss = (self.config.z_loss != 0.0).then(|| self.config.z_loss * lse_square);
+        let z_loss = (self.config.z_loss != 0.0).then_some(self.config.z_loss * lse_square);
         Ok(StepOutcome { loss, z_loss, grad_norm, lr, tokens, skipped })
     }
 

@@ -138,7 +138,8 @@ fn fit(mesh: &str, dtype: DType, until: u64, (data, checkpoints): (&Path, &Path)
     };
     let one = &one;
     let worlds = Threads::world(mesh.size(), WorldOptions::default());
-    let mut all: Vec<(Vec<StepRecord>, Vec<(String, Vec<f32>)>)> = std::thread::scope(|scope| {
+    type Weights = Vec<(String, Vec<f32>)>;
+    let mut all: Vec<(Vec<StepRecord>, Weights)> = std::thread::scope(|scope| {
         let ranks: Vec<_> = worlds.into_iter().map(|world| scope.spawn(move || one(world))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     });
@@ -213,7 +214,8 @@ fn every_mesh_reads_the_same_tokens_and_none_twice() {
             chunks.extend(loader.read(&place).unwrap().tokens);
         }
     }
-    (read.sort_unstable(), chunks.sort_unstable());
+    read.sort_unstable();
+    chunks.sort_unstable();
     assert!(read == chunks);
 }
 
