@@ -6,13 +6,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use llamero_align::InstructConfig;
 use llamero_curate::CurateConfig;
 use llamero_data::DataConfig;
 use llamero_model::{Config, PRESETS};
 use llamero_tensor::DType;
-use llamero_train::TrainConfig;
+use llamero_train::{Mesh, PipelineConfig, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 /// A whole recipe.
@@ -45,15 +45,36 @@ pub(crate) struct RunSection {
     /// Seconds between two checkpoints of a training stage, so what a kill loses at most; 10 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) checkpoint_seconds: Option<f64>,
+    /// Ranks that share the training stages, e.g. `dp=2,pp=2`; one when absent. Sums are made in another order on some
+    /// meshes, so the last bits of weights may differ between meshes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mesh: Option<String>,
+    /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) chunks: Option<usize>,
 }
 
 impl Default for RunSection {
     fn default() -> Self {
-        Self { dir: "runs/default".into(), threads: None, checkpoint_seconds: None }
+        Self { dir: "runs/default".into(), threads: None, checkpoint_seconds: None, mesh: None, chunks: None }
     }
 }
 
 impl RunSection {
+    /// The ranks of the training stages.
+    pub(crate) fn mesh(&self) -> Result<Mesh> {
+        let parsed = self.mesh.as_deref().map(str::parse).transpose();
+        parsed.map(Option::unwrap_or_default).map_err(|e| anyhow!("`run.mesh`: {e}"))
+    }
+
+    /// How the stages of a pipeline share the work.
+    pub(crate) fn pipeline(&self) -> Result<PipelineConfig> {
+        match self.chunks {
+            Some(0) => bail!("`run.chunks` is 0, but must be at least 1"),
+            chunks => Ok(PipelineConfig { chunks: chunks.unwrap_or(1), ..PipelineConfig::default() }),
+        }
+    }
+
     /// Time between two checkpoints, where it is given.
     pub(crate) fn checkpoint_interval(&self) -> Result<Option<Duration>> {
         let Some(seconds) = self.checkpoint_seconds else { return Ok(None) };
@@ -151,6 +172,8 @@ impl Recipe {
             bail!("`run.threads` is 0, but must be at least 1");
         }
         self.run.checkpoint_interval()?;
+        self.run.mesh()?;
+        self.run.pipeline()?;
         let context = self.pretrain.longest_sequence();
         if self.sft.sequence > context {
             bail!(
@@ -184,7 +207,7 @@ impl Recipe {
         ];
         let missing = open.into_iter().find(|(_, open)| *open);
         match (&self.budget, missing) {
-            (Some(text), _) => Ok(Some(parse_duration(text)?)),
+            (Some(text), _) => Ok(Some(parse_duration("budget", text)?)),
             (None, None) => Ok(None),
             (None, Some((key, _))) => {
                 bail!("`{key}` is missing\nhint: set it, or set `budget = \"8m\"` and let the plan choose")
@@ -224,8 +247,8 @@ fn preset_named(name: &str) -> Result<Config> {
 }
 
 /// `90s`, `8m`, `1h30m` → seconds.
-fn parse_duration(text: &str) -> Result<f64> {
-    let wrong = || format!("`budget` is `{text}`, but must be a time such as `90s`, `8m` or `1h30m`");
+pub(crate) fn parse_duration(key: &str, text: &str) -> Result<f64> {
+    let wrong = || format!("`{key}` is `{text}`, but must be a time such as `90s`, `8m` or `1h30m`");
     let (mut total, mut number) = (0.0, String::new());
     for c in text.trim().chars() {
         let unit = match c {
@@ -245,8 +268,8 @@ fn parse_duration(text: &str) -> Result<f64> {
         // Seconds and minutes are too easily mistaken for each other.
         bail!("{}; `{text}` has no unit", wrong());
     }
-    if !(1.0..=30.0 * 86_400.0).contains(&total) {
-        bail!("`budget` is `{text}`, but must be 1 s to 30 days");
+    if !(0.01..=30.0 * 86_400.0).contains(&total) {
+        bail!("`{key}` is `{text}`, but must be 0.01 s to 30 days");
     }
     Ok(total)
 }
@@ -258,10 +281,10 @@ mod tests {
     #[test]
     fn durations_are_read() {
         for (text, seconds) in [("90s", 90.0), ("8m", 480.0), ("1h30m", 5400.0), ("1.5m", 90.0)] {
-            assert_eq!(parse_duration(text).unwrap(), seconds, "{text}");
+            assert_eq!(parse_duration("budget", text).unwrap(), seconds, "{text}");
         }
         for text in ["", "m", "8", "8x", "0", "-3m", "1e9h"] {
-            let error = parse_duration(text).unwrap_err().to_string();
+            let error = parse_duration("budget", text).unwrap_err().to_string();
             assert!(error.contains("`budget`"), "{text}: {error}");
         }
     }

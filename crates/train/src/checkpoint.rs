@@ -10,6 +10,8 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use llamero_autograd::Param;
@@ -26,6 +28,7 @@ use crate::{Ranks, TrainError, Trainer};
 pub struct Checkpoints {
     dir: PathBuf,
     interval: Duration,
+    stop: Arc<AtomicBool>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -106,12 +109,21 @@ fn fail(path: &Path) -> impl Fn(std::io::Error) -> TrainError {
 impl Checkpoints {
     /// Checkpoints below `dir`, which is created when the first is saved.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), interval: INTERVAL }
+        Self { dir: dir.into(), interval: INTERVAL, stop: Arc::default() }
     }
 
     /// Saves at most once in `interval`; zero saves after every step.
     pub fn every(self, interval: Duration) -> Self {
         Self { interval, ..self }
+    }
+
+    /// Training stops with a checkpoint as soon as somebody sets `stop` (a signal, say) on the first rank.
+    pub fn until(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop, ..self }
+    }
+
+    pub(crate) fn asked_to_stop(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// How long to train before the next save when the last one took `saving`: the interval, but saving a large model
@@ -174,6 +186,11 @@ impl Checkpoints {
         let newest = self.list().pop();
         let name = newest.as_ref().and_then(|p| p.file_name()).map(|n| n.to_string_lossy());
         name.and_then(|n| n.strip_prefix("step-")?.parse().ok()).unwrap_or(0)
+    }
+
+    /// The folder of the newest.
+    pub(crate) fn newest(&self) -> Option<PathBuf> {
+        self.list().pop()
     }
 
     /// Published checkpoints, oldest first.

@@ -124,7 +124,12 @@ fn fit(mesh: &str, dtype: DType, until: u64, (data, checkpoints): (&Path, &Path)
         let Ok(stages) = build_stages(&small(), &settings(), &ranks, (&backend, dtype), values);
         let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings());
         let checkpoints = Checkpoints::new(checkpoints).every(Duration::ZERO);
-        let result = llamero_train::train(&mut trainer, &source, &checkpoints, &mut |_, _| ());
+        let result = llamero_train::train(
+            &mut trainer,
+            &source,
+            &checkpoints,
+            &mut |_: &llamero_train::StepRecord, _: f64| (),
+        );
         trainer.ranks().all.barrier().unwrap();
         assert_eq!(result.is_ok(), until == STEPS, "{:?}", result.err());
         let params = trainer.stages().iter().flat_map(|stage| stage.params());
@@ -133,7 +138,8 @@ fn fit(mesh: &str, dtype: DType, until: u64, (data, checkpoints): (&Path, &Path)
     };
     let one = &one;
     let worlds = Threads::world(mesh.size(), WorldOptions::default());
-    let mut all: Vec<(Vec<StepRecord>, Vec<(String, Vec<f32>)>)> = std::thread::scope(|scope| {
+    type Weights = Vec<(String, Vec<f32>)>;
+    let mut all: Vec<(Vec<StepRecord>, Weights)> = std::thread::scope(|scope| {
         let ranks: Vec<_> = worlds.into_iter().map(|world| scope.spawn(move || one(world))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     });
@@ -208,7 +214,8 @@ fn every_mesh_reads_the_same_tokens_and_none_twice() {
             chunks.extend(loader.read(&place).unwrap().tokens);
         }
     }
-    (read.sort_unstable(), chunks.sort_unstable());
+    read.sort_unstable();
+    chunks.sort_unstable();
     assert!(read == chunks);
 }
 

@@ -150,7 +150,7 @@ fn a_long_run_does_not_overflow() {
     config.validate().unwrap();
     let steps = config.num_steps();
     assert_eq!(
-        [0, 60, 61, 342_159].map(|step| config.at(step).batch * config.at(step).sequence >> 20),
+        [0, 60, 61, 342_159].map(|step| (config.at(step).batch * config.at(step).sequence) >> 20),
         [4, 4, 8, 8]
     );
     assert_eq!(config.at(steps - 1).batch * config.at(steps - 1).sequence, 16 << 20);
