@@ -37,6 +37,8 @@ pub(crate) fn on_threads<T: Send>(
                 Err(error) => errors.push((rank, error)),
             }
         }
+        let between_ranks =
+            |e: &anyhow::Error| matches!(e.downcast_ref::<TrainError>(), Some(TrainError::Comm(_)));
         let waited = |e: &anyhow::Error| {
             let error = e.downcast_ref::<TrainError>();
             matches!(error, Some(TrainError::Comm(CommError::PeerLost { .. } | CommError::Timeout { .. })))
@@ -46,7 +48,9 @@ pub(crate) fn on_threads<T: Send>(
         if matches!(error.downcast_ref::<TrainError>(), Some(TrainError::Stopped { .. })) {
             return Err(error);
         }
-        say!("last collectives of rank {rank}:\n{}", recorders[rank]);
+        if between_ranks(&error) {
+            say!("last collectives of rank {rank}:\n{}", recorders[rank]);
+        }
         Err(error.context(format!("rank {rank}")))
     })
 }

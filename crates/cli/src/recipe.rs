@@ -71,6 +71,11 @@ impl RunSection {
     pub(crate) fn pipeline(&self) -> Result<PipelineConfig> {
         match self.chunks {
             Some(0) => bail!("`run.chunks` is 0, but must be at least 1"),
+            Some(chunks) if chunks > 1 && self.mesh()?.pp == 1 => {
+                bail!(
+                    "`run.chunks` is {chunks}, but must be 1 or absent: `run.mesh` has one pipeline stage\nhint: add e.g. `pp=2`"
+                )
+            }
             chunks => Ok(PipelineConfig { chunks: chunks.unwrap_or(1), ..PipelineConfig::default() }),
         }
     }
@@ -207,7 +212,10 @@ impl Recipe {
         ];
         let missing = open.into_iter().find(|(_, open)| *open);
         match (&self.budget, missing) {
-            (Some(text), _) => Ok(Some(parse_duration("budget", text)?)),
+            (Some(text), _) => match parse_duration("budget", text)? {
+                seconds if seconds < 1.0 => bail!("`budget` is `{text}`, but must be at least 1 s"),
+                seconds => Ok(Some(seconds)),
+            },
             (None, None) => Ok(None),
             (None, Some((key, _))) => {
                 bail!("`{key}` is missing\nhint: set it, or set `budget = \"8m\"` and let the plan choose")

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 pub enum Event {
     /// A job began to set up its ranks.
     Launched {
+        /// Id of what it makes.
+        makes: String,
         /// Ranks.
         ranks: usize,
     },
@@ -37,7 +39,7 @@ pub enum Event {
         /// Steps that are in it.
         step: u64,
     },
-    /// Somebody broke something on purpose.
+    /// Somebody broke something on purpose. Takes no time: what follows from it does.
     Injected {
         /// What.
         fault: String,
@@ -92,15 +94,33 @@ impl Ledger {
         file.write_all(&line)
     }
 
-    /// All entries. A line that a kill cut short is left out; there is none where there is no file.
+    /// The entries about what was made last. A line that a kill cut short is left out; there is none where there is no file.
     pub fn read(&self) -> std::io::Result<Vec<Entry>> {
-        let text = match std::fs::read(&self.path) {
-            Ok(text) => text,
+        let mut entries = self.read_from(&mut 0)?;
+        let makes = |entry: &Entry| match &entry.event {
+            Event::Launched { makes, .. } => Some(makes.clone()),
+            _ => None,
+        };
+        let last = entries.iter().rev().find_map(makes);
+        let other = entries.iter().rposition(|entry| makes(entry).is_some_and(|makes| Some(makes) != last));
+        let launched = |from: usize| entries[from..].iter().position(|entry| makes(entry) == last);
+        let first = other.map_or(0, |other| other + launched(other).unwrap_or(0));
+        Ok(entries.split_off(first))
+    }
+
+    /// All entries after the first `offset` bytes of the file, which is moved on to the end of the last whole line.
+    pub fn read_from(&self, offset: &mut u64) -> std::io::Result<Vec<Entry>> {
+        let mut file = match File::open(&self.path) {
+            Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
         };
-        let lines = text.split(|&b| b == b'\n').filter(|line| !line.is_empty());
-        Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+        file.seek(SeekFrom::Start(*offset))?;
+        let mut text = Vec::new();
+        file.read_to_end(&mut text)?;
+        text.truncate(text.iter().rposition(|&b| b == b'\n').map_or(0, |end| end + 1));
+        *offset += text.len() as u64;
+        Ok(text.split(|&b| b == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect())
     }
 }
 
@@ -113,7 +133,7 @@ pub struct Goodput {
     pub checkpoint: f64,
     /// Setting up the first job.
     pub start_up: f64,
-    /// From finding a job failed to the next one being ready.
+    /// From finding a job failed to the next one being ready; the time that nobody ran one is in it.
     pub restart: f64,
     /// Steps that had to be made again, and what a job had begun when it died.
     pub lost: f64,
@@ -132,6 +152,10 @@ impl Goodput {
         let mut made: HashMap<u64, f64> = HashMap::new();
         let (mut last, mut first_job, mut failed) = (entries.first().map_or(0.0, |e| e.at), true, false);
         for entry in entries {
+            if let Event::Injected { .. } = entry.event {
+                sum.injected += 1;
+                continue;
+            }
             // Clocks may be set back; time does not run backwards for it.
             let seconds = (entry.at - last).max(0.0);
             last = last.max(entry.at);
@@ -148,11 +172,7 @@ impl Goodput {
                     sum.lost += made.insert(*step, seconds).unwrap_or(0.0);
                 }
                 Event::Saved { .. } => sum.checkpoint += seconds,
-                Event::Injected { .. } => {
-                    sum.injected += 1;
-                    // The job went on until then; what it did not finish is lost.
-                    sum.lost += seconds;
-                }
+                Event::Injected { .. } => {}
                 Event::Failed { hung, .. } => {
                     (sum.failures, failed) = (sum.failures + 1, true);
                     *(if *hung { &mut sum.stalled } else { &mut sum.lost }) += seconds;
@@ -211,19 +231,21 @@ mod tests {
     #[test]
     fn every_second_is_in_one_class() {
         let failed = |hung| Event::Failed { reason: "killed".into(), hung };
+        let launched = || Event::Launched { makes: "a".into(), ranks: 4 };
         let found = Goodput::of(&entries(&[
-            (0.0, Event::Launched { ranks: 4 }),
+            (0.0, launched()),
             (2.0, Event::Ready { step: 0 }),
             (3.0, Event::Step { step: 0 }),
             (3.5, Event::Saved { step: 1 }),
             (4.5, Event::Step { step: 1 }),
             (5.0, failed(false)),
-            (6.0, Event::Launched { ranks: 4 }),
+            (6.0, launched()),
             (7.0, Event::Ready { step: 1 }),
             (8.0, Event::Step { step: 1 }),
             (9.0, Event::Step { step: 2 }),
+            (12.0, Event::Injected { fault: "hung".into() }),
             (19.0, failed(true)),
-            (20.0, Event::Launched { ranks: 4 }),
+            (20.0, launched()),
             (21.0, Event::Ready { step: 3 }),
             (22.0, Event::Done { step: 3 }),
         ]));
@@ -234,7 +256,7 @@ mod tests {
             restart: 4.0,
             lost: 1.5,
             stalled: 10.0,
-            injected: 0,
+            injected: 1,
             failures: 2,
         };
         assert_eq!(found, expected);
@@ -254,9 +276,24 @@ mod tests {
         let entries = ledger.read().unwrap();
         assert_eq!(entries.len(), 1);
         assert_eq!(entries[0].event, Event::Step { step: 7 });
+        let mut offset = 0;
+        assert_eq!(ledger.read_from(&mut offset).unwrap().len(), 1);
+        assert!(ledger.read_from(&mut offset).unwrap().is_empty());
         // What comes after it is read again.
         ledger.note(Event::Done { step: 9 }).unwrap();
         ledger.note(Event::Done { step: 9 }).unwrap();
         assert_eq!(ledger.read().unwrap().len(), 2);
+    }
+    #[test]
+    fn what_was_made_before_does_not_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let ledger = Ledger::new(dir.path().join("ledger.jsonl"));
+        let launched = |makes: &str| Event::Launched { makes: makes.into(), ranks: 1 };
+        let step = || Event::Step { step: 0 };
+        for event in [launched("a"), step(), step(), launched("b"), step(), launched("b"), step()] {
+            ledger.note(event).unwrap();
+        }
+        let events: Vec<Event> = ledger.read().unwrap().into_iter().map(|entry| entry.event).collect();
+        assert_eq!(events, [launched("b"), step(), launched("b"), step()]);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::chaos::Chaos;
-use crate::{Entry, Event, Ledger};
+use crate::{Event, Ledger};
 
 /// How a job is watched.
 #[derive(Clone, Debug)]
@@ -36,35 +36,44 @@ const LOOK: Duration = Duration::from_millis(20);
 pub enum Ended {
     /// The job did all its work.
     Done,
-    /// The job ended itself with this code and there is no use in another: it was wrong usage, it failed before it ever
-    /// trained, or it was asked to stop.
+    /// The job ended with this code and there is no use in another: it was wrong usage, it failed before the first step of
+    /// all, or it was asked to stop.
     Left(i32),
     /// Too many failures: what was seen of each.
     GaveUp(Vec<String>),
 }
 
-/// What the ledger tells of a job since it was launched.
+/// What the ledger tells, read on from where it was read to.
 #[derive(Default)]
 struct Life {
-    entries: usize,
+    read_to: u64,
+    makes: String,
     /// Training has begun and has not ended.
     trains: bool,
-    /// Steps made by all jobs.
+    /// The furthest step of all jobs that make the same.
     best: Option<u64>,
 }
 
 impl Life {
-    fn of(entries: &[Entry]) -> Self {
-        let mut life = Self { entries: entries.len(), ..Self::default() };
-        for entry in entries {
-            match &entry.event {
-                Event::Launched { .. } | Event::Failed { .. } | Event::Done { .. } => life.trains = false,
-                Event::Ready { .. } => life.trains = true,
-                Event::Step { step } => life.best = life.best.max(Some(*step)),
+    /// Reads what is new. Returns whether the job has written any of it.
+    fn follow(&mut self, ledger: &Ledger) -> io::Result<bool> {
+        let mut sign = false;
+        for entry in ledger.read_from(&mut self.read_to)? {
+            sign |= !matches!(entry.event, Event::Injected { .. } | Event::Failed { .. });
+            match entry.event {
+                Event::Launched { makes, .. } => {
+                    if makes != self.makes {
+                        (self.makes, self.best) = (makes, None);
+                    }
+                    self.trains = false;
+                }
+                Event::Failed { .. } | Event::Done { .. } => self.trains = false,
+                Event::Ready { .. } => self.trains = true,
+                Event::Step { step } => self.best = self.best.max(Some(step)),
                 Event::Saved { .. } | Event::Injected { .. } => {}
             }
         }
-        life
+        Ok(sign)
     }
 }
 
@@ -77,30 +86,31 @@ impl Supervisor {
         stop: &AtomicBool,
         say: &mut dyn FnMut(&str),
     ) -> io::Result<Ended> {
-        let (mut failures, mut fruitless) = (Vec::new(), 0);
+        let (mut failures, mut fruitless, mut life) = (Vec::new(), 0, Life::default());
         loop {
-            let before = Life::of(&self.ledger.read()?);
+            life.follow(&self.ledger)?;
+            let before = life.best;
             let mut child = command().spawn()?;
-            let reason = match self.watch(&mut child, stop, say)? {
+            let ended = self.watch(&mut child, &mut life, stop, say)?;
+            life.follow(&self.ledger)?;
+            let (reason, hung) = match ended {
                 Watched::Ended(status) if status.success() => return Ok(Ended::Done),
                 Watched::Ended(status) => {
-                    let after = Life::of(&self.ledger.read()?);
-                    let trained = after.best.is_some() && after.entries > before.entries;
-                    if let Some(code) = status.code()
-                        && (!trained || code == 2 || stop.load(Ordering::Relaxed))
-                    {
+                    // What fails before the first step of all fails the next time too; 2 is wrong usage.
+                    let hopeless = life.best.is_none() || status.code() == Some(2);
+                    if let Some(code) = status.code().filter(|_| hopeless) {
                         return Ok(Ended::Left(code));
                     }
                     (format!("the job ended ({status})"), false)
                 }
                 Watched::Hung(waited) => (format!("no sign of life for {:.1} s", waited.as_secs_f64()), true),
             };
-            let after = Life::of(&self.ledger.read()?);
-            let (reason, hung) = reason;
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Ended::Left(1));
+            }
             self.ledger.note(Event::Failed { reason: reason.clone(), hung })?;
-            fruitless = if after.best > before.best { 0 } else { fruitless + 1 };
-            let step = after.best.map_or(0, |best| best + 1);
-            failures.push(format!("after step {step}: {reason}"));
+            fruitless = if life.best > before { 0 } else { fruitless + 1 };
+            failures.push(format!("after {} steps: {reason}", life.best.map_or(0, |best| best + 1)));
             if fruitless >= FRUITLESS || failures.len() > self.restarts as usize {
                 return Ok(Ended::GaveUp(failures));
             }
@@ -112,10 +122,11 @@ impl Supervisor {
     fn watch(
         &mut self,
         child: &mut Child,
+        life: &mut Life,
         stop: &AtomicBool,
         say: &mut dyn FnMut(&str),
     ) -> io::Result<Watched> {
-        let (mut told, mut seen, mut last_sign) = (false, Life::default(), Instant::now());
+        let (mut told, mut last_sign) = (false, Instant::now());
         if let Some(chaos) = &mut self.chaos {
             chaos.begin();
         }
@@ -127,8 +138,7 @@ impl Supervisor {
                 told = true;
                 signal(child, Signal::TERM);
             }
-            let life = Life::of(&self.ledger.read()?);
-            if life.entries != seen.entries || !life.trains {
+            if life.follow(&self.ledger)? || !life.trains {
                 last_sign = Instant::now();
             }
             if let Some(chaos) = self.chaos.as_mut().filter(|_| life.trains && !told)
@@ -137,7 +147,6 @@ impl Supervisor {
                 self.ledger.note(Event::Injected { fault: fault.clone() })?;
                 say(&format!("chaos: {fault}"));
             }
-            seen = Life { entries: self.ledger.read()?.len(), ..life };
             if last_sign.elapsed() >= self.hang_after {
                 child.kill()?;
                 child.wait()?;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use llamero_artifact::Draft;
 use llamero_comm::{Comm, Solo};
 use llamero_model::{Config, Llama, ParamSpec, Placement};
@@ -53,7 +53,8 @@ impl Job<'_> {
         notes: &Notes<'_>,
     ) -> Result<Trained<'b>> {
         mesh.check(self.sizes, &self.config)?;
-        notes.ledger.note(Event::Launched { ranks: mesh.size() })?;
+        let launched = Event::Launched { makes: notes.draft.id(), ranks: mesh.size() };
+        notes.ledger.note(launched).with_context(|| format!("`{}`", notes.ledger.path().display()))?;
         if mesh.size() == 1 {
             let mut trainer = self.whole(backend, self.config.clone())?;
             let mut watch = notes.watch(&self.config, checkpoints);
@@ -76,6 +77,12 @@ impl Job<'_> {
         let alone = TrainConfig { pipeline: Default::default(), ..self.config.clone() };
         let mut trainer = self.whole(backend, alone)?;
         let whole = train(&mut trainer, self.source, checkpoints, &mut Nobody)?;
+        if whole.resumed_at != Some(self.config.num_steps()) {
+            let remarks = whole.remarks.join("; ");
+            bail!(
+                "the last checkpoint of {mesh} cannot be read back: {remarks}\nhint: run the same command again"
+            );
+        }
         let Some((of_first, _)) = reports.into_iter().next() else { unreachable!("a mesh has ranks") };
         let report = TrainReport { resumed_at: of_first.resumed_at, remarks: of_first.remarks, ..whole };
         Ok(Trained { trainer, report, peak_bytes })

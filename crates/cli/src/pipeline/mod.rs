@@ -23,7 +23,7 @@ use llamero_artifact::{
     Artifact, Begin, Draft, InputRef, Outcome, Reason, RunDir, StageKey, WORK_STATE, fsutil, recipe as files,
 };
 use llamero_tensor::Backend;
-use llamero_train::Kernels;
+use llamero_train::{Kernels, TrainConfig};
 use serde::Serialize;
 
 use crate::recipe::Recipe;
@@ -119,7 +119,7 @@ pub(crate) fn ledger_file(stage: &str) -> String {
 /// Runs a recipe up to its pre-trained model.
 pub(crate) fn pretrain(path: &Path, sets: &[String]) -> Result<Pretrained> {
     let mut run = open(path, sets)?;
-    let (_, curated) = run.settled_and_curated()?;
+    let (_, curated) = run.settled_and_curated(&["pretrain"])?;
     let tokenizer = run.tokenizer(&curated)?;
     let tokens = run.tokens(&curated, &tokenizer)?;
     let model = run.pretrain(&tokenizer, &tokens)?;
@@ -138,7 +138,7 @@ pub(crate) fn pretrain(path: &Path, sets: &[String]) -> Result<Pretrained> {
 pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
     let started = Instant::now();
     let mut run = open(path, sets)?;
-    let (plan, curated) = run.settled_and_curated()?;
+    let (plan, curated) = run.settled_and_curated(&["pretrain", "sft"])?;
     let tokenizer = run.tokenizer(&curated)?;
     let instruct = run.instruct(&curated)?;
     let tokens = run.tokens(&curated, &tokenizer)?;
@@ -168,9 +168,22 @@ pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
 }
 
 impl Run {
-    /// The plan, and the documents; the settled recipe is in the run folder.
-    fn settled_and_curated(&mut self) -> Result<(plan::PlanFile, Artifact)> {
+    /// The plan, and the documents; the settled recipe is in the run folder. A mesh that does not fit the training `stages`
+    /// is refused before the work begins.
+    fn settled_and_curated(&mut self, stages: &[&str]) -> Result<(plan::PlanFile, Artifact)> {
         let plan = self.settle()?;
+        let preset = self.recipe.model.preset.as_deref().context("the plan settles `model.preset`")?;
+        let sizes = self.recipe.model_config(preset, self.recipe.tokenizer.vocab_size)?;
+        for (name, config) in [("pretrain", &self.recipe.pretrain), ("sft", &self.recipe.sft)] {
+            if stages.contains(&name) {
+                let config = TrainConfig { pipeline: self.recipe.run.pipeline()?, ..config.clone() };
+                self.recipe
+                    .run
+                    .mesh()?
+                    .check(&sizes, &config)
+                    .with_context(|| format!("section [{name}]"))?;
+            }
+        }
         let curated = match self.curate() {
             Ok(curated) => curated,
             Err(error) => {

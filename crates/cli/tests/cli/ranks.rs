@@ -46,6 +46,8 @@ fn what_is_no_mesh_is_refused_before_anything_is_done() {
         .fails(1, &["--hang-after", "soon"]);
     llamero(pretrain_args(&run, &["--set", "run.mesh=tp"])).fails(1, &["run.mesh", "tp"]);
     llamero(pretrain_args(&run, &["--mesh", "tp=64"])).fails(1, &["tp=64", "model."]);
+    llamero(pretrain_args(&run, &["--chunks", "2"])).fails(1, &["run.chunks", "pp=2"]);
+    assert!(!run.join("curate").exists());
 }
 
 #[test]
@@ -76,7 +78,7 @@ fn a_signal_leaves_a_checkpoint_that_the_next_call_goes_on_from() {
 }
 
 #[test]
-fn a_job_that_is_broken_again_and_again_ends_with_the_bytes_of_a_calm_one() {
+fn a_job_that_is_broken_while_it_runs_ends_with_the_bytes_of_a_calm_one() {
     let tmp = tempfile::tempdir().unwrap();
     let (calm, broken) = (tmp.path().join("calm"), tmp.path().join("broken"));
     let mesh = ["--mesh", "dp=2,pp=2", "--set", "run.checkpoint_seconds=0"];
@@ -88,10 +90,10 @@ fn a_job_that_is_broken_again_and_again_ends_with_the_bytes_of_a_calm_one() {
 }
 
 #[test]
-fn a_supervisor_gives_up_on_what_cannot_be_mended() {
+fn a_job_that_fails_before_it_trains_is_not_started_again() {
     let tmp = tempfile::tempdir().unwrap();
     let run = tmp.path().join("run");
-    // A job that fails before it ever trains is not started again.
     let missing = ["--supervise", "--set", "curate.sources=[\"/nowhere\"]"];
-    llamero(pretrain_args(&run, &missing)).fails(1, &["/nowhere"]);
+    let said = llamero(pretrain_args(&run, &missing)).fails(1, &["/nowhere"]);
+    assert!(!said.contains("starting again"), "{said}");
 }

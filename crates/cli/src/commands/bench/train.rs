@@ -265,8 +265,8 @@ struct Measured {
 fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
     let (work, config, mesh) = (&job.work, &job.config, args.mesh);
     let threads = args.common.threads();
-    let each = (threads / mesh.size()).max(1);
-    let cpus = (0..mesh.size()).map(|_| Cpu::new(each)).collect::<Result<Vec<_>, _>>()?;
+    let cpus = ranks::devices(mesh, Some(threads))?;
+    let each = cpus[0].threads();
     // Of a mesh only the least is known: all ranks together hold the weights and moments of one.
     let whole = estimate_memory(&work.model, config, job.dtype, crate::kernels(&cpus[0]));
     must_fit(whole.weights_and_moments, "a smaller model")?;
