@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use llamero_data::{DataError, Loader, Place, Sequence};
 use serde::{Deserialize, Serialize};
 
+use crate::guard::AfterStep;
 use crate::{Checkpoints, Finding, TrainError, Trainer};
 
 /// Where sequences come from: a pure function of their number.
@@ -107,6 +108,11 @@ pub trait Observer {
     /// A step was made; `rate` is tokens per second since this process started.
     fn step(&mut self, record: &StepRecord, rate: f64);
 
+    /// The step took so many seconds, and each rank did not wait for others for so many of them.
+    fn busy(&mut self, step: u64, seconds: f64, busy: &[f64]) {
+        let _ = (step, seconds, busy);
+    }
+
     /// Something was found to be wrong in `step`; the state of the newest checkpoint comes back, and `ready` is called again.
     fn corrupted(&mut self, step: u64, found: &[Finding]) {
         let _ = (step, found);
@@ -162,7 +168,8 @@ pub fn train(
         }
         let sequences = read(trainer.own_sequences(step))?;
         let outcome = trainer.step(progress.step, sequences)?;
-        let found = trainer.findings(step)?;
+        let took = begun.elapsed();
+        let AfterStep { found, busy } = trainer.after_step(step, took)?;
         if !found.is_empty() {
             observer.corrupted(step, &found);
             rollbacks.after(step, &found)?;
@@ -187,6 +194,7 @@ pub fn train(
         };
         let rate = (progress.tokens - tokens_before) as f64 / started.elapsed().as_secs_f64().max(1e-9);
         observer.step(&record, rate);
+        observer.busy(step, took.as_secs_f64(), &busy);
         if let Some(reason) = &record.skipped {
             progress.skipped += 1;
             if progress.skipped >= config.max_skipped_steps {

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use llamero_data::Sequence;
 use llamero_tensor::Tensor;
@@ -22,6 +23,8 @@ use crate::{Orders, TrainError, Trainer};
 pub struct Guard {
     /// Weights, moments and gradients are summed whenever they have changed and before they are used.
     pub state: bool,
+    /// Messages between ranks carry a hash of their bytes.
+    pub messages: bool,
     /// Steps between two comparisons of what several ranks hold alike; 0 means never.
     pub replicas: u64,
     /// Steps between two repeats of a micro-batch on the next data-parallel rank; 0 means never.
@@ -31,7 +34,7 @@ pub struct Guard {
 impl Guard {
     /// Everything, and the rare checks every `steps` steps.
     pub fn every(steps: u64) -> Self {
-        Self { state: true, replicas: steps, repeat: steps }
+        Self { state: true, messages: true, replicas: steps, repeat: steps }
     }
 
     /// Whether anything is watched.
@@ -108,6 +111,8 @@ pub(crate) struct Watch {
     findings: Mutex<Vec<Finding>>,
     /// Sequences of another rank's first micro-batch, to be repeated in the next step.
     pub(crate) repeat: Option<Vec<Sequence>>,
+    /// How long this rank had waited for others at the end of the last step.
+    waited: Duration,
     /// Where faults to be injected come from.
     pub(crate) orders: Option<Orders>,
     /// A gradient to be damaged in the next step, chosen by this number.
@@ -230,31 +235,42 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// After a step: everybody's findings, the same on all ranks. Every rank calls it.
-    pub(crate) fn findings(&self, step: u64) -> Result<Vec<Finding>, TrainError> {
+    /// After a step that took this rank so long: what all ranks have to tell, the same on all of them. Every rank calls it.
+    pub(crate) fn after_step(&mut self, step: u64, took: Duration) -> Result<AfterStep, TrainError> {
         let guard = self.guard();
-        if !guard.is_on() {
-            return Ok(Vec::new());
-        }
         if guard.replicas > 0 && step.is_multiple_of(guard.replicas) {
             self.check_replicas(step)?.into_iter().for_each(|finding| self.watch.note(finding));
         }
+        let waited = self.ranks().world.as_ref().map_or(Duration::ZERO, llamero_comm::World::waited);
+        let busy = took.saturating_sub(waited.saturating_sub(self.watch.waited));
+        self.watch.waited = waited;
+        let own = AfterStep { found: self.take_findings(), busy: vec![busy.as_secs_f64()] };
         let all = &self.ranks().all;
-        let own = self.take_findings();
         if all.size() == 1 {
             return Ok(own);
         }
         let failed =
             |rank: usize, e: serde_json::Error| TrainError::OtherRank { rank, reason: e.to_string() };
         let text = serde_json::to_vec(&own).map_err(|e| failed(all.rank(), e))?;
-        let mut found: Vec<Finding> = Vec::new();
+        let mut told = AfterStep::default();
         for (rank, body) in all.all_gather(text.into())?.iter().enumerate() {
-            found.extend(serde_json::from_slice::<Vec<_>>(body).map_err(|e| failed(rank, e))?);
+            let of_rank: AfterStep = serde_json::from_slice(body).map_err(|e| failed(rank, e))?;
+            told.found.extend(of_rank.found);
+            told.busy.extend(of_rank.busy);
         }
-        found.sort();
-        found.dedup();
-        Ok(found)
+        told.found.sort();
+        told.found.dedup();
+        Ok(told)
     }
+}
+
+/// What ranks have to tell after a step.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct AfterStep {
+    /// What is wrong.
+    pub(crate) found: Vec<Finding>,
+    /// Seconds that each rank did not wait for others.
+    pub(crate) busy: Vec<f64>,
 }
 
 /// Sums over gradients that lie still.

@@ -6,12 +6,13 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Made, config, values};
-use llamero_comm::{Threads, World, WorldOptions};
+use common::{Made, config, llama, values};
+use llamero_comm::{Solo, Threads, World, WorldOptions};
 use llamero_cpu::Cpu;
-use llamero_model::Config;
+use llamero_model::{Config, Placement};
 use llamero_tensor::testing::splitmix;
 use llamero_tensor::{Backend, DType};
 use llamero_train::{
@@ -157,12 +158,11 @@ fn planted_bits_are_found_named_and_undone() {
 #[test]
 fn a_finding_names_the_tensor() {
     let (backend, model) = (Cpu::new(1).unwrap(), config());
-    let case = Case { mesh: "dp=1", model: &model, dtype: DType::Bf16, steps: 9, guard: Guard::every(1) };
-    let world = Threads::world(1, WorldOptions::default()).pop().unwrap();
     let mut random = 5;
     for fault in [Fault::Weight, Fault::LowHalves, Fault::FirstMoment, Fault::SecondMoment] {
         for step in 0..5 {
-            let mut trainer = case.trainer(&world, &backend);
+            let whole = llama(&model, &Placement::whole(&model), (&backend, DType::Bf16), Arc::new(Solo));
+            let mut trainer = Trainer::new(whole, &backend, settings(9)).guarded(Guard::every(1));
             let sequences = || (0..4).map(|i| Made.sequence(i).unwrap()).collect();
             trainer.step(0, sequences()).unwrap();
             assert_eq!(trainer.take_findings(), []);
