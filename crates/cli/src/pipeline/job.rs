@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use llamero_artifact::Draft;
 use llamero_comm::{Comm, CommError, Solo, WorldOptions};
 use llamero_model::{Config, Llama, ParamSpec, Placement};
-use llamero_tensor::{Backend, DType};
+use llamero_tensor::{Backend, CheckedProducts, DType};
 use llamero_train::{
     Checkpoints, Event, Finding, Guard, Ledger, LongStep, Mesh, Observer, Orders, SequenceSource, StepRecord,
     Stragglers, TrainConfig, TrainError, TrainReport, Trainer, build_stages, train,
@@ -88,8 +88,10 @@ impl Job<'_> {
         let cpus = ranks::devices(mesh, how.threads)?;
         let reports = ranks::on_threads(mesh, how.world, &cpus, |cpu, ranks| {
             let first = ranks.all.rank() == 0;
-            let stages = build_stages(self.sizes, &self.config, &ranks, (cpu, self.dtype), self.values)?;
-            let mut trainer = how.watched(Trainer::on_mesh(stages, ranks, cpu, self.config.clone()));
+            let checked = CheckedProducts::new(cpu, how.guard.products);
+            let device: &dyn Backend = if how.guard.products > 0 { &checked } else { cpu };
+            let stages = build_stages(self.sizes, &self.config, &ranks, (device, self.dtype), self.values)?;
+            let mut trainer = how.watched(Trainer::on_mesh(stages, ranks, device, self.config.clone()));
             let mut watch: Box<dyn Observer> =
                 if first { Box::new(notes.watch(&self.config, checkpoints)) } else { Box::new(Nobody) };
             let report = train(&mut trainer, self.source, checkpoints, &mut *watch);
