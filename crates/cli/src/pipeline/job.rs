@@ -1,6 +1,7 @@
 //! Training on the ranks of a mesh, as one stage of a run does it.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -56,6 +57,8 @@ pub(super) struct Notes<'a> {
     pub(super) name: &'static str,
     pub(super) draft: &'a Draft,
     pub(super) ledger: &'a Ledger,
+    /// Folder for what ranks did last before something went wrong between them.
+    pub(super) flight: PathBuf,
 }
 
 /// A finished job: the whole model on one rank.
@@ -86,7 +89,7 @@ impl Job<'_> {
             return Ok(Trained { trainer, report, peak_bytes: backend.memory().peak_bytes });
         }
         let cpus = ranks::devices(mesh, how.threads)?;
-        let reports = ranks::on_threads(mesh, how.world, &cpus, |cpu, ranks| {
+        let reports = ranks::on_threads(mesh, (how.world, Some(&notes.flight)), &cpus, |cpu, ranks| {
             let first = ranks.all.rank() == 0;
             let checked = CheckedProducts::new(cpu, how.guard.products);
             let device: &dyn Backend = if how.guard.products > 0 { &checked } else { cpu };
