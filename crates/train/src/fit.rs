@@ -1,10 +1,11 @@
 //! The training loop: resume, step, watch, checkpoint, report.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use llamero_data::{DataError, Loader, Place, Sequence};
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Saver;
 use crate::{Checkpoints, TrainError, Trainer};
 
 /// Where sequences come from: a pure function of their number.
@@ -107,9 +108,19 @@ pub trait Observer {
     /// A step was made; `rate` is tokens per second since this process started.
     fn step(&mut self, record: &StepRecord, rate: f64);
 
-    /// A checkpoint with the state after `step` steps was written.
+    /// The state after `step` steps was copied: it is written while the next steps are made.
+    fn copied(&mut self, step: u64) {
+        let _ = step;
+    }
+
+    /// A checkpoint with the state after `step` steps is there. Told between two steps, so maybe a while after it was.
     fn saved(&mut self, step: u64) {
         let _ = step;
+    }
+
+    /// Something did not go as planned and the run goes on: a checkpoint that could not be written, say.
+    fn remark(&mut self, text: &str) {
+        let _ = text;
     }
 }
 
@@ -133,9 +144,8 @@ pub fn train(
     let resumed_at = resumed.as_ref().map(|p| p.step);
     let mut progress = resumed.unwrap_or_default();
     let (started, tokens_before) = (Instant::now(), progress.tokens);
-    let mut saved_at = resumed_at;
     observer.ready(progress.step);
-    let (mut last_checkpoint, mut pause) = (Instant::now(), checkpoints.pause_after(Duration::ZERO));
+    let mut saver = Saver::new(checkpoints, trainer, resumed_at);
     while progress.step < config.num_steps() {
         let begun = Instant::now();
         let step = progress.step;
@@ -178,57 +188,15 @@ pub fn train(
         progress.step += 1;
         progress.cursor = first + settings.batch as u64;
         let done = progress.step == config.num_steps();
-        let due = if checkpoints.asked_to_stop() && !done {
-            Due::SaveAndStop
-        } else if last_checkpoint.elapsed() >= pause && !done {
-            Due::Save
-        } else {
-            Due::Nothing
-        };
-        let due = everybody_does(trainer, due)?;
-        if due != Due::Nothing {
-            let saving = Instant::now();
-            checkpoints.save(trainer, &progress)?;
-            saved_at = Some(progress.step);
-            observer.saved(progress.step);
-            pause = checkpoints.pause_after(saving.elapsed());
-            last_checkpoint = Instant::now();
-        }
-        if due == Due::SaveAndStop {
-            return Err(TrainError::Stopped { step: progress.step });
-        }
+        saver.after_step(trainer, (&progress, done), observer)?;
     }
-    if trainer.ranks().all.size() > 1 && saved_at != Some(progress.step) {
-        checkpoints.save(trainer, &progress)?;
-        observer.saved(progress.step);
-    }
+    saver.finish(trainer, &progress, observer)?;
     trainer.finish_average()?;
+    saver.end_uploads(observer);
+    remarks.append(&mut saver.remarks);
     let (history, seconds): (Vec<_>, Vec<_>) = progress.history.into_iter().unzip();
     remarks.extend(skips(&history));
     Ok(TrainReport { history, seconds, resumed_at, remarks })
-}
-
-/// What comes after a step.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Due {
-    Nothing,
-    Save,
-    SaveAndStop,
-}
-
-/// What the first rank decides, by its clock and its signals.
-fn everybody_does(trainer: &Trainer<'_>, due: Due) -> Result<Due, TrainError> {
-    let mut code = [match due {
-        Due::Nothing => 0.0,
-        Due::Save => 1.0,
-        Due::SaveAndStop => 2.0,
-    }];
-    trainer.ranks().all.broadcast(&mut code, 0)?;
-    Ok(match code[0] {
-        0.0 => Due::Nothing,
-        1.0 => Due::Save,
-        _ => Due::SaveAndStop,
-    })
 }
 
 fn skips(history: &[StepRecord]) -> impl Iterator<Item = String> + '_ {

@@ -26,7 +26,7 @@ mod supervisor;
 mod trainer;
 
 pub use chaos::Chaos;
-pub use checkpoint::Checkpoints;
+pub use checkpoint::{Checkpoints, Failures, young_daly};
 pub use config::{OptimizerConfig, TrainConfig};
 pub use error::TrainError;
 pub use fit::{Observer, SequenceSource, StepRecord, TrainReport, train};
