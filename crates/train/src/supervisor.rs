@@ -70,7 +70,7 @@ impl Life {
                 Event::Failed { .. } | Event::Done { .. } => self.trains = false,
                 Event::Ready { .. } => self.trains = true,
                 Event::Step { step } => self.best = self.best.max(Some(step)),
-                Event::Saved { .. } | Event::Injected { .. } => {}
+                Event::Copied { .. } | Event::Saved { .. } | Event::Injected { .. } => {}
             }
         }
         Ok(sign)

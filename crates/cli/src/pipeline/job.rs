@@ -138,8 +138,16 @@ impl Observer for Watch<'_> {
         }
     }
 
+    fn copied(&mut self, step: u64) {
+        self.note(Event::Copied { step });
+    }
+
     fn saved(&mut self, step: u64) {
         self.note(Event::Saved { step });
+    }
+
+    fn remark(&mut self, text: &str) {
+        say!("{:>10} {text}", self.name);
     }
 }
 

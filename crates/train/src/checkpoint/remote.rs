@@ -126,7 +126,7 @@ impl Remote {
     }
 
     /// Copies a published folder, and removes what is too old.
-    fn upload(&self, dir: &Path, number: u64, keep: usize) -> Result<(), String> {
+    pub(super) fn upload(&self, dir: &Path, number: u64, keep: usize) -> Result<(), String> {
         let state = State::read(dir)?;
         let mut names: Vec<&str> = state.files.iter().map(|shards| shards.file.as_str()).collect();
         names.extend([STATE, STATE_HASH]);

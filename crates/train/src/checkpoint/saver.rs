@@ -346,6 +346,18 @@ impl<'a> Saver<'a> {
     }
 }
 
+impl Drop for Saver<'_> {
+    /// What is published although the steps were cut short goes to the remote tier too.
+    fn drop(&mut self) {
+        let Some(in_flight) = self.in_flight.take() else { return };
+        let (step, shared) = (in_flight.step, Arc::clone(&in_flight.shared));
+        drop(in_flight);
+        if let (Stage::Published, Some(uploader)) = (shared.stage(), &mut self.uploader) {
+            uploader.offer(step);
+        }
+    }
+}
+
 /// All ranks tell how far they are.
 fn tell(all: &dyn Comm, in_flight: &InFlight, due: Due) -> Result<Vec<Told>, TrainError> {
     let own = Told { due, stall: in_flight.stall.as_secs_f64(), stage: in_flight.shared.stage() };

@@ -1,6 +1,5 @@
 //! Kills between any two changes to the disk, failures of one rank, the remote tier, and what a copy holds.
 
-use std::cell::Cell;
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use llamero_tensor::{Backend, DType};
 
 use super::failpoint::stop_after;
 use super::format::{self, Piece, STATE_HASH};
+use super::remote::Remote;
 use super::{Checkpoints, snapshot};
 use crate::{
     Mesh, Observer, Ranks, SequenceSource, StepRecord, TrainConfig, TrainError, TrainReport, Trainer,
@@ -26,7 +26,7 @@ const STEPS: u64 = 6;
 
 fn model() -> Config {
     let preset = Config::preset("1m").unwrap();
-    Config { dim: 8, layers: 1, heads: 2, kv_heads: 1, head_dim: 4, ffn: 12, vocab: 19, context: 8, ..preset }
+    Config { dim: 8, layers: 1, heads: 2, kv_heads: 2, head_dim: 4, ffn: 12, vocab: 19, context: 8, ..preset }
 }
 
 fn settings() -> TrainConfig {
@@ -130,7 +130,7 @@ fn a_copy_stays_as_it_is_when_training_goes_on() {
     for dtype in [DType::F32, DType::Bf16] {
         let backend = Cpu::new(2).unwrap();
         let mut trainer = trainer(Ranks::solo(), dtype, &backend);
-        let mut step = |trainer: &mut Trainer<'_>, step: u64| {
+        let step = |trainer: &mut Trainer<'_>, step: u64| {
             let sequences = (2 * step..2 * step + 2).map(|i| Until(STEPS).sequence(i).unwrap()).collect();
             trainer.step(step, sequences).unwrap();
         };
@@ -165,27 +165,30 @@ fn every_change(least: isize, mut check: impl FnMut(isize) -> bool) {
 #[test]
 fn a_kill_between_any_two_changes_leaves_a_checkpoint_that_loads() {
     let (history, weights) = calm();
-    for (keep, background) in [(1, true), (2, true), (2, false)] {
+    for (keep, background) in [(1, true), (2, false)] {
+        let original = tempfile::tempdir().unwrap();
+        alone(&every_step(original.path()).keep(keep), 2).0.unwrap_err();
         every_change(20, |n| {
             let dir = tempfile::tempdir().unwrap();
+            copy_all(original.path(), dir.path());
             let checkpoints = every_step(dir.path()).keep(keep).background(background);
-            alone(&checkpoints, 2).0.unwrap_err();
-            assert_eq!(checkpoints.newest_step(), 2);
             stop_after(Some(n));
-            let (killed, _, seen) = alone(&checkpoints, 4);
+            let (killed, ..) = alone(&checkpoints, 3);
             stop_after(None);
             assert!(matches!(killed, Err(TrainError::Data(_))), "{killed:?}");
-            let newest = seen.saved.last().copied().unwrap_or(2);
-            let (report, found, _) = alone(&checkpoints, STEPS);
+            let saved = checkpoints.newest_step() == 3;
+            // What is too old goes last.
+            let all_done = saved && std::fs::read_dir(dir.path()).unwrap().count() == keep;
+            let (report, found, _) = alone(&checkpoints.every(Duration::from_secs(1000)), STEPS);
             let report = report.unwrap();
-            // What was told to be there is; nothing that has a name is half.
-            assert!(report.resumed_at >= Some(newest), "{n}: {:?}, {seen:?}", report.resumed_at);
+            // Nothing that has a name is half.
+            assert_eq!(report.resumed_at, Some(if saved { 3 } else { 2 }), "stopped after {n} changes");
             assert!(report.remarks.is_empty(), "{n}: {:?}", report.remarks);
             assert_eq!(report.history, history, "stopped after {n} changes");
             assert!(found == weights, "stopped after {n} changes: other weights");
-            let others = std::fs::read_dir(dir.path()).unwrap().count();
-            assert_eq!(others, keep, "leftovers after {n} changes");
-            seen.remarks.is_empty() && report.resumed_at == Some(4)
+            let there = steps(dir.path());
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), there.len(), "leftovers after {n}");
+            all_done
         });
     }
 }
@@ -268,20 +271,21 @@ fn a_folder_that_is_lost_under_a_running_job_costs_nothing() {
     let (history, weights) = calm();
     let tmp = tempfile::tempdir().unwrap();
     let dir = tmp.path().join("checkpoints");
-    let (result, found, seen) =
-        rank(Ranks::solo(), DType::Bf16, &every_step(&dir), STEPS, &|step| match step {
-            2 => std::fs::remove_dir_all(&dir).unwrap(),
-            3 => {
-                std::fs::remove_dir_all(&dir).ok();
-                std::fs::write(&dir, b"in the way").unwrap();
-            }
-            5 => std::fs::remove_file(&dir).unwrap(),
-            _ => {}
-        });
+    let checkpoints = every_step(&dir).background(false);
+    let (result, found, seen) = rank(Ranks::solo(), DType::Bf16, &checkpoints, STEPS, &|step| match step {
+        2 => std::fs::remove_dir_all(&dir).unwrap(),
+        3 => {
+            std::fs::remove_dir_all(&dir).unwrap();
+            std::fs::write(&dir, b"in the way").unwrap();
+        }
+        5 => std::fs::remove_file(&dir).unwrap(),
+        _ => {}
+    });
     assert_eq!(result.unwrap().history, history);
     assert!(found == weights);
-    assert_eq!(seen.saved.last(), Some(&5));
-    assert!(!seen.remarks.is_empty() && seen.remarks.iter().all(|r| r.contains("was not saved")), "{seen:?}");
+    assert_eq!(seen.saved, [1, 2, 5]);
+    assert_eq!(seen.remarks.len(), 2);
+    assert!(seen.remarks.iter().all(|r| r.contains("was not saved")), "{seen:?}");
     assert_eq!(steps(&dir), [5]);
 }
 
@@ -463,24 +467,24 @@ fn the_ladder_of_restarts() {
 
 #[test]
 fn a_kill_between_any_two_changes_of_the_remote_tier_leaves_a_checkpoint_that_loads() {
-    let (history, weights) = calm();
-    let (places, full) = (Places::filled(), Cell::new(0));
+    let places = Places::filled();
+    alone(&every_step(&places.local()), 5).0.unwrap_err();
     every_change(10, |n| {
-        let copy = Places { tmp: tempfile::tempdir().unwrap() };
-        copy_all(places.tmp.path(), copy.tmp.path());
+        let tmp = tempfile::tempdir().unwrap();
+        copy_all(&places.remote(), tmp.path());
+        let remote = Remote::open(&format!("file://{}", tmp.path().display())).unwrap();
         stop_after(Some(n));
-        // Local changes are before those of the upload, so early stops are of saving.
-        alone(&copy.checkpoints(), 5).0.unwrap_err();
+        let uploaded = remote.upload(&places.local().join(format::folder(5)), 5, 2);
         stop_after(None);
-        std::fs::remove_dir_all(copy.local()).unwrap();
-        let (report, found, _) = alone(&copy.checkpoints(), STEPS);
-        let report = report.unwrap();
-        assert!(report.resumed_at >= Some(4), "{n}: {report:?}");
-        assert_eq!(report.history, history, "stopped after {n} changes");
-        assert!(found == weights);
-        full.set(full.get() + u32::from(report.resumed_at == Some(5)));
-        // Removing what is old comes after the newest is whole.
-        full.get() > 0 && report.remarks.is_empty() && steps(&copy.remote()).len() == 2 && full.get() > 4
+        let stored = remote.list().unwrap();
+        let whole: Vec<u64> = stored.iter().filter(|s| s.whole).map(|s| s.step).collect();
+        assert!(whole.len() >= 2 && whole.last() >= Some(&4), "stopped after {n} changes: {stored:?}");
+        let fetched = tempfile::tempdir().unwrap();
+        for step in &whole {
+            remote.fetch(*step, fetched.path()).unwrap();
+        }
+        assert_eq!(steps(fetched.path()), whole);
+        uploaded.is_ok() && stored.len() == 2
     });
 }
 
