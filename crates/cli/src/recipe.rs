@@ -4,6 +4,7 @@
 //! may change without changing the result. A recipe with a `budget` leaves sizes open; the plan settles them, and the
 //! settled recipe, which has no budget, is written into the run folder.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,7 +14,7 @@ use llamero_curate::CurateConfig;
 use llamero_data::DataConfig;
 use llamero_model::{Config, PRESETS};
 use llamero_tensor::DType;
-use llamero_train::{Guard, Mesh, PipelineConfig, TrainConfig};
+use llamero_train::{Checkpoints, Guard, Mesh, PipelineConfig, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 /// A whole recipe.
@@ -43,9 +44,25 @@ pub(crate) struct RunSection {
     /// Threads; all cores when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) threads: Option<usize>,
-    /// Seconds between two checkpoints of a training stage, so what a kill loses at most; 10 when absent.
+    /// Time between two checkpoints of a training stage, e.g. `30s`, so what a kill loses at most; or `auto`, which it is when
+    /// absent: chosen from what a checkpoint costs and how often jobs of this run failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) checkpoint_every: Option<String>,
+    /// The same in seconds, as older recipes have it; 0 is after every step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) checkpoint_seconds: Option<f64>,
+    /// Checkpoints of a training stage that are kept; 2 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) keep_checkpoints: Option<usize>,
+    /// Whether training goes on while a checkpoint is written, which takes memory for a copy of it; it does when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) checkpoint_background: Option<bool>,
+    /// A second place for checkpoints, e.g. `s3://bucket/prefix` or `file:///mnt/x`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) remote_checkpoints: Option<String>,
+    /// Whether training begins again when there are checkpoints, but none that can be used; an error when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) start_over: Option<bool>,
     /// Ranks that share the training stages, e.g. `dp=2,pp=2`; one when absent. Sums are made in another order on some
     /// meshes, so the last bits of weights may differ between meshes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -69,7 +86,12 @@ impl Default for RunSection {
         Self {
             dir: "runs/default".into(),
             threads: None,
+            checkpoint_every: None,
             checkpoint_seconds: None,
+            keep_checkpoints: None,
+            checkpoint_background: None,
+            remote_checkpoints: None,
+            start_over: None,
             mesh: None,
             chunks: None,
             guard: None,
@@ -114,12 +136,39 @@ impl RunSection {
     }
 
     /// Time between two checkpoints, where it is given.
-    pub(crate) fn checkpoint_interval(&self) -> Result<Option<Duration>> {
-        let Some(seconds) = self.checkpoint_seconds else { return Ok(None) };
+    fn checkpoint_interval(&self) -> Result<Option<Duration>> {
+        let seconds = match (self.checkpoint_every.as_deref(), self.checkpoint_seconds) {
+            (Some(_), Some(_)) => {
+                bail!("`run.checkpoint_every` and `run.checkpoint_seconds` are the same: give one")
+            }
+            (None | Some("auto"), None) => return Ok(None),
+            (Some(every), None) => parse_duration("run.checkpoint_every", every)?,
+            (None, Some(seconds)) => seconds,
+        };
         match Duration::try_from_secs_f64(seconds) {
             Ok(interval) => Ok(Some(interval)),
             Err(_) => bail!("`run.checkpoint_seconds` is {seconds}, but must be at least 0"),
         }
+    }
+
+    /// Checkpoints below `dir`, which are `what` in the second place.
+    pub(crate) fn checkpoints(&self, dir: PathBuf, what: &str) -> Result<Checkpoints> {
+        let mut checkpoints = Checkpoints::new(dir)
+            .background(self.checkpoint_background.unwrap_or(true))
+            .start_over(self.start_over.unwrap_or(false));
+        if let Some(interval) = self.checkpoint_interval()? {
+            checkpoints = checkpoints.every(interval);
+        }
+        match self.keep_checkpoints {
+            Some(0) => bail!("`run.keep_checkpoints` is 0, but must be at least 1"),
+            Some(number) => checkpoints = checkpoints.keep(number),
+            None => {}
+        }
+        if let Some(url) = &self.remote_checkpoints {
+            let place = format!("{}/{what}", url.trim_end_matches('/'));
+            checkpoints = checkpoints.remote(&place).context("`run.remote_checkpoints`")?;
+        }
+        Ok(checkpoints)
     }
 }
 
@@ -209,7 +258,7 @@ impl Recipe {
         if self.run.threads == Some(0) {
             bail!("`run.threads` is 0, but must be at least 1");
         }
-        self.run.checkpoint_interval()?;
+        self.run.checkpoints(PathBuf::new(), "")?;
         self.run.mesh()?;
         self.run.pipeline()?;
         let context = self.pretrain.longest_sequence();

@@ -194,6 +194,16 @@ impl Trainer<'_> {
         }
     }
 
+    /// Looks at the state where no step follows that would. Every rank calls it.
+    pub(crate) fn check_now(&self, step: u64) -> Result<(), TrainError> {
+        if !self.guard().state {
+            return Ok(());
+        }
+        self.verify(step);
+        let found = self.everybodys(AfterStep { found: self.take_findings(), busy: Vec::new() })?.found;
+        if found.is_empty() { Ok(()) } else { Err(TrainError::corrupted(step, &found)) }
+    }
+
     /// Places of the next data-parallel rank's first micro-batch among the sequences of `step`, when this step is one that is
     /// repeated: give them to [`Trainer::repeat`].
     pub fn repeated_sequences(&self, step: u64) -> Option<std::ops::Range<usize>> {
@@ -254,6 +264,11 @@ impl Trainer<'_> {
         let busy = took.saturating_sub(waited.saturating_sub(self.watch.waited));
         self.watch.waited = waited;
         let own = AfterStep { found: self.take_findings(), busy: vec![busy.as_secs_f64()] };
+        self.everybodys(own)
+    }
+
+    /// What all ranks tell each other.
+    fn everybodys(&self, own: AfterStep) -> Result<AfterStep, TrainError> {
         let all = &self.ranks().all;
         if all.size() == 1 {
             return Ok(own);

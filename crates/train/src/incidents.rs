@@ -48,7 +48,7 @@ impl Strike {
                 matches!(event, Event::Failed { .. })
             }
             Strike::Pause | Strike::Rank(Fault::Slow) => matches!(event, Event::Slow { .. }),
-            Strike::LostStorage | Strike::FullDisk => matches!(event, Event::SaveFailed { .. }),
+            Strike::LostStorage | Strike::FullDisk => matches!(event, Event::Remark { .. }),
             Strike::Rank(Fault::Message) => matches!(event, Event::Corrupted { .. } | Event::Failed { .. }),
             Strike::Rank(_) => matches!(event, Event::Corrupted { .. }),
         }
@@ -103,7 +103,7 @@ fn in_words(event: &Event) -> String {
         Event::Slow { rank: Some(rank), over, .. } => format!("rank {rank} held a step up for {over:.2} s"),
         Event::Slow { over, .. } => format!("a step took {over:.2} s more"),
         Event::Corrupted { found, .. } => found.join("; "),
-        Event::SaveFailed { reason, .. } => reason.clone(),
+        Event::Remark { text } => text.clone(),
         other => format!("{other:?}"),
     }
 }

@@ -36,7 +36,12 @@ pub enum Event {
         /// Its number.
         step: u64,
     },
-    /// A checkpoint was written.
+    /// What goes into a checkpoint was copied; it is written while the next steps are made.
+    Copied {
+        /// Steps that are in it.
+        step: u64,
+    },
+    /// A checkpoint is there. Noted between two steps: the time before it is what they waited for it, if they did.
     Saved {
         /// Steps that are in it.
         step: u64,
@@ -64,12 +69,10 @@ pub enum Event {
         /// Rank, tensor and what showed it.
         found: Vec<String>,
     },
-    /// A checkpoint could not be written or was gone; the run goes on.
-    SaveFailed {
-        /// Steps that were to be in it.
-        step: u64,
-        /// Why.
-        reason: String,
+    /// Something did not go as planned and the run goes on: a checkpoint that could not be written, say.
+    Remark {
+        /// What.
+        text: String,
     },
     /// A job was found dead or hanging.
     Failed {
@@ -156,7 +159,7 @@ impl Ledger {
 pub struct Goodput {
     /// Steps whose result was kept.
     pub useful: f64,
-    /// Writing checkpoints.
+    /// Standing still for checkpoints.
     pub checkpoint: f64,
     /// Setting up the first job.
     pub start_up: f64,
@@ -201,7 +204,7 @@ impl Goodput {
                     // The earlier result was thrown away.
                     sum.lost += made.insert(*step, seconds).unwrap_or(0.0);
                 }
-                Event::Saved { .. } => sum.checkpoint += seconds,
+                Event::Copied { .. } | Event::Saved { .. } => sum.checkpoint += seconds,
                 Event::Slow { step, over, .. } => {
                     // The step was noted just before, with all that it took.
                     let all = made.entry(*step).or_default();
@@ -214,7 +217,7 @@ impl Goodput {
                     sum.rollbacks += 1;
                     sum.lost += seconds;
                 }
-                Event::SaveFailed { .. } => sum.checkpoint += seconds,
+                Event::Remark { .. } => sum.checkpoint += seconds,
                 Event::Injected { .. } => {}
                 Event::Failed { hung, .. } => {
                     (sum.failures, failed) = (sum.failures + 1, true);
@@ -282,8 +285,9 @@ mod tests {
             (0.0, launched()),
             (2.0, Event::Ready { step: 0 }),
             (3.0, Event::Step { step: 0 }),
-            (3.5, Event::Saved { step: 1 }),
+            (3.5, Event::Copied { step: 1 }),
             (4.5, Event::Step { step: 1 }),
+            (4.5, Event::Saved { step: 1 }),
             (5.0, failed(false)),
             (6.0, launched()),
             (7.0, Event::Ready { step: 1 }),

@@ -30,7 +30,7 @@ mod supervisor;
 mod trainer;
 
 pub use chaos::Chaos;
-pub use checkpoint::Checkpoints;
+pub use checkpoint::{Checkpoints, Failures, young_daly};
 pub use config::{OptimizerConfig, TrainConfig};
 pub use error::TrainError;
 pub use faults::{Fault, Order, Orders};

@@ -26,6 +26,9 @@ pub struct MemoryEstimate {
     pub working_space: u64,
     /// Logits of a chunk and what the kernel of the head needs beside them.
     pub head_chunk: u64,
+    /// A copy of weights and moments, from which a checkpoint is written while steps go on.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub checkpoint_copy: u64,
     /// What the process takes beside its tensors: program and stacks, and gaps between blocks of the allocator.
     pub process_base: u64,
 }
@@ -38,6 +41,13 @@ impl MemoryEstimate {
             + self.kept_activations
             + self.working_space
             + self.head_chunk
+            + self.checkpoint_copy
+    }
+
+    /// The same for a run that writes checkpoints in the background: a copy of all masters and moments in f32, divided among
+    /// data-parallel ranks like these.
+    pub fn with_checkpoint_copy(self) -> Self {
+        Self { checkpoint_copy: self.weights_and_moments, ..self }
     }
 
     /// Resident bytes of the process, without the text that it reads.
@@ -54,9 +64,12 @@ impl fmt::Display for MemoryEstimate {
             ("kept activations", self.kept_activations),
             ("working space", self.working_space),
             ("head chunk", self.head_chunk),
+            ("copy for checkpoints", self.checkpoint_copy),
             ("process", self.process_base),
         ];
-        for (i, (name, bytes)) in parts.into_iter().enumerate() {
+        // Not every run copies.
+        let parts = parts.into_iter().filter(|part| part.1 > 0 || part.0 != "copy for checkpoints");
+        for (i, (name, bytes)) in parts.enumerate() {
             let comma = if i == 0 { "" } else { ", " };
             let mib = bytes as f64 / f64::from(1 << 20);
             let (n, unit) = if mib < 10_240.0 { (mib, "MiB") } else { (mib / 1024.0, "GiB") };
@@ -64,6 +77,11 @@ impl fmt::Display for MemoryEstimate {
         }
         Ok(())
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// What the work space of the CPU's kernels depends on, beside the model.

@@ -70,11 +70,12 @@ impl Life {
                 Event::Failed { .. } | Event::Done { .. } => self.trains = false,
                 Event::Ready { .. } => self.trains = true,
                 Event::Step { step } => self.best = self.best.max(Some(step)),
-                Event::Saved { .. }
+                Event::Copied { .. }
+                | Event::Saved { .. }
                 | Event::Injected { .. }
                 | Event::Slow { .. }
                 | Event::Corrupted { .. }
-                | Event::SaveFailed { .. } => {}
+                | Event::Remark { .. } => {}
             }
         }
         Ok(sign)

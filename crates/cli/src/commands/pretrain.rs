@@ -128,7 +128,10 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
     let own = std::env::current_exe().context("the path of this program")?;
     let mut command = || {
         let mut job = Command::new(&own);
-        job.arg("pretrain").arg(&args.recipe).args(sets.iter().flat_map(|set| ["--set", set.as_str()]));
+        // Faults may take all checkpoints that there are, while there are few.
+        let over = args.chaos.map(|_| "run.start_over=true");
+        let sets = sets.iter().map(String::as_str).chain(over);
+        job.arg("pretrain").arg(&args.recipe).args(sets.flat_map(|set| ["--set", set]));
         if args.json {
             job.arg("--json");
         }

@@ -186,8 +186,17 @@ impl Observer for Watch<'_> {
         self.note(Event::Corrupted { step, found });
     }
 
+    fn copied(&mut self, step: u64) {
+        self.note(Event::Copied { step });
+    }
+
     fn saved(&mut self, step: u64) {
         self.note(Event::Saved { step });
+    }
+
+    fn remark(&mut self, text: &str) {
+        say!("{:>10} {text}", self.name);
+        self.note(Event::Remark { text: text.into() });
     }
 }
 

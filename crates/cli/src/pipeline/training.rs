@@ -9,7 +9,7 @@ use llamero_artifact::{Artifact, Draft, Outcome, WORK_STATE};
 use llamero_data::{Loader, TokenStore};
 use llamero_model::{Llama, ParamSpec, hf, initial_values};
 use llamero_tokenizer::Tokenizer;
-use llamero_train::{Checkpoints, Event, Ledger, Orders, StepRecord, TrainConfig, TrainReport, Trainer};
+use llamero_train::{Event, Failures, Ledger, Orders, StepRecord, TrainConfig, TrainReport, Trainer};
 use serde::{Deserialize, Serialize};
 
 use super::job::{How, Job, Notes, Trained};
@@ -106,11 +106,11 @@ impl Run {
         };
         let seed = Some(job.config.seed);
         job.config.pipeline = self.recipe.run.pipeline()?;
-        let mut checkpoints = Checkpoints::new(draft.path().join(WORK_STATE)).until(self.termination.hold());
-        if let Some(interval) = self.recipe.run.checkpoint_interval()? {
-            checkpoints = checkpoints.every(interval);
-        }
         let ledger = Ledger::new(self.dir.path().join(super::ledger_file(name)));
+        let before = Failures::of(&ledger.read().unwrap_or_default());
+        let (folder, what) = (draft.path().join(WORK_STATE), format!("{name}-{}", draft.id()));
+        let checkpoints = self.recipe.run.checkpoints(folder, &what)?.failures(before);
+        let checkpoints = checkpoints.until(self.termination.hold());
         let flight = self.dir.path().join(format!("{name}.flight"));
         let notes = Notes { name, draft, ledger: &ledger, flight };
         self.backend.reset_peak();

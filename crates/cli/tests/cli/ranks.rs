@@ -55,7 +55,8 @@ fn a_signal_leaves_a_checkpoint_that_the_next_call_goes_on_from() {
     let tmp = tempfile::tempdir().unwrap();
     let run = tmp.path().join("run");
     let resume = run.join("pretrain.partial/resume");
-    let slow = ["--mesh", "dp=2", "--set", "run.checkpoint_seconds=1000"];
+    let remote = format!("run.remote_checkpoints=\"file://{}\"", arg(&tmp.path().join("far")));
+    let slow = ["--mesh", "dp=2", "--set", "run.checkpoint_seconds=1000", "--set", &remote];
     let mut child =
         command(pretrain_args(&run, &slow)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let ledger = run.join("pretrain.ledger.jsonl");
@@ -71,7 +72,13 @@ fn a_signal_leaves_a_checkpoint_that_the_next_call_goes_on_from() {
     assert_eq!(ended.status.code(), Some(1), "{said}");
     assert!(said.contains("stopped after step") && said.contains("go on"), "{said}");
     assert!(resume.read_dir().unwrap().count() > 0);
+    // The disk of this machine is lost; the second place is not.
+    fs::remove_dir_all(&resume).unwrap();
     llamero(pretrain_args(&run, &slow)).ok();
+    let text = fs::read_to_string(&ledger).unwrap();
+    let ready: Vec<&str> = text.lines().filter(|line| line.contains("\"ready\"")).collect();
+    assert_eq!(ready.len(), 2, "{text}");
+    assert!(ready[0].contains("\"step\":0") && !ready[1].contains("\"step\":0"), "{ready:?}");
     let calm = tmp.path().join("calm");
     llamero(pretrain_args(&calm, &slow)).ok();
     assert_eq!(weights(&run), weights(&calm));
