@@ -19,5 +19,7 @@ pub mod testing;
 pub use backend::{
     AdamW, AdamWState, Attention, Backend, CrossEntropy, Master, Memory, NO_TARGET, TARGET_ELSEWHERE,
 };
-pub use layout::{CachedSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces};
+pub use layout::{
+    CachedSegment, GatheredSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces,
+};
 pub use tensor::{DType, LowHalves, Shape, Tensor};

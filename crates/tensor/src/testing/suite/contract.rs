@@ -6,8 +6,8 @@ use super::check::{Bench, DTYPES};
 use super::rope::table as rope_table;
 use crate::testing::{random, random_ids};
 use crate::{
-    AdamW, AdamWState, Attention, Backend, DType, Heads, Master, NO_TARGET, RopeDirection, Segments, Shape,
-    Tensor,
+    AdamW, AdamWState, Attention, Backend, DType, GatheredSegment, Heads, Master, NO_TARGET, RopeDirection,
+    Segment, Segments, Shape, Tensor,
 };
 
 const STEP: AdamW = AdamW {
@@ -58,6 +58,15 @@ pub fn shapes_that_do_not_fit(backend: &dyn Backend) {
         backend.rope(z(5, 16), heads, &segments, &rope_table(2, 4), RopeDirection::Forward)
     });
     panics(backend, "attention", "a wrong number of rows", || backend.attention(&z(6, 16), heads, &segments));
+    let gathered = |past| [GatheredSegment { segment: Segment { rows: 0..5, past }, first: 2 }];
+    panics(backend, "attention_gathered", "a key that is not there", || {
+        backend.attention_gathered(&z(5, 16), &z(9, 8), heads, &gathered(3))
+    });
+    panics(backend, "attention_gathered_backward", what, || {
+        let saved = Attention { out: z(5, 8), lse: z(5, 2) };
+        backend.attention_gathered_backward(&z(5, 8), (&z(5, 16), &z(9, 7)), &saved, heads, &gathered(2))
+    });
+    panics(backend, "concat_columns", what, || backend.concat_columns(&z(5, 8), &z(4, 8)));
     panics(backend, "attention_backward", what, || {
         let saved = Attention { out: z(5, 8), lse: z(5, 2) };
         backend.attention_backward(&z(4, 8), &z(5, 16), &saved, heads, &segments)
