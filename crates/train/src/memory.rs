@@ -11,11 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use self::scratch::Scratch;
 use crate::TrainConfig;
+use crate::phases::Phase;
 
 /// Bytes at the moment of a training step that takes most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryEstimate {
-    /// Master weights and both moments of AdamW.
+    /// Master weights and both moments of AdamW; and the sums of weights, where they are averaged.
     pub weights_and_moments: u64,
     /// Gradients of the weights that are there at this moment.
     pub gradients: u64,
@@ -227,16 +228,24 @@ impl Sizes {
     }
 }
 
-/// Expects the peak of a training run on the CPU.
-///
-/// A step is at its peak in one of a few moments: at the head, with all that the forward pass keeps; at the last block, the
-/// first that the sweep comes to; at the first block, when most gradients are there; or at the embedding, when all are.
+/// Expects the peak of a training run on the CPU: of its largest update, where they differ.
 pub fn estimate_memory(
     model: &Config,
     config: &TrainConfig,
     dtype: DType,
     kernels: Kernels,
 ) -> MemoryEstimate {
+    let of_phase = |phase: Phase| {
+        let Phase { batch, sequence, micro_batch, .. } = phase;
+        let config = TrainConfig { batch, sequence, micro_batch, ..config.clone() };
+        estimate_step(model, &config, dtype, kernels)
+    };
+    config.phases().into_iter().map(of_phase).max_by_key(MemoryEstimate::total).unwrap_or_default()
+}
+
+/// A step is at its peak in one of a few moments: at the head, with all that the forward pass keeps; at the last block, the
+/// first that the sweep comes to; at the first block, when most gradients are there; or at the embedding, when all are.
+fn estimate_step(model: &Config, config: &TrainConfig, dtype: DType, kernels: Kernels) -> MemoryEstimate {
     let [c, v, layers] = [model.dim, model.vocab, model.layers].map(|n| n as u64);
     let sizes = Sizes::new(model, config, dtype, kernels);
     let block: u64 = model.params().iter().filter(|s| s.layer == Some(0)).map(|s| 4 * s.elements()).sum();
@@ -245,7 +254,8 @@ pub fn estimate_memory(
     let from_start = config.batch > config.micro_batch;
     let head_gradients = 4 * v * c;
     let there = |so_far: u64| if from_start { all } else { so_far };
-    let state = MemoryEstimate { weights_and_moments: 3 * all, ..MemoryEstimate::default() };
+    let tensors = if config.averages() { 4 } else { 3 };
+    let state = MemoryEstimate { weights_and_moments: tensors * all, ..MemoryEstimate::default() };
     let at_head = MemoryEstimate {
         gradients: there(head_gradients),
         kept_activations: layers * sizes.kept() + sizes.activations(c),
