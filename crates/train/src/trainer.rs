@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use llamero_autograd::{Tape, Targets, Var};
 use llamero_comm::{Comm, CommError, Op};
-use llamero_data::{Batch, Sequence};
+use llamero_data::Sequence;
 use llamero_model::{Config, Input, Llama, ParamSpec, Placement, Shard};
-use llamero_tensor::{Backend, DType, NO_TARGET, RowLoss, Segments, Shape, Tensor};
+use llamero_tensor::{Backend, DType, RowLoss, Shape, Tensor};
 
+use crate::context::MicroBatch;
 use crate::gradients::GradientShares;
 use crate::pipeline::{Action, Pipeline, stage_layers};
 use crate::{Optimizer, Ranks, TrainConfig, TrainError};
@@ -153,6 +154,7 @@ impl<'b> Trainer<'b> {
     }
 
     /// This rank's part of the sequences of a step, given all of them: each data-parallel rank takes as many in a row.
+    /// Context-parallel ranks take the same ones, and cut their rows out of them.
     pub fn own_sequences(&self, step: u64) -> std::ops::Range<usize> {
         llamero_comm::share(self.config.at(step).batch, self.ranks.at.dp, self.ranks.mesh.dp)
     }
@@ -161,18 +163,16 @@ impl<'b> Trainer<'b> {
     /// update. The sum runs over micro-batches in order, so their size does not matter.
     pub fn gradients(&self, step: u64, sequences: Vec<Sequence>) -> Result<StepGradients, TrainError> {
         let ranks = &self.ranks;
-        let tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
-        let targets = sequences.iter().flat_map(|s| &s.targets).filter(|&&t| t != NO_TARGET).count();
+        let cut = |s: &[Sequence]| MicroBatch::cut(s, (ranks.at.cp, ranks.mesh.cp));
+        let batches: Vec<MicroBatch> = sequences.chunks(self.config.at(step).micro_batch).map(cut).collect();
+        drop(sequences);
+        let tokens: usize = batches.iter().map(|b| b.tokens.len()).sum();
+        let targets: usize = batches.iter().map(MicroBatch::num_targets).sum();
         let counts = everybodys(&*ranks.dp, &[targets as f64, tokens as f64])?;
         let [targets, tokens] = [0, 1].map(|i| counts.iter().map(|own| own[i]).sum::<f64>());
         let tokens = tokens as u64;
         if targets == 0.0 {
             return Err(TrainError::NoTargets { step, tokens: tokens as usize });
-        }
-        let mut sequences = sequences.into_iter().peekable();
-        let (mut batches, micro_batch) = (Vec::new(), self.config.at(step).micro_batch);
-        while sequences.peek().is_some() {
-            batches.push(Batch::pack(sequences.by_ref().take(micro_batch)));
         }
         let mut shares = GradientShares::new(self.backend, ranks, self.stages[0].config.tied);
         let sums = self.passes(&batches, targets, &mut shares)?;
@@ -203,7 +203,7 @@ impl<'b> Trainer<'b> {
     /// log-sum-exps, at the last stage: row by row in order, so that the cuts between micro-batches do not show in them.
     fn passes(
         &self,
-        batches: &[Batch],
+        batches: &[MicroBatch],
         targets: f64,
         shares: &mut GradientShares<'b, '_>,
     ) -> Result<[f64; 2], TrainError> {
@@ -212,8 +212,6 @@ impl<'b> Trainer<'b> {
         let run = self.config.pipeline.run.unwrap_or(size).max(size);
         let pipeline = Pipeline { ranks: size, chunks, micros: batches.len(), run };
         let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
-        let segments: Vec<Segments> =
-            batches.iter().map(|b| Segments::documents(b.documents.iter().copied())).collect();
         let mut flights: HashMap<(usize, usize), Flight<'_>> = HashMap::new();
         // Between chunks of one rank nothing is sent.
         let mut here: HashMap<(bool, usize, usize), Tensor> = HashMap::new();
@@ -223,6 +221,9 @@ impl<'b> Trainer<'b> {
                 Action::Forward { chunk, micro } => {
                     let (stage, model) = (pipeline.stage(rank, chunk), &self.stages[chunk]);
                     let mut tape = Tape::record(self.backend);
+                    if ranks.mesh.cp > 1 {
+                        tape.divide_context(batches[micro].context(&*ranks.cp));
+                    }
                     let (input, leaf) = if stage == 0 {
                         (Input::Tokens(&batches[micro].tokens), None)
                     } else {
@@ -233,7 +234,8 @@ impl<'b> Trainer<'b> {
                         let leaf = tape.leaf(x);
                         (Input::Hidden(leaf.clone()), Some(leaf))
                     };
-                    let hidden = model.forward(&mut tape, input, &segments[micro], self.config.recompute);
+                    let segments = &batches[micro].segments;
+                    let hidden = model.forward(&mut tape, input, segments, self.config.recompute);
                     tape.check()?;
                     if stage + 1 < pipeline.stages() {
                         if size == 1 {
@@ -293,7 +295,7 @@ impl<'b> Trainer<'b> {
     }
 
     /// Hidden states of this rank's share of the rows of a micro-batch, or their gradient.
-    fn receive(&self, pipe: &dyn Comm, from: usize, batch: &Batch) -> Result<Tensor, TrainError> {
+    fn receive(&self, pipe: &dyn Comm, from: usize, batch: &MicroBatch) -> Result<Tensor, TrainError> {
         let body = pipe.recv(from)?;
         let (tp, model) = (&self.ranks.tp, &self.stages[0]);
         let rows = llamero_comm::share(batch.tokens.len(), tp.rank(), tp.size()).len();

@@ -26,8 +26,9 @@ pub(crate) struct Gradient<'a, E, K> {
     pub(crate) segments: &'a [GatheredSegment],
     /// Element `(packed row, h · D + d)`.
     pub(crate) queries: Mat<'a>,
-    /// Keys, then values: element `(row, g · D + d)` and `(row, (G + g) · D + d)`.
-    pub(crate) kv: Mat<'a>,
+    /// Keys, then values, and the column where they begin: element `(row, column + g · D + d)` and
+    /// `(row, column + (G + g) · D + d)`.
+    pub(crate) kv: (Mat<'a>, usize),
     /// `[T, H D]`.
     pub(crate) dy: &'a [E],
     /// `[T, H D]`.
@@ -242,8 +243,9 @@ impl Work {
         let heads = job.heads;
         let (dim, group) = (heads.dim, group_size(heads));
         let pairs = exec.pairs() && job.queries.is_bf16() && dy.is_bf16();
+        let (kv, column) = job.kv;
         let [keys, values] =
-            [task.kv, heads.kv + task.kv].map(|head| job.kv.from(task.run.first, head * dim));
+            [task.kv, heads.kv + task.kv].map(|head| kv.from(task.run.first, column + head * dim));
         let blocks = task.keys.start / KEYS..task.keys.end.div_ceil(KEYS);
         let size = (task.len(), dim);
 

@@ -28,15 +28,19 @@ fn attend_all<E: Stored>(
     Attention { out, lse }
 }
 
-/// The runs that are not empty, with their keys and values in `kv`.
-fn documents<'a>(segments: &[GatheredSegment], kv: Mat<'a>, heads: Heads) -> Vec<Document<'a>> {
+/// The runs that are not empty, with their keys and values in `kv` from a column on.
+fn documents<'a>(
+    segments: &[GatheredSegment],
+    (kv, column): (Mat<'a>, usize),
+    heads: Heads,
+) -> Vec<Document<'a>> {
     let runs = segments.iter().filter(|s| !s.segment.rows.is_empty());
     runs.map(|GatheredSegment { segment, first }| Document {
         first_row: segment.rows.start,
         rows: segment.rows.len(),
         past: segment.past,
-        keys: kv.from(*first, 0),
-        values: kv.from(*first, heads.kv_width()),
+        keys: kv.from(*first, column),
+        values: kv.from(*first, column + heads.kv_width()),
     })
     .collect()
 }
@@ -50,7 +54,7 @@ pub(super) fn forward(cpu: &Cpu, qkv: &Tensor, heads: Heads, segments: &Segments
     const OP: &str = "attention";
     check_heads(OP, qkv, heads, segments.total_rows());
     assert!(segments.iter().all(|s| s.past == 0), "attention: a segment has a past; use `attention_cached`");
-    let documents = documents(&whole(segments), mat(OP, qkv).from(0, heads.query_width()), heads);
+    let documents = documents(&whole(segments), (mat(OP, qkv), heads.query_width()), heads);
     with_type!(qkv.dtype(), E => attend_all::<E>(cpu, qkv, heads, documents, OP))
 }
 
@@ -62,7 +66,7 @@ pub(super) fn gathered(
 ) -> Attention {
     const OP: &str = "attention_gathered";
     check_gathered(OP, (qkv, kv), heads, segments);
-    let documents = documents(segments, mat(OP, kv), heads);
+    let documents = documents(segments, (mat(OP, kv), 0), heads);
     with_type!(qkv.dtype(), E => attend_all::<E>(cpu, qkv, heads, documents, OP))
 }
 
@@ -113,7 +117,7 @@ pub(super) fn backward(
             // SAFETY: different columns.
             let (d_queries, d_kv) =
                 unsafe { (out.sub(0, 0, rows, width), out.sub(0, width, rows, 2 * heads.kv_width())) };
-            let (queries, kv) = (mat(OP, qkv), mat(OP, qkv).from(0, width));
+            let (queries, kv) = (mat(OP, qkv), (mat(OP, qkv), width));
             let (segments, lse, adds) = (&segments[..], f32s(OP, &saved.lse), false);
             let job = Gradient { heads, segments, queries, kv, dy, y, lse, d_queries, d_kv, adds };
             attention_backward(&cpu.exec, &job, Mat::new(E::data(dy), width));
@@ -139,7 +143,7 @@ pub(super) fn gathered_backward(
         produce::<E>(&cpu.exec, Shape::new(rows, width), |out| {
             let d_queries = Tile::new(out, rows, width, width);
             let d_kv = Tile::new(&mut sums, kv.rows(), kv.cols(), kv.cols());
-            let (queries, kv) = (mat(OP, qkv), mat(OP, kv));
+            let (queries, kv) = (mat(OP, qkv), (mat(OP, kv), 0));
             let (lse, adds) = (f32s(OP, &saved.lse), true);
             let job = Gradient { heads, segments, queries, kv, dy, y, lse, d_queries, d_kv, adds };
             attention_backward(&cpu.exec, &job, Mat::new(E::data(dy), width));
