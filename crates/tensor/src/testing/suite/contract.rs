@@ -165,6 +165,15 @@ pub fn fingerprint(backend: &dyn Backend) -> Vec<(String, u64)> {
         note("attention", &saved.out);
         note("attention lse", &saved.lse);
         note("attention_backward", &backend.attention_backward(&d_normed, &qkv, &saved, heads, &segments));
+        let of = |rows, past, first| GatheredSegment { segment: Segment { rows, past }, first };
+        let runs = [of(0..70, 30, 0), of(70..100, 110, 0), of(100..150, 20, 140)];
+        let kv = input(9, 210, 2 * heads.kv_width());
+        let saved = backend.attention_gathered(&qkv, &kv, heads, &runs);
+        note("attention_gathered", &saved.out);
+        let (dq, d_kv) = backend.attention_gathered_backward(&d_normed, (&qkv, &kv), &saved, heads, &runs);
+        note("attention_gathered_backward queries", &dq);
+        note("attention_gathered_backward kv", &d_kv);
+        note("concat_columns", &backend.concat_columns(&dq, &d_normed));
         note("swiglu", &backend.swiglu(&x));
         note("swiglu_backward", &backend.swiglu_backward(&input(6, t, c / 2), x.clone()));
 
