@@ -122,7 +122,9 @@ impl FromStr for Mesh {
         let mut mesh = Self::default();
         let mut seen = Vec::new();
         for part in text.split(',') {
-            let found = || format!("`{part}` in a mesh; expected e.g. `dp=2,pp=2,tp=2`, each axis once");
+            let found = || {
+                format!("`{part}` in a mesh; expected e.g. `dp=2,pp=2,tp=2`, each of dp, pp, cp and tp once")
+            };
             let (axis, n) = part.trim().split_once('=').ok_or_else(found)?;
             let n: usize = n.trim().parse().ok().filter(|n| (1..=1 << 20).contains(n)).ok_or_else(found)?;
             if seen.contains(&axis.trim()) {
