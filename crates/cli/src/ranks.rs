@@ -17,10 +17,11 @@ pub(crate) fn devices(mesh: Mesh, threads: Option<usize>) -> Result<Vec<Cpu>> {
 /// not that others waited for it in vain.
 pub(crate) fn on_threads<T: Send>(
     mesh: Mesh,
+    options: WorldOptions,
     cpus: &[Cpu],
     work: impl Fn(&Cpu, Ranks) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    let worlds = Threads::world(mesh.size(), WorldOptions::default());
+    let worlds = Threads::world(mesh.size(), options);
     let recorders: Vec<_> = worlds.iter().map(|world| Arc::clone(world.recorder())).collect();
     let work = &work;
     std::thread::scope(|scope| {

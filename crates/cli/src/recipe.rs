@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use llamero_align::InstructConfig;
+use llamero_comm::WorldOptions;
 use llamero_curate::CurateConfig;
 use llamero_data::DataConfig;
 use llamero_model::{Config, PRESETS};
 use llamero_tensor::DType;
-use llamero_train::{Mesh, PipelineConfig, TrainConfig};
+use llamero_train::{Guard, Mesh, PipelineConfig, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 /// A whole recipe.
@@ -52,11 +53,28 @@ pub(crate) struct RunSection {
     /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) chunks: Option<usize>,
+    /// What is watched for silent corruption while training; everything on a mesh, nothing on one rank, when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) guard: Option<Guard>,
+    /// Longest wait of a rank for another, e.g. `10m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout: Option<String>,
 }
+
+/// Steps between two of the rare checks of the guard, where the recipe does not say.
+const RARE: u64 = 100;
 
 impl Default for RunSection {
     fn default() -> Self {
-        Self { dir: "runs/default".into(), threads: None, checkpoint_seconds: None, mesh: None, chunks: None }
+        Self {
+            dir: "runs/default".into(),
+            threads: None,
+            checkpoint_seconds: None,
+            mesh: None,
+            chunks: None,
+            guard: None,
+            timeout: None,
+        }
     }
 }
 
@@ -78,6 +96,21 @@ impl RunSection {
             }
             chunks => Ok(PipelineConfig { chunks: chunks.unwrap_or(1), ..PipelineConfig::default() }),
         }
+    }
+
+    /// What is watched for silent corruption.
+    pub(crate) fn guard(&self) -> Result<Guard> {
+        let usual = || Ok(if self.mesh()?.size() > 1 { Guard::every(RARE) } else { Guard::default() });
+        self.guard.map_or_else(usual, Ok)
+    }
+
+    /// How ranks talk to each other.
+    pub(crate) fn world(&self) -> Result<WorldOptions> {
+        let mut options = WorldOptions { hash: self.guard()?.messages, ..WorldOptions::default() };
+        if let Some(text) = &self.timeout {
+            options.timeout = Duration::from_secs_f64(parse_duration("run.timeout", text)?);
+        }
+        Ok(options)
     }
 
     /// Time between two checkpoints, where it is given.

@@ -188,6 +188,13 @@ impl Checkpoints {
         name.and_then(|n| n.strip_prefix("step-")?.parse().ok()).unwrap_or(0)
     }
 
+    /// Removes all of them, as storage that is lost does. Returns how many there were.
+    pub(crate) fn remove_all(&self) -> std::io::Result<usize> {
+        let list = self.list();
+        list.iter().try_for_each(std::fs::remove_dir_all)?;
+        Ok(list.len())
+    }
+
     /// The folder of the newest.
     pub(crate) fn newest(&self) -> Option<PathBuf> {
         self.list().pop()
@@ -306,6 +313,9 @@ fn write_shards(dir: &Path, trainer: &Trainer<'_>) -> Result<Shards, TrainError>
     let name = format!("rank-{:04}.f32", ranks.all.rank());
     let path = dir.join(&name);
     let mut out = BufWriter::new(File::create(&path).map_err(fail(&path))?);
+    if let Some(orders) = &trainer.watch.orders {
+        orders.check_disk(ranks.all.rank()).map_err(fail(&path))?;
+    }
     let mut shards = Shards { file: name, pieces: Vec::new() };
     for kind in KINDS {
         let mut table_written = false;

@@ -13,6 +13,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Strike;
+
 /// What happened, at the end of the stretch of time that it took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -42,7 +44,32 @@ pub enum Event {
     /// Somebody broke something on purpose. Takes no time: what follows from it does.
     Injected {
         /// What.
-        fault: String,
+        fault: Strike,
+        /// Where, where it is one rank.
+        rank: Option<usize>,
+    },
+    /// A step took much longer than usual.
+    Slow {
+        /// Its number.
+        step: u64,
+        /// The rank that the others waited for, where there was one.
+        rank: Option<usize>,
+        /// Seconds more than usual.
+        over: f64,
+    },
+    /// Something was silently wrong. The state before it comes back.
+    Corrupted {
+        /// The step in which it was seen.
+        step: u64,
+        /// Rank, tensor and what showed it.
+        found: Vec<String>,
+    },
+    /// A checkpoint could not be written or was gone; the run goes on.
+    SaveFailed {
+        /// Steps that were to be in it.
+        step: u64,
+        /// Why.
+        reason: String,
     },
     /// A job was found dead or hanging.
     Failed {
@@ -143,6 +170,9 @@ pub struct Goodput {
     pub injected: usize,
     /// Jobs found dead or hanging.
     pub failures: usize,
+    /// Times that something silently wrong was found and undone without a new job.
+    #[serde(default)]
+    pub rollbacks: usize,
 }
 
 impl Goodput {
@@ -172,6 +202,19 @@ impl Goodput {
                     sum.lost += made.insert(*step, seconds).unwrap_or(0.0);
                 }
                 Event::Saved { .. } => sum.checkpoint += seconds,
+                Event::Slow { step, over, .. } => {
+                    // The step was noted just before, with all that it took.
+                    let all = made.entry(*step).or_default();
+                    let over = over.clamp(0.0, *all);
+                    *all -= over;
+                    sum.stalled += over;
+                    sum.useful += seconds;
+                }
+                Event::Corrupted { .. } => {
+                    sum.rollbacks += 1;
+                    sum.lost += seconds;
+                }
+                Event::SaveFailed { .. } => sum.checkpoint += seconds,
                 Event::Injected { .. } => {}
                 Event::Failed { hung, .. } => {
                     (sum.failures, failed) = (sum.failures + 1, true);
@@ -216,6 +259,9 @@ impl fmt::Display for Goodput {
         if self.failures > 0 {
             write!(f, "; {} failures", self.failures)?;
         }
+        if self.rollbacks > 0 {
+            write!(f, "; {} rollbacks", self.rollbacks)?;
+        }
         Ok(())
     }
 }
@@ -243,7 +289,7 @@ mod tests {
             (7.0, Event::Ready { step: 1 }),
             (8.0, Event::Step { step: 1 }),
             (9.0, Event::Step { step: 2 }),
-            (12.0, Event::Injected { fault: "hung".into() }),
+            (12.0, Event::Injected { fault: Strike::Hang, rank: None }),
             (19.0, failed(true)),
             (20.0, launched()),
             (21.0, Event::Ready { step: 3 }),
@@ -258,6 +304,7 @@ mod tests {
             stalled: 10.0,
             injected: 1,
             failures: 2,
+            rollbacks: 0,
         };
         assert_eq!(found, expected);
         assert!((found.elapsed() - 22.0).abs() < 1e-9);

@@ -178,6 +178,8 @@ pub struct Ranks {
     pub ends: Arc<dyn Comm>,
     /// Everybody.
     pub all: Arc<dyn Comm>,
+    /// What the groups are made of; `None` for a rank alone.
+    pub world: Option<World>,
 }
 
 impl Ranks {
@@ -195,6 +197,7 @@ impl Ranks {
             dp: groups(),
             ends: groups(),
             all: groups(),
+            world: None,
         }
     }
 
@@ -226,6 +229,7 @@ impl Ranks {
             ends: group("ends", 4, ends),
             all: group("all", 5, (0..mesh.size()).map(|rank| mesh.place(rank)).collect()),
             cp: group("cp", 6, (0..mesh.cp).map(|cp| MeshPlace { cp, ..at }).collect()),
+            world: Some(world.clone()),
         }
     }
 }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use llamero_artifact::{WORK_STATE, recipe as files};
-use llamero_train::{Chaos, Ended, Goodput, Ledger, Mesh, Supervisor};
+use llamero_train::{
+    Chaos, Ended, Goodput, Incident, IncidentTable, Ledger, Mesh, Orders, Supervisor, incidents,
+};
 use serde::Serialize;
 
 use super::{print, print_json};
@@ -55,6 +57,9 @@ pub(crate) struct PretrainArgs {
     /// Mean time between two of them.
     #[arg(long, value_name = "TIME", default_value = "20s", requires = "chaos")]
     mtbf: String,
+    /// Folder with faults that ranks are to have; what --chaos gives the job.
+    #[arg(long, value_name = "DIR", hide = true)]
+    orders: Option<PathBuf>,
     /// Print the results as JSON.
     #[arg(long)]
     json: bool,
@@ -76,6 +81,9 @@ struct Summary {
     pretrained: Pretrained,
     goodput: Goodput,
     effective_training_time: f64,
+    /// Injected faults and what became of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    incidents: Vec<Incident>,
 }
 
 pub(crate) fn pretrain(args: &PretrainArgs) -> Result<()> {
@@ -83,10 +91,15 @@ pub(crate) fn pretrain(args: &PretrainArgs) -> Result<()> {
     if args.supervise {
         return supervise(args, &sets);
     }
-    let pretrained = pipeline::pretrain(&args.recipe, &sets)?;
-    let goodput = Goodput::of(&Ledger::new(&pretrained.ledger).read()?);
+    let pretrained = pipeline::pretrain(&args.recipe, &sets, args.orders.as_deref())?;
+    let entries = Ledger::new(&pretrained.ledger).read()?;
+    let (goodput, incidents) = (Goodput::of(&entries), incidents(&entries));
     if args.json {
-        return print_json(&Summary { pretrained, effective_training_time: goodput.effective(), goodput });
+        let effective_training_time = goodput.effective();
+        return print_json(&Summary { pretrained, goodput, effective_training_time, incidents });
+    }
+    if !incidents.is_empty() {
+        print(format!("{}", IncidentTable(&incidents)))?;
     }
     print(format!("{goodput}"))?;
     print(format!("loss {:.4} after {} tokens", pretrained.loss, pretrained.tokens))?;
@@ -103,11 +116,13 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
     std::fs::create_dir_all(run).with_context(|| format!("`{}`", run.display()))?;
     let checkpoints = run.join(format!("pretrain.partial/{WORK_STATE}"));
     let mtbf = time("--mtbf", &args.mtbf)?;
+    let orders = run.join("pretrain.orders");
+    let faults = || (recipe.run.mesh().map_or(1, |mesh| mesh.size()), Orders::new(&orders));
     let supervisor = Supervisor {
         ledger: Ledger::new(run.join(pipeline::ledger_file("pretrain"))),
         hang_after: time("--hang-after", &args.hang_after)?,
         restarts: args.restarts,
-        chaos: args.chaos.map(|seed| Chaos::new(seed, mtbf, checkpoints)),
+        chaos: args.chaos.map(|seed| Chaos::new(seed, mtbf, checkpoints, faults())),
     };
     let own = std::env::current_exe().context("the path of this program")?;
     let mut command = || {
@@ -116,10 +131,15 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
         if args.json {
             job.arg("--json");
         }
+        if args.chaos.is_some() {
+            job.arg("--orders").arg(&orders);
+        }
         job
     };
     let stop = Termination::listen()?.hold();
-    match supervisor.run(&mut command, &stop, &mut |line| say!("supervisor: {line}"))? {
+    let ended = supervisor.run(&mut command, &stop, &mut |line| say!("supervisor: {line}"))?;
+    Orders::new(&orders).clear().ok();
+    match ended {
         Ended::Done => Ok(()),
         // The job has said why.
         Ended::Left(code) => std::process::exit(code),

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use llamero_artifact::Draft;
-use llamero_comm::{Comm, Solo};
+use llamero_comm::{Comm, CommError, Solo, WorldOptions};
 use llamero_model::{Config, Llama, ParamSpec, Placement};
 use llamero_tensor::{Backend, DType};
 use llamero_train::{
-    Checkpoints, Event, Ledger, Mesh, Observer, SequenceSource, StepRecord, TrainConfig, TrainReport,
-    Trainer, build_stages, train,
+    Checkpoints, Event, Finding, Guard, Ledger, LongStep, Mesh, Observer, Orders, SequenceSource, StepRecord,
+    Stragglers, TrainConfig, TrainError, TrainReport, Trainer, build_stages, train,
 };
 
 use crate::progress::Progress;
@@ -26,6 +26,29 @@ pub(super) struct Job<'a> {
     pub(super) dtype: DType,
     pub(super) values: &'a Values<'a>,
     pub(super) source: &'a (dyn SequenceSource + Sync),
+}
+
+/// How it is trained; nothing here changes what comes out.
+pub(super) struct How {
+    pub(super) mesh: Mesh,
+    /// Threads of all ranks together; all cores when absent.
+    pub(super) threads: Option<usize>,
+    /// What is watched for silent corruption.
+    pub(super) guard: Guard,
+    /// How ranks talk to each other.
+    pub(super) world: WorldOptions,
+    /// Faults that ranks do to themselves when a supervisor in chaos mode says so.
+    pub(super) orders: Option<Orders>,
+}
+
+impl How {
+    fn watched<'b>(&self, trainer: Trainer<'b>) -> Trainer<'b> {
+        let trainer = trainer.guarded(self.guard);
+        match &self.orders {
+            Some(orders) => trainer.obeying(orders.clone()),
+            None => trainer,
+        }
+    }
 }
 
 /// Where a job notes how it goes on.
@@ -44,32 +67,38 @@ pub(super) struct Trained<'b> {
 }
 
 impl Job<'_> {
-    /// Trains to the end on `mesh`, with `threads` threads in all.
+    /// Trains to the end.
     pub(super) fn run<'b>(
         &self,
-        (mesh, threads): (Mesh, Option<usize>),
+        how: &How,
         backend: &'b dyn Backend,
         checkpoints: &Checkpoints,
         notes: &Notes<'_>,
     ) -> Result<Trained<'b>> {
+        let mesh = how.mesh;
         mesh.check(self.sizes, &self.config)?;
         let launched = Event::Launched { makes: notes.draft.id(), ranks: mesh.size() };
         notes.ledger.note(launched).with_context(|| format!("`{}`", notes.ledger.path().display()))?;
         if mesh.size() == 1 {
-            let mut trainer = self.whole(backend, self.config.clone())?;
+            let mut trainer = how.watched(self.whole(backend, self.config.clone())?);
             let mut watch = notes.watch(&self.config, checkpoints);
             let report = train(&mut trainer, self.source, checkpoints, &mut watch)?;
             return Ok(Trained { trainer, report, peak_bytes: backend.memory().peak_bytes });
         }
-        let cpus = ranks::devices(mesh, threads)?;
-        let reports = ranks::on_threads(mesh, &cpus, |cpu, ranks| {
+        let cpus = ranks::devices(mesh, how.threads)?;
+        let reports = ranks::on_threads(mesh, how.world, &cpus, |cpu, ranks| {
             let first = ranks.all.rank() == 0;
             let stages = build_stages(self.sizes, &self.config, &ranks, (cpu, self.dtype), self.values)?;
-            let mut trainer = Trainer::on_mesh(stages, ranks, cpu, self.config.clone());
+            let mut trainer = how.watched(Trainer::on_mesh(stages, ranks, cpu, self.config.clone()));
             let mut watch: Box<dyn Observer> =
                 if first { Box::new(notes.watch(&self.config, checkpoints)) } else { Box::new(Nobody) };
-            let report = train(&mut trainer, self.source, checkpoints, &mut *watch)?;
-            Ok((report, cpu.memory().peak_bytes))
+            let report = train(&mut trainer, self.source, checkpoints, &mut *watch);
+            if let Err(TrainError::Comm(damaged @ CommError::Damaged { .. })) = &report {
+                // No step can be made with it, so this job ends here.
+                let (step, found) = (checkpoints.newest_step(), vec![damaged.to_string()]);
+                notes.ledger.note(Event::Corrupted { step, found }).ok();
+            }
+            Ok((report?, cpu.memory().peak_bytes))
         })?;
         drop(cpus);
         let peak_bytes = reports.iter().map(|(_, peak)| peak).sum();
@@ -101,7 +130,8 @@ impl<'a> Notes<'a> {
     fn watch(&self, config: &TrainConfig, checkpoints: &Checkpoints) -> Watch<'a> {
         let steps = config.num_steps();
         let bar = Progress::new(self.name, steps, "steps").from(checkpoints.newest_step());
-        Watch { bar, steps, name: self.name, draft: self.draft, ledger: self.ledger }
+        let stragglers = Stragglers::default();
+        Watch { bar, steps, name: self.name, draft: self.draft, ledger: self.ledger, stragglers }
     }
 }
 
@@ -112,6 +142,7 @@ struct Watch<'a> {
     name: &'static str,
     draft: &'a Draft,
     ledger: &'a Ledger,
+    stragglers: Stragglers,
 }
 
 impl Watch<'_> {
@@ -138,6 +169,18 @@ impl Observer for Watch<'_> {
         }
     }
 
+    fn busy(&mut self, step: u64, seconds: f64, busy: &[f64]) {
+        if let Some(LongStep { rank, over }) = self.stragglers.note(seconds, busy) {
+            self.note(Event::Slow { step, rank, over });
+        }
+    }
+
+    fn corrupted(&mut self, step: u64, found: &[Finding]) {
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        say!("{:>10} going back: {}", self.name, found.join("; "));
+        self.note(Event::Corrupted { step, found });
+    }
+
     fn saved(&mut self, step: u64) {
         self.note(Event::Saved { step });
     }
@@ -146,6 +189,9 @@ impl Observer for Watch<'_> {
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
         self.bar.finish();
+        for (rank, times) in self.stragglers.ranking() {
+            say!("{:>10} rank {rank} is busy {times:.2} times as long as the others", self.name);
+        }
     }
 }
 

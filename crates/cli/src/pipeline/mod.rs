@@ -59,6 +59,8 @@ pub(crate) struct Run {
     backend: Arc<dyn Backend>,
     kernels: Kernels,
     termination: Termination,
+    /// Folder with the faults that a supervisor in chaos mode orders.
+    orders: Option<PathBuf>,
     done: Vec<StageDone>,
     remarks: Vec<String>,
 }
@@ -97,7 +99,16 @@ fn open(path: &Path, sets: &[String]) -> Result<Run> {
     }
     let dir = RunDir::create(&recipe.run.dir).context("`run.dir` cannot be used")?;
     let termination = Termination::listen().context("SIGTERM cannot be listened to")?;
-    Ok(Run { dir, recipe, backend, kernels, termination, done: Vec::new(), remarks: Vec::new() })
+    Ok(Run {
+        dir,
+        recipe,
+        backend,
+        kernels,
+        termination,
+        orders: None,
+        done: Vec::new(),
+        remarks: Vec::new(),
+    })
 }
 
 /// What `llamero pretrain` made.
@@ -116,9 +127,10 @@ pub(crate) fn ledger_file(stage: &str) -> String {
     format!("{stage}.ledger.jsonl")
 }
 
-/// Runs a recipe up to its pre-trained model.
-pub(crate) fn pretrain(path: &Path, sets: &[String]) -> Result<Pretrained> {
+/// Runs a recipe up to its pre-trained model. `orders` is a folder with faults that ranks are to have.
+pub(crate) fn pretrain(path: &Path, sets: &[String], orders: Option<&Path>) -> Result<Pretrained> {
     let mut run = open(path, sets)?;
+    run.orders = orders.map(Path::to_owned);
     let (_, curated) = run.settled_and_curated(&["pretrain"])?;
     let tokenizer = run.tokenizer(&curated)?;
     let tokens = run.tokens(&curated, &tokenizer)?;

@@ -9,10 +9,10 @@ use llamero_artifact::{Artifact, Draft, Outcome, WORK_STATE};
 use llamero_data::{Loader, TokenStore};
 use llamero_model::{Llama, ParamSpec, hf, initial_values};
 use llamero_tokenizer::Tokenizer;
-use llamero_train::{Checkpoints, Event, Ledger, StepRecord, TrainConfig, TrainReport, Trainer};
+use llamero_train::{Checkpoints, Event, Ledger, Orders, StepRecord, TrainConfig, TrainReport, Trainer};
 use serde::{Deserialize, Serialize};
 
-use super::job::{Job, Notes, Trained};
+use super::job::{How, Job, Notes, Trained};
 use super::{Run, write_json};
 
 /// File with every step of a training stage; holds no times, so it is the same in every run.
@@ -96,7 +96,14 @@ impl Run {
         tokenizer: &Artifact,
         mut job: Job<'_>,
     ) -> Result<Outcome> {
-        let (mesh, threads) = (self.recipe.run.mesh()?, self.recipe.run.threads);
+        let section = &self.recipe.run;
+        let how = How {
+            mesh: section.mesh()?,
+            threads: section.threads,
+            guard: section.guard()?,
+            world: section.world()?,
+            orders: self.orders.as_ref().map(Orders::new),
+        };
         let seed = Some(job.config.seed);
         job.config.pipeline = self.recipe.run.pipeline()?;
         let mut checkpoints = Checkpoints::new(draft.path().join(WORK_STATE)).until(self.termination.hold());
@@ -106,7 +113,7 @@ impl Run {
         let ledger = Ledger::new(self.dir.path().join(super::ledger_file(name)));
         let notes = Notes { name, draft, ledger: &ledger };
         self.backend.reset_peak();
-        let trained = job.run((mesh, threads), &*self.backend, &checkpoints, &notes);
+        let trained = job.run(&how, &*self.backend, &checkpoints, &notes);
         self.termination.release();
         let Trained { trainer, report, peak_bytes } = trained?;
         let mut metrics = metrics(&trainer, &report, peak_bytes);

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use llamero_comm::WorldOptions;
 use llamero_cpu::Cpu;
 use llamero_model::hf::{self, StopTokens};
 use llamero_model::{Llama, ParamSpec, Recompute, initial_values};
@@ -333,7 +334,9 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
 /// All steps on a mesh of threads, one backend each. Every rank takes the same steps, so the first one's times are those of
 /// all; the memory is that of all together.
 fn on_threads(args: &TrainArgs, job: &Job, cpus: &[Cpu]) -> Result<Measured> {
-    let mut measured = ranks::on_threads(args.mesh, cpus, |cpu, ranks| steps(args, job, cpu, ranks))?;
+    let mut measured = ranks::on_threads(args.mesh, WorldOptions::default(), cpus, |cpu, ranks| {
+        steps(args, job, cpu, ranks)
+    })?;
     let all = measured.iter().map(|m| m.tensor_peak_bytes).sum();
     Ok(Measured { tensor_peak_bytes: all, ..measured.swap_remove(0) })
 }
