@@ -318,6 +318,7 @@ fn a_tied_table_stays_the_same_on_both_ends() {
         ("pp=2", interleaved.clone()),
         ("pp=1", interleaved),
         ("dp=2", settings()),
+        ("cp=2,pp=2", settings()),
         ("dp=2,pp=2,tp=2", settings()),
     ] {
         let found = train(mesh(name), &tied, &settings, DType::F32);
@@ -554,7 +555,7 @@ fn a_mesh_that_does_not_fit_is_refused() {
 fn a_z_loss_is_the_same_on_slices_of_the_vocabulary() {
     let settings = TrainConfig { z_loss: 0.02, steps: Some(8), ..settings() };
     let expected = alone(&config(), &settings, DType::F32);
-    for name in ["tp=2", "pp=2,tp=2"] {
+    for name in ["tp=2", "pp=2,tp=2", "cp=2"] {
         let found = train(mesh(name), &config(), &settings, DType::F32);
         for (a, b) in found.steps.iter().zip(&expected.steps) {
             assert!((a.z_loss.unwrap() / b.z_loss.unwrap() - 1.0).abs() < 1e-5, "{name}: {a:?} {b:?}");
