@@ -133,6 +133,11 @@ pub trait Backend: Send + Sync {
         work();
     }
 
+    /// What a device that checks itself found wrong since it was last asked, in words.
+    fn take_faults(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Starts a new measurement of the peak.
     fn reset_peak(&self);
 

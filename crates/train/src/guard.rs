@@ -25,6 +25,8 @@ pub struct Guard {
     pub state: bool,
     /// Messages between ranks carry a hash of their bytes.
     pub messages: bool,
+    /// Of so many matrix products one is checked by sums over its rows; 0 means none.
+    pub products: u64,
     /// Steps between two comparisons of what several ranks hold alike; 0 means never.
     pub replicas: u64,
     /// Steps between two repeats of a micro-batch on the next data-parallel rank; 0 means never.
@@ -32,14 +34,14 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Everything, and the rare checks every `steps` steps.
+    /// Everything but products, which repeats cover; the rare checks every `steps` steps.
     pub fn every(steps: u64) -> Self {
-        Self { state: true, messages: true, replicas: steps, repeat: steps }
+        Self { state: true, messages: true, products: 0, replicas: steps, repeat: steps }
     }
 
     /// Whether anything is watched.
     pub fn is_on(&self) -> bool {
-        self.state || self.replicas > 0 || self.repeat > 0
+        self.state || self.products > 0 || self.replicas > 0 || self.repeat > 0
     }
 
     /// Whether a micro-batch of this step is computed twice.
@@ -66,6 +68,8 @@ pub enum Sign {
     Gradient,
     /// Ranks that must hold the same do not.
     Replicas,
+    /// A matrix product is wrong.
+    Product,
     /// A repeat of the same work on another rank came to something else.
     Repeat,
 }
@@ -75,7 +79,7 @@ pub enum Sign {
 pub struct Finding {
     /// The step in which it was seen.
     pub step: u64,
-    /// The tensor; of a parameter, its name.
+    /// The tensor: of a parameter, its name; of a product, what is wrong with it.
     pub tensor: String,
     /// What shows it.
     pub sign: Sign,
@@ -96,6 +100,7 @@ impl fmt::Display for Finding {
             Sign::WeightSum => "the sum of weights changed between two updates",
             Sign::Gradient => "the gradient changed while it waited",
             Sign::Replicas => "it differs from its copies",
+            Sign::Product => return write!(f, "step {step}, rank{s} {list}: {tensor}"),
             Sign::Repeat => "its gradient has other bits when another rank repeats the micro-batch",
         };
         write!(f, "step {step}, rank{s} {list}: `{tensor}`: {what}")
@@ -241,6 +246,10 @@ impl Trainer<'_> {
         let guard = self.guard();
         if guard.replicas > 0 && step.is_multiple_of(guard.replicas) {
             self.check_replicas(step)?.into_iter().for_each(|finding| self.watch.note(finding));
+        }
+        for tensor in self.backend().take_faults() {
+            let ranks = vec![self.ranks().all.rank()];
+            self.watch.note(Finding { step, tensor, sign: Sign::Product, ranks });
         }
         let waited = self.ranks().world.as_ref().map_or(Duration::ZERO, llamero_comm::World::waited);
         let busy = took.saturating_sub(waited.saturating_sub(self.watch.waited));

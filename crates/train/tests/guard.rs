@@ -5,6 +5,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use llamero_comm::{Solo, Threads, World, WorldOptions};
 use llamero_cpu::Cpu;
 use llamero_model::{Config, Placement};
 use llamero_tensor::testing::splitmix;
-use llamero_tensor::{Backend, DType};
+use llamero_tensor::{Backend, CheckedProducts, DType};
 use llamero_train::{
     Checkpoints, Fault, Finding, Guard, Mesh, Observer, OptimizerConfig, Order, Orders, Ranks,
     SequenceSource, Sign, StepRecord, TrainConfig, TrainReport, Trainer, build_stages, train,
@@ -44,7 +45,7 @@ struct Case<'a> {
 type Weights = BTreeMap<(usize, usize), Vec<f32>>;
 
 impl Case<'_> {
-    fn trainer<'b>(&self, world: &World, backend: &'b Cpu) -> Trainer<'b> {
+    fn trainer<'b>(&self, world: &World, backend: &'b dyn Backend) -> Trainer<'b> {
         let ranks = Ranks::new(world, self.mesh.parse().unwrap());
         let settings = settings(self.steps);
         let Ok(stages) = build_stages(self.model, &settings, &ranks, (backend, self.dtype), values);
@@ -190,8 +191,7 @@ fn a_clean_run_has_no_alarm() {
         let one = |world: World| {
             let backend = Cpu::new(1).unwrap();
             let mut trainer = case.trainer(&world, &backend);
-            let read =
-                |places: std::ops::Range<usize>| places.map(|i| Made.sequence(i as u64).unwrap()).collect();
+            let read = |places: Range<usize>| places.map(|i| Made.sequence(i as u64).unwrap()).collect();
             let mut found = 0;
             for step in 0..steps {
                 trainer.repeat(read(trainer.repeated_sequences(step).unwrap()));
@@ -208,4 +208,56 @@ fn a_clean_run_has_no_alarm() {
         });
     }
     assert_eq!(alarms, 0);
+}
+
+/// One rank's arithmetic goes wrong once, by a few hundredths of one number: the rank that repeats its micro-batch sees it. By
+/// much: the checks of products see it too.
+#[test]
+fn wrong_arithmetic_is_found_by_repeating_it() {
+    let model = config();
+    // Of a value in the first block's `wqkv` product; a query of a document's first row would not count.
+    let (low_bit, upper_bit) = (2, 14);
+    for (mesh, bit, products) in [("dp=2", low_bit, 0), ("dp=2,tp=2", low_bit, 0), ("dp=2", upper_bit, 1)] {
+        let guard = Guard { repeat: 3, products, ..Guard::default() };
+        let case = Case { mesh, model: &model, dtype: DType::Bf16, steps: 9, guard };
+        let mesh: Mesh = mesh.parse().unwrap();
+        let (wrong_rank, wrong_step) = (1, 3);
+        let cols = 80 / mesh.tp as u64;
+        let bit = (41 * cols - 5) * 16 + bit;
+        let one = |world: World| {
+            let cpu = Cpu::new(1).unwrap();
+            let backend = CheckedProducts::new(&cpu, products);
+            let mut trainer = case.trainer(&world, &backend);
+            let read = |places: Range<usize>| places.map(|i| Made.sequence(i as u64).unwrap()).collect();
+            let mut found = Vec::new();
+            for step in 0..case.steps {
+                if let Some(places) = trainer.repeated_sequences(step) {
+                    trainer.repeat(read(places));
+                }
+                if (world.rank(), step) == (wrong_rank, wrong_step) {
+                    backend.damage_next(bit);
+                }
+                trainer.step(step, read(trainer.own_sequences(step))).unwrap();
+                found.extend(trainer.take_findings());
+                let faults = backend.take_faults();
+                let here = (world.rank(), step) == (wrong_rank, wrong_step);
+                assert_eq!(faults.len(), usize::from(here && products > 0), "{faults:?}");
+            }
+            trainer.ranks().all.barrier().unwrap();
+            found
+        };
+        let worlds = Threads::world(mesh.size(), WorldOptions::default());
+        let found: Vec<Finding> = std::thread::scope(|scope| {
+            let one = &one;
+            let ranks: Vec<_> = worlds.into_iter().map(|world| scope.spawn(move || one(world))).collect();
+            ranks.into_iter().flat_map(|rank| rank.join().unwrap()).collect()
+        });
+        assert!(!found.is_empty(), "{mesh}: not seen");
+        let named = |f: &Finding| f.step == wrong_step && f.sign == Sign::Repeat;
+        assert!(found.iter().all(named), "{mesh}: {found:?}");
+        // What went wrong on one tensor-parallel rank reaches the others of its replica.
+        let replica = |rank: usize| mesh.place(rank).dp;
+        let apart = |f: &Finding| f.ranks.len() == 2 && replica(f.ranks[0]) != replica(f.ranks[1]);
+        assert!(found.iter().all(apart), "{found:?}");
+    }
 }

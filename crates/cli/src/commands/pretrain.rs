@@ -116,11 +116,12 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
     std::fs::create_dir_all(run).with_context(|| format!("`{}`", run.display()))?;
     let checkpoints = run.join(format!("pretrain.partial/{WORK_STATE}"));
     let mtbf = time("--mtbf", &args.mtbf)?;
+    let hang_after = time("--hang-after", &args.hang_after)?;
     let orders = run.join("pretrain.orders");
     let faults = || (recipe.run.mesh().map_or(1, |mesh| mesh.size()), Orders::new(&orders));
     let supervisor = Supervisor {
         ledger: Ledger::new(run.join(pipeline::ledger_file("pretrain"))),
-        hang_after: time("--hang-after", &args.hang_after)?,
+        hang_after,
         restarts: args.restarts,
         chaos: args.chaos.map(|seed| Chaos::new(seed, mtbf, checkpoints, faults())),
     };
@@ -130,6 +131,10 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
         job.arg("pretrain").arg(&args.recipe).args(sets.iter().flat_map(|set| ["--set", set.as_str()]));
         if args.json {
             job.arg("--json");
+        }
+        if recipe.run.timeout.is_none() {
+            // Ranks notice first, for they know which of them is missing.
+            job.arg("--set").arg(format!("run.timeout=\"{}s\"", hang_after.as_secs_f64() / 2.0));
         }
         if args.chaos.is_some() {
             job.arg("--orders").arg(&orders);

@@ -1,13 +1,14 @@
 //! Training on the ranks of a mesh, as one stage of a run does it.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use llamero_artifact::Draft;
 use llamero_comm::{Comm, CommError, Solo, WorldOptions};
 use llamero_model::{Config, Llama, ParamSpec, Placement};
-use llamero_tensor::{Backend, DType};
+use llamero_tensor::{Backend, CheckedProducts, DType};
 use llamero_train::{
     Checkpoints, Event, Finding, Guard, Ledger, LongStep, Mesh, Observer, Orders, SequenceSource, StepRecord,
     Stragglers, TrainConfig, TrainError, TrainReport, Trainer, build_stages, train,
@@ -56,6 +57,8 @@ pub(super) struct Notes<'a> {
     pub(super) name: &'static str,
     pub(super) draft: &'a Draft,
     pub(super) ledger: &'a Ledger,
+    /// Folder for what ranks did last before something went wrong between them.
+    pub(super) flight: PathBuf,
 }
 
 /// A finished job: the whole model on one rank.
@@ -86,10 +89,12 @@ impl Job<'_> {
             return Ok(Trained { trainer, report, peak_bytes: backend.memory().peak_bytes });
         }
         let cpus = ranks::devices(mesh, how.threads)?;
-        let reports = ranks::on_threads(mesh, how.world, &cpus, |cpu, ranks| {
+        let reports = ranks::on_threads(mesh, (how.world, Some(&notes.flight)), &cpus, |cpu, ranks| {
             let first = ranks.all.rank() == 0;
-            let stages = build_stages(self.sizes, &self.config, &ranks, (cpu, self.dtype), self.values)?;
-            let mut trainer = how.watched(Trainer::on_mesh(stages, ranks, cpu, self.config.clone()));
+            let checked = CheckedProducts::new(cpu, how.guard.products);
+            let device: &dyn Backend = if how.guard.products > 0 { &checked } else { cpu };
+            let stages = build_stages(self.sizes, &self.config, &ranks, (device, self.dtype), self.values)?;
+            let mut trainer = how.watched(Trainer::on_mesh(stages, ranks, device, self.config.clone()));
             let mut watch: Box<dyn Observer> =
                 if first { Box::new(notes.watch(&self.config, checkpoints)) } else { Box::new(Nobody) };
             let report = train(&mut trainer, self.source, checkpoints, &mut *watch);

@@ -111,7 +111,8 @@ impl Run {
             checkpoints = checkpoints.every(interval);
         }
         let ledger = Ledger::new(self.dir.path().join(super::ledger_file(name)));
-        let notes = Notes { name, draft, ledger: &ledger };
+        let flight = self.dir.path().join(format!("{name}.flight"));
+        let notes = Notes { name, draft, ledger: &ledger, flight };
         self.backend.reset_peak();
         let trained = job.run(&how, &*self.backend, &checkpoints, &notes);
         self.termination.release();

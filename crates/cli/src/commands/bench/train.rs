@@ -334,7 +334,7 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
 /// All steps on a mesh of threads, one backend each. Every rank takes the same steps, so the first one's times are those of
 /// all; the memory is that of all together.
 fn on_threads(args: &TrainArgs, job: &Job, cpus: &[Cpu]) -> Result<Measured> {
-    let mut measured = ranks::on_threads(args.mesh, WorldOptions::default(), cpus, |cpu, ranks| {
+    let mut measured = ranks::on_threads(args.mesh, (WorldOptions::default(), None), cpus, |cpu, ranks| {
         steps(args, job, cpu, ranks)
     })?;
     let all = measured.iter().map(|m| m.tensor_peak_bytes).sum();
