@@ -7,13 +7,16 @@
 //!
 //! Parameters are not variables on the tape: ops take them as [`Param`] and add their gradients straight into the
 //! buffers of a [`GradSink`], which is told when a gradient is final. Data parallelism and optimiser sharding live
-//! behind that trait; collectives of tensor parallelism are ops like any other (`collectives`).
+//! behind that trait; collectives of tensor parallelism are ops like any other (`collectives`), and those of
+//! context parallelism are part of attention (`context`).
 
 mod collectives;
+mod context;
 mod ops;
 mod param;
 mod tape;
 
 pub use collectives::VocabularyPart;
+pub use context::ContextPart;
 pub use param::{GradSink, Gradients, Param};
 pub use tape::{KvStore, Tape, Targets, Var};

@@ -69,6 +69,9 @@ impl<'m> Tape<'m> {
             let y = kv.attend(backend, layer, qkv.value(), heads, segments);
             return self.leaf(y);
         }
+        if let Some(part) = self.context.clone() {
+            return self.attention_over_ranks(qkv, heads, part);
+        }
         let result = backend.attention(qkv.value(), heads, segments);
         let y = result.out.clone();
         let (saved, segments) = (self.saved(&qkv), segments.clone());

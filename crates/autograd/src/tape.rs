@@ -7,7 +7,7 @@ use std::rc::Rc;
 use llamero_comm::CommError;
 use llamero_tensor::{Backend, CrossEntropy, Heads, RowLoss, Segments, Tensor};
 
-use crate::{GradSink, Param};
+use crate::{ContextPart, GradSink, Param};
 
 /// A value on a tape.
 #[derive(Clone)]
@@ -136,6 +136,8 @@ pub struct Tape<'m> {
     uses: Uses,
     /// Whether outputs of cheap ops are computed again instead of being kept.
     cheap_again: bool,
+    /// Where the rows of the batch are divided among ranks.
+    pub(crate) context: Option<ContextPart<'m>>,
     kv: Option<&'m mut dyn KvStore>,
     failure: Option<CommError>,
 }
@@ -144,7 +146,16 @@ const NOT_RECORDED: usize = usize::MAX;
 
 impl<'m> Tape<'m> {
     fn with_mode(backend: &'m dyn Backend, mode: Mode, uses: Uses) -> Self {
-        Self { backend, mode, nodes: Vec::new(), uses, cheap_again: false, kv: None, failure: None }
+        Self {
+            backend,
+            mode,
+            nodes: Vec::new(),
+            uses,
+            cheap_again: false,
+            context: None,
+            kv: None,
+            failure: None,
+        }
     }
 
     /// A tape that records for a backward sweep.
@@ -171,6 +182,10 @@ impl<'m> Tape<'m> {
     /// backward pass; their inputs are kept anyway.
     pub fn recompute_cheap(&mut self) {
         self.cheap_again = true;
+    }
+
+    pub(crate) fn recomputes_cheap(&self) -> bool {
+        self.cheap_again
     }
 
     /// Number of recorded ops.
@@ -248,15 +263,17 @@ impl<'m> Tape<'m> {
         let rehearsal = if self.mode == Mode::Record { Mode::Rehearse } else { Mode::Infer };
         let mut first = Tape::with_mode(self.backend, rehearsal, Rc::clone(&self.uses));
         first.failure.clone_from(&self.failure);
+        first.context.clone_from(&self.context);
         let input = first.leaf(x.value.clone());
         let y = segment(&mut first, input).value;
         if let Some(error) = first.failure {
             self.fail(error);
         }
-        let (saved, cheap_again) = (self.saved(&x), self.cheap_again);
+        let (saved, cheap_again, context) = (self.saved(&x), self.cheap_again, self.context.clone());
         self.op(y, [x.id], move |sweep, dy| {
             let mut again = Tape::with_mode(sweep.backend, Mode::Replay, Rc::clone(&sweep.uses));
             again.cheap_again = cheap_again;
+            again.context = context;
             let input = again.leaf(saved.into_value()?);
             let wanted = input.id;
             let y = segment(&mut again, input);

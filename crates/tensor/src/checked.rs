@@ -12,8 +12,8 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Memory,
-    RopeDirection, RopeTable, RowLoss, Segments, Shape, Tensor,
+    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, GatheredSegment, Heads,
+    LowHalves, Memory, RopeDirection, RopeTable, RowLoss, Segments, Shape, Tensor,
 };
 
 /// A device that checks some of its matrix products (`linear` and its gradients; not attention and the head).
@@ -291,6 +291,31 @@ impl Backend for CheckedProducts<'_> {
 
     fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
         self.inner.attention_cached(qkv, heads, segments)
+    }
+
+    fn attention_gathered(
+        &self,
+        qkv: &Tensor,
+        kv: &Tensor,
+        heads: Heads,
+        segments: &[GatheredSegment],
+    ) -> Attention {
+        self.inner.attention_gathered(qkv, kv, heads, segments)
+    }
+
+    fn attention_gathered_backward(
+        &self,
+        dy: &Tensor,
+        input: (&Tensor, &Tensor),
+        saved: &Attention,
+        heads: Heads,
+        segments: &[GatheredSegment],
+    ) -> (Tensor, Tensor) {
+        self.inner.attention_gathered_backward(dy, input, saved, heads, segments)
+    }
+
+    fn concat_columns(&self, left: &Tensor, right: &Tensor) -> Tensor {
+        self.inner.concat_columns(left, right)
     }
 
     fn swiglu(&self, gate_up: &Tensor) -> Tensor {

@@ -23,5 +23,7 @@ pub use backend::{
 };
 pub use checked::CheckedProducts;
 pub use checksum::checksum;
-pub use layout::{CachedSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces};
+pub use layout::{
+    CachedSegment, GatheredSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces,
+};
 pub use tensor::{DType, LowHalves, Shape, Tensor};

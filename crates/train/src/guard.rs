@@ -231,7 +231,8 @@ impl Trainer<'_> {
         let (rank, size) = (ranks.dp.rank(), ranks.dp.size());
         let bytes: Vec<u8> = own.values().flat_map(|sum| sum.to_ne_bytes()).collect();
         let bodies = ranks.dp.all_gather(bytes.into())?;
-        let next = (rank + 1) % size;
+        // The same rows of the next data-parallel rank's sequences.
+        let next = (rank + ranks.mesh.cp) % size;
         let found: Vec<u64> = bodies[next].as_chunks().0.iter().map(|b| u64::from_ne_bytes(*b)).collect();
         let expected: Vec<u64> = repeated.values().copied().collect();
         if found == expected {
@@ -242,7 +243,7 @@ impl Trainer<'_> {
         let first = repeated.iter().enumerate().rev().find(wrong).map(|(_, (id, _))| *id);
         let table = self.model().config.params();
         let tensor = first.map_or("all gradients".into(), |id| table[id].name.clone());
-        let place = |dp| ranks.mesh.rank(crate::MeshPlace { dp, ..ranks.at });
+        let place = |n| ranks.mesh.rank(ranks.mesh.replica(n, ranks.at));
         let mut both = vec![place(rank), place(next)];
         both.sort_unstable();
         both.dedup();

@@ -10,6 +10,7 @@ mod average;
 mod chaos;
 mod checkpoint;
 mod config;
+mod context;
 mod error;
 mod faults;
 mod fit;

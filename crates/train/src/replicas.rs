@@ -1,8 +1,8 @@
 //! Silent corruption of weights: what several ranks hold alike must stay alike.
 //!
-//! Data-parallel ranks hold the same weights, tensor-parallel ranks the same norms, and the two ends of a pipeline the same tied
-//! table. A bit that turned over on one of them shows in a checksum. (Moments and the lower halves of masters are held once and
-//! are not covered here.)
+//! Data-parallel and context-parallel ranks hold the same weights, tensor-parallel ranks the same norms, and the two ends of a
+//! pipeline the same tied table. A bit that turned over on one of them shows in a checksum. (Moments and the lower halves of
+//! masters are held once and are not covered here.)
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ impl Trainer<'_> {
         for param in self.stages().iter().flat_map(|stage| stage.params()) {
             hashes.entry(param.id).or_insert_with(|| backend.checksum(&param.value).to_ne_bytes());
         }
-        let dp = |dp: usize| mesh.rank(MeshPlace { dp, ..at });
+        let dp = |n: usize| mesh.rank(mesh.replica(n, at));
         let tp = |tp: usize| mesh.rank(MeshPlace { tp, ..at });
         let ends = |end: usize| mesh.rank(MeshPlace { pp: end * (mesh.pp - 1), ..at });
         type Axis<'a> = (&'a dyn Comm, &'a dyn Fn(usize) -> usize, &'a dyn Fn(usize) -> bool);

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use llamero_autograd::{Tape, Targets, Var};
 use llamero_comm::{Comm, CommError, Op};
-use llamero_data::{Batch, Sequence};
+use llamero_data::Sequence;
 use llamero_model::{Config, Input, Llama, ParamSpec, Placement, Shard};
-use llamero_tensor::{Backend, DType, NO_TARGET, RowLoss, Segments, Shape, Tensor};
+use llamero_tensor::{Backend, DType, RowLoss, Shape, Tensor};
 
+use crate::context::MicroBatch;
 use crate::faults::damage;
 use crate::gradients::{GradientShares, Summed};
 use crate::guard::Watch;
@@ -159,6 +160,7 @@ impl<'b> Trainer<'b> {
     }
 
     /// This rank's part of the sequences of a step, given all of them: each data-parallel rank takes as many in a row.
+    /// Context-parallel ranks take the same ones, and cut their rows out of them.
     pub fn own_sequences(&self, step: u64) -> std::ops::Range<usize> {
         llamero_comm::share(self.config.at(step).batch, self.ranks.at.dp, self.ranks.mesh.dp)
     }
@@ -167,18 +169,16 @@ impl<'b> Trainer<'b> {
     /// update. The sum runs over micro-batches in order, so their size does not matter.
     pub fn gradients(&self, step: u64, sequences: Vec<Sequence>) -> Result<StepGradients, TrainError> {
         let ranks = &self.ranks;
-        let tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
-        let targets = sequences.iter().flat_map(|s| &s.targets).filter(|&&t| t != NO_TARGET).count();
+        let micro_batches = sequences.chunks(self.config.at(step).micro_batch);
+        let batches: Vec<MicroBatch> = micro_batches.map(|sequences| self.cut(sequences)).collect();
+        drop(sequences);
+        let tokens: usize = batches.iter().map(|b| b.tokens.len()).sum();
+        let targets: usize = batches.iter().map(MicroBatch::num_targets).sum();
         let counts = everybodys(&*ranks.dp, &[targets as f64, tokens as f64])?;
         let [targets, tokens] = [0, 1].map(|i| counts.iter().map(|own| own[i]).sum::<f64>());
         let tokens = tokens as u64;
         if targets == 0.0 {
             return Err(TrainError::NoTargets { step, tokens: tokens as usize });
-        }
-        let mut sequences = sequences.into_iter().peekable();
-        let (mut batches, micro_batch) = (Vec::new(), self.config.at(step).micro_batch);
-        while sequences.peek().is_some() {
-            batches.push(Batch::pack(sequences.by_ref().take(micro_batch)));
         }
         let repeated = self.watch.repeat.as_ref().map(|other| self.repeated(other, targets)).transpose()?;
         let shares = GradientShares::new(self.backend, ranks, self.stages[0].config.tied);
@@ -215,11 +215,16 @@ impl<'b> Trainer<'b> {
         Ok(StepGradients { loss, lse_square, tokens, square, by_id, sums: checksums })
     }
 
+    /// This rank's rows of a micro-batch.
+    fn cut(&self, sequences: &[Sequence]) -> MicroBatch {
+        MicroBatch::cut(sequences, (self.ranks.at.cp, self.ranks.mesh.cp))
+    }
+
     /// Sums of the gradients of another rank's micro-batch.
     fn repeated(&self, other: &[Sequence], targets: f64) -> Result<BTreeMap<usize, u64>, TrainError> {
         let shares = GradientShares::new(self.backend, &self.ranks, self.stages[0].config.tied);
         let mut shares = shares.only_sums();
-        self.passes(&[Batch::pack(other.iter().cloned())], targets, &mut shares)?;
+        self.passes(&[self.cut(other)], targets, &mut shares)?;
         Ok(shares.take_first())
     }
 
@@ -233,7 +238,7 @@ impl<'b> Trainer<'b> {
     /// log-sum-exps, at the last stage: row by row in order, so that the cuts between micro-batches do not show in them.
     fn passes(
         &self,
-        batches: &[Batch],
+        batches: &[MicroBatch],
         targets: f64,
         shares: &mut GradientShares<'b, '_>,
     ) -> Result<[f64; 2], TrainError> {
@@ -242,8 +247,6 @@ impl<'b> Trainer<'b> {
         let run = self.config.pipeline.run.unwrap_or(size).max(size);
         let pipeline = Pipeline { ranks: size, chunks, micros: batches.len(), run };
         let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
-        let segments: Vec<Segments> =
-            batches.iter().map(|b| Segments::documents(b.documents.iter().copied())).collect();
         let mut flights: HashMap<(usize, usize), Flight<'_>> = HashMap::new();
         // Between chunks of one rank nothing is sent.
         let mut here: HashMap<(bool, usize, usize), Tensor> = HashMap::new();
@@ -253,6 +256,9 @@ impl<'b> Trainer<'b> {
                 Action::Forward { chunk, micro } => {
                     let (stage, model) = (pipeline.stage(rank, chunk), &self.stages[chunk]);
                     let mut tape = Tape::record(self.backend);
+                    if ranks.mesh.cp > 1 {
+                        tape.divide_context(batches[micro].context(&*ranks.cp));
+                    }
                     let (input, leaf) = if stage == 0 {
                         (Input::Tokens(&batches[micro].tokens), None)
                     } else {
@@ -263,7 +269,8 @@ impl<'b> Trainer<'b> {
                         let leaf = tape.leaf(x);
                         (Input::Hidden(leaf.clone()), Some(leaf))
                     };
-                    let hidden = model.forward(&mut tape, input, &segments[micro], self.config.recompute);
+                    let segments = &batches[micro].segments;
+                    let hidden = model.forward(&mut tape, input, segments, self.config.recompute);
                     tape.check()?;
                     if stage + 1 < pipeline.stages() {
                         if size == 1 {
@@ -326,7 +333,7 @@ impl<'b> Trainer<'b> {
     }
 
     /// Hidden states of this rank's share of the rows of a micro-batch, or their gradient.
-    fn receive(&self, pipe: &dyn Comm, from: usize, batch: &Batch) -> Result<Tensor, TrainError> {
+    fn receive(&self, pipe: &dyn Comm, from: usize, batch: &MicroBatch) -> Result<Tensor, TrainError> {
         let body = pipe.recv(from)?;
         let (tp, model) = (&self.ranks.tp, &self.stages[0]);
         let rows = llamero_comm::share(batch.tokens.len(), tp.rank(), tp.size()).len();

@@ -189,7 +189,7 @@ fn a_finding_names_the_tensor() {
 fn a_clean_run_has_no_alarm() {
     let model = Config { layers: 2, ..config() };
     let mut alarms = 0;
-    for (mesh, steps) in [("dp=2", 1200), ("dp=2,tp=2", 400), ("pp=2", 400)] {
+    for (mesh, steps) in [("dp=2", 1200), ("dp=2,tp=2", 400), ("pp=2", 400), ("dp=2,cp=2", 200)] {
         let case = Case { mesh, model: &model, dtype: DType::Bf16, steps, guard: Guard::every(1) };
         let mesh: Mesh = mesh.parse().unwrap();
         let worlds = Threads::world(mesh.size(), WorldOptions { hash: true, ..WorldOptions::default() });

@@ -96,7 +96,7 @@ fn main() {
         }
         return;
     }
-    for mesh in ["dp=2,tp=2", "pp=2,tp=2", "dp=2,pp=2", "dp=2,pp=2,tp=2"] {
+    for mesh in ["dp=2,tp=2", "pp=2,tp=2", "dp=2,pp=2", "cp=2,tp=2", "dp=2,cp=2", "dp=2,pp=2,tp=2"] {
         let mesh: Mesh = mesh.parse().unwrap();
         let (threads, mpi) = (on_threads(mesh), on_mpi(mesh));
         assert_eq!(threads.lines().count(), STEPS as usize + mesh.size());

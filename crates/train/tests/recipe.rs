@@ -188,7 +188,7 @@ fn every_mesh_reads_the_same_tokens_and_none_twice() {
     let data = tempfile::tempdir().unwrap();
     store(data.path());
     let expected = uninterrupted("dp=1", DType::F32, data.path());
-    for mesh in ["dp=2", "dp=4"] {
+    for mesh in ["dp=2", "dp=4", "dp=2,cp=2"] {
         let found = uninterrupted(mesh, DType::F32, data.path());
         assert!(found.tokens == expected.tokens, "{mesh}: other tokens");
         for (a, b) in found.history.iter().zip(&expected.history) {
@@ -224,7 +224,7 @@ fn annealing_begun_on_two_ranks_is_finished_on_one_and_on_four() {
     let data = tempfile::tempdir().unwrap();
     store(data.path());
     let expected = uninterrupted("dp=2", DType::F32, data.path());
-    for (mesh, bound) in [("dp=2", 0.0), ("dp=1", 3e-5), ("dp=4", 3e-5)] {
+    for (mesh, bound) in [("dp=2", 0.0), ("dp=1", 3e-5), ("dp=4", 3e-5), ("dp=2,cp=2", 3e-5)] {
         let dir = tempfile::tempdir().unwrap();
         // One sum of two is there.
         fit("dp=2", DType::F32, 7, (data.path(), dir.path()));

@@ -36,7 +36,7 @@ pub(crate) struct PretrainArgs {
     /// Set a value of the recipe, e.g. `pretrain.steps=1000`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Ranks, e.g. `dp=2,pp=2,tp=2`: data, pipeline and tensor parallel (the same as `--set run.mesh=…`).
+    /// Ranks, e.g. `dp=2,pp=2,cp=2,tp=2`: data, pipeline, context and tensor parallel (the same as `--set run.mesh=…`).
     #[arg(long)]
     mesh: Option<Mesh>,
     /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.

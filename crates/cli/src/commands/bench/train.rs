@@ -63,7 +63,7 @@ pub(crate) struct TrainArgs {
     /// for the last bits in bf16 where the sequence length is odd.
     #[arg(long, value_parser = size)]
     micro_batch: Option<usize>,
-    /// Ranks that share the work, e.g. `dp=2`, `tp=2` or `dp=2,pp=2,tp=2`; they are threads of this process, among which
+    /// Ranks that share the work, e.g. `dp=2`, `cp=2` or `dp=2,pp=2,tp=2`; they are threads of this process, among which
     /// --threads are divided.
     #[arg(long, default_value_t = Mesh::default())]
     mesh: Mesh,
