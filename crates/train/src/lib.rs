@@ -22,6 +22,7 @@ mod pipeline;
 mod plan;
 mod replicas;
 mod schedule;
+mod sharding;
 mod supervisor;
 mod trainer;
 
@@ -39,5 +40,6 @@ pub use pipeline::{Action, Pipeline, PipelineConfig, stage_layers};
 pub use plan::{Measurement, Plan, measure, plan};
 pub use replicas::Divergence;
 pub use schedule::learning_rate;
+pub use sharding::Sharding;
 pub use supervisor::{Ended, Supervisor};
 pub use trainer::{StepGradients, StepOutcome, Trainer, build_stages};

@@ -106,7 +106,7 @@ impl<'b> Trainer<'b> {
 
     /// One rank's part of a trainer at step 0, with what [`build_stages`] gave.
     pub fn on_mesh(stages: Vec<Llama>, ranks: Ranks, backend: &'b dyn Backend, config: TrainConfig) -> Self {
-        let optimizer = Optimizer::new(&stages, backend, &*ranks.dp);
+        let optimizer = Optimizer::new(&stages, backend, &**ranks.shards());
         let places = places(&stages[0].config, &config, &ranks);
         assert_eq!(places.len(), stages.len(), "a trainer has the chunks that its configuration says");
         Self { stages, places, optimizer, backend, config, ranks, mean_loss: None }
@@ -174,7 +174,8 @@ impl<'b> Trainer<'b> {
         while sequences.peek().is_some() {
             batches.push(Batch::pack(sequences.by_ref().take(micro_batch)));
         }
-        let mut shares = GradientShares::new(self.backend, ranks, self.stages[0].config.tied);
+        let mut shares =
+            GradientShares::new(self.backend, ranks, self.config.sharding, self.stages[0].config.tied);
         let sums = self.passes(&batches, targets, &mut shares)?;
         drop(batches);
         let table = self.stages[0].config.params();
@@ -328,8 +329,14 @@ impl<'b> Trainer<'b> {
         if skipped.is_none() {
             let optimizer = &self.config.optimizer;
             let scale = if grad_norm > optimizer.clip_norm { optimizer.clip_norm / grad_norm } else { 1.0 };
-            let dp = Arc::clone(&self.ranks.dp);
-            self.optimizer.step(&mut self.stages, &by_id, (self.backend, &*dp), optimizer, (lr, scale))?;
+            let shards = Arc::clone(self.ranks.shards());
+            self.optimizer.step(
+                &mut self.stages,
+                &by_id,
+                (self.backend, &*shards),
+                optimizer,
+                (lr, scale),
+            )?;
             let mean = self.mean_loss.map_or(loss, |mean| mean + MEAN_WEIGHT * (loss - mean));
             self.mean_loss = Some(mean);
         }
