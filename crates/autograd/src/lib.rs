@@ -7,7 +7,8 @@
 //!
 //! Parameters are not variables on the tape: ops take them as [`Param`] and add their gradients straight into the
 //! buffers of a [`GradSink`], which is told when a gradient is final. Data parallelism and optimiser sharding live
-//! behind that trait; collectives of tensor parallelism are ops like any other (`collectives`).
+//! behind that trait; collectives of tensor parallelism are ops like any other (`collectives`). A parameter may be
+//! sharded: ops gather it when they use it, forwards and backwards, and the tape sees to it that the next one is on its way.
 
 mod collectives;
 mod ops;
@@ -15,5 +16,5 @@ mod param;
 mod tape;
 
 pub use collectives::VocabularyPart;
-pub use param::{GradSink, Gradients, Param};
+pub use param::{GradSink, Gradients, Param, Shards};
 pub use tape::{KvStore, Tape, Targets, Var};

@@ -12,7 +12,7 @@ use llamero_curate::CurateConfig;
 use llamero_data::DataConfig;
 use llamero_model::{Config, PRESETS};
 use llamero_tensor::DType;
-use llamero_train::{Mesh, PipelineConfig, TrainConfig};
+use llamero_train::{Mesh, PipelineConfig, Sharding, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 /// A whole recipe.
@@ -52,11 +52,22 @@ pub(crate) struct RunSection {
     /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) chunks: Option<usize>,
+    /// What data-parallel ranks divide among each other: `optimizer` (when absent), `gradients` too, or `parameters` too. Sums
+    /// over several micro-batches are made in another order with the latter two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) shard: Option<String>,
 }
 
 impl Default for RunSection {
     fn default() -> Self {
-        Self { dir: "runs/default".into(), threads: None, checkpoint_seconds: None, mesh: None, chunks: None }
+        Self {
+            dir: "runs/default".into(),
+            threads: None,
+            checkpoint_seconds: None,
+            mesh: None,
+            chunks: None,
+            shard: None,
+        }
     }
 }
 
@@ -78,6 +89,12 @@ impl RunSection {
             }
             chunks => Ok(PipelineConfig { chunks: chunks.unwrap_or(1), ..PipelineConfig::default() }),
         }
+    }
+
+    /// What data-parallel ranks divide among each other.
+    pub(crate) fn sharding(&self) -> Result<Sharding> {
+        let parsed = self.shard.as_deref().map(str::parse).transpose();
+        parsed.map(Option::unwrap_or_default).map_err(|e| anyhow!("`run.shard` is {e}"))
     }
 
     /// Time between two checkpoints, where it is given.
@@ -179,6 +196,7 @@ impl Recipe {
         self.run.checkpoint_interval()?;
         self.run.mesh()?;
         self.run.pipeline()?;
+        self.run.sharding()?;
         let context = self.pretrain.longest_sequence();
         if self.sft.sequence > context {
             bail!(

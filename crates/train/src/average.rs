@@ -38,7 +38,7 @@ impl Trainer<'_> {
             if let Some(low) = &mut state.low {
                 (own, *low) = backend.split(&own);
             }
-            if shards.size() == 1 {
+            if shards.size() == 1 || param.is_sharded() {
                 param.value = own;
             } else {
                 sent.push((param, send_rows(&own, backend, &*shards)?));

@@ -65,7 +65,7 @@ impl Optimizer {
         for stage in stages {
             let table = stage.config.params();
             states.extend(stage.params().map(|p| {
-                let rows = owned_rows(p.value.rows(), p.id, (dp.rank(), dp.size()));
+                let rows = owned_rows(p.shape().rows, p.id, (dp.rank(), dp.size()));
                 let own = part(backend, &p.value, rows.clone());
                 let zeros = || backend.zeros(own.shape(), DType::F32);
                 let low =
@@ -82,7 +82,8 @@ impl Optimizer {
     }
 
     /// One update with gradients scaled by `grad_scale`, each of this rank's rows; then the ranks of `dp` send each other
-    /// their rows, which travel while the next are computed. Parameters without a gradient are left alone.
+    /// their rows of what is not sharded, which travel while the next are computed. Parameters without a gradient are left
+    /// alone.
     pub(crate) fn step(
         &mut self,
         stages: &mut [Llama],
@@ -119,7 +120,12 @@ impl Optimizer {
                 };
                 backend.adamw(AdamWState { weight, m, v }, grad, &step);
             };
-            if dp.size() == 1 {
+            if dp.size() == 1 || param.is_sharded() {
+                assert!(!param.is_under_way(), "`{}` changes while it is gathered", param.name);
+                if param.value.is_shared() {
+                    // With a message whose end the transport has not seen yet.
+                    param.value = copied(backend, &param.value, 0..rows.len());
+                }
                 update(&mut param.value);
                 continue;
             }

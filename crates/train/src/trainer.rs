@@ -6,12 +6,12 @@ use std::sync::Arc;
 use llamero_autograd::{Tape, Targets, Var};
 use llamero_comm::{Comm, CommError, Op};
 use llamero_data::{Batch, Sequence};
-use llamero_model::{Config, Input, Llama, ParamSpec, Placement, Shard};
+use llamero_model::{Config, Division, Input, Llama, ParamSpec, Placement, Shard};
 use llamero_tensor::{Backend, DType, NO_TARGET, RowLoss, Segments, Shape, Tensor};
 
 use crate::gradients::GradientShares;
 use crate::pipeline::{Action, Pipeline, stage_layers};
-use crate::{Optimizer, Ranks, TrainConfig, TrainError};
+use crate::{Optimizer, Ranks, Sharding, TrainConfig, TrainError};
 
 /// What one step did.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,7 +56,10 @@ pub fn build_stages<E>(
     mut values: impl FnMut(&ParamSpec, std::ops::Range<usize>) -> Result<Vec<f32>, E>,
 ) -> Result<Vec<Llama>, E> {
     let places = places(model, config, ranks);
-    places.iter().map(|place| Llama::build(model, place, device, &ranks.tp, &mut values)).collect()
+    let shards = (config.sharding == Sharding::Parameters).then(|| Arc::clone(ranks.shards()));
+    let division = Division { slices: Arc::clone(&ranks.tp), shards };
+    let build = |place| Llama::build(model, place, device, division.clone(), &mut values);
+    places.iter().map(build).collect()
 }
 
 /// What the chunks on a rank are of the whole model.

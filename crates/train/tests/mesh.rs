@@ -8,6 +8,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
+#[path = "mesh/sharding.rs"]
+mod sharding;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -22,8 +24,8 @@ use llamero_model::{Config, Placement, Recompute, Shard};
 use llamero_tensor::testing::splitmix;
 use llamero_tensor::{Backend, DType};
 use llamero_train::{
-    Checkpoints, Mesh, MeshPlace, OptimizerConfig, PipelineConfig, Ranks, SequenceSource, Sharding,
-    StepOutcome, StepRecord, TrainConfig, Trainer, build_stages,
+    Checkpoints, Mesh, MeshPlace, OptimizerConfig, PipelineConfig, Ranks, SequenceSource, StepOutcome,
+    StepRecord, TrainConfig, Trainer, build_stages,
 };
 
 const STEPS: u64 = 20;
@@ -33,9 +35,6 @@ const LOSSES: f64 = 1e-5;
 
 /// Largest difference of a weight after the last step, relative to the largest of its tensor; 1.2e-5 was seen.
 const WEIGHTS: f64 = 3e-5;
-
-/// What may be divided beside the state of the optimiser.
-const LEVELS: [Sharding; 1] = [Sharding::Gradients];
 
 fn settings() -> TrainConfig {
     TrainConfig {
@@ -79,10 +78,10 @@ fn rank(world: &World, mesh: Mesh, model: &Config, settings: &TrainConfig, dtype
     let at = ranks.at;
     let Ok(stages) = build_stages(model, settings, &ranks, (&backend, dtype), values);
     let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings.clone());
-    let steps = steps(&mut trainer);
+    let (steps, weights) = (steps(&mut trainer), weights(&trainer));
     // A rank that leaves takes its messages with it.
     trainer.ranks().all.barrier().unwrap();
-    Rank { at, steps, weights: weights(&trainer) }
+    Rank { at, steps, weights }
 }
 
 fn steps(trainer: &mut Trainer<'_>) -> Vec<StepOutcome> {
@@ -99,7 +98,8 @@ fn steps(trainer: &mut Trainer<'_>) -> Vec<StepOutcome> {
 
 fn weights(trainer: &Trainer<'_>) -> BTreeMap<usize, Vec<f32>> {
     let params = trainer.stages().iter().flat_map(|s| s.params());
-    params.map(|p| (p.id, trainer.backend().download(&p.value))).collect()
+    let backend = trainer.backend();
+    params.map(|p| (p.id, backend.download(&p.whole(backend).unwrap()))).collect()
 }
 
 fn train(mesh: Mesh, model: &Config, settings: &TrainConfig, dtype: DType) -> Outcome {
@@ -228,80 +228,6 @@ fn stages_change_no_bit_of_other_meshes() {
             let with_stages = train(mesh(with), &config(), &settings(), dtype);
             let whole = train(mesh(without), &config(), &settings(), dtype);
             assert!(same_bits(&with_stages, &whole), "{with}, {dtype}: {:?}", apart(&with_stages, &whole));
-        }
-    }
-}
-
-/// With one micro-batch a rank all sums are made in the same order, whatever is divided along `dp`.
-#[test]
-fn sharding_changes_no_bit_of_one_micro_batch() {
-    let tied = Config { tied: true, ..config() };
-    let blocks = TrainConfig { recompute: Recompute::Blocks, ..settings() };
-    let everything = TrainConfig { recompute: Recompute::Nothing, ..settings() };
-    for (name, model, settings) in [
-        ("dp=4", config(), settings()),
-        ("dp=4", config(), everything),
-        ("dp=2", config(), TrainConfig { micro_batch: 2, ..blocks.clone() }),
-        ("dp=2", tied, TrainConfig { micro_batch: 2, ..settings() }),
-        ("dp=2,tp=2", config(), TrainConfig { micro_batch: 2, ..settings() }),
-        ("dp=2,pp=2", config(), TrainConfig { micro_batch: 2, ..settings() }),
-        ("dp=2,pp=2,tp=2", config(), TrainConfig { micro_batch: 2, ..blocks }),
-    ] {
-        for dtype in [DType::F32, DType::Bf16] {
-            let with =
-                |sharding| train(mesh(name), &model, &TrainConfig { sharding, ..settings.clone() }, dtype);
-            let expected = with(Sharding::Optimizer);
-            for sharding in LEVELS {
-                let found = with(sharding);
-                let what = format!("{name}, {sharding} sharded, {dtype}, {:?}", settings.recompute);
-                assert!(same_bits(&found, &expected), "{what}: {:?}", apart(&found, &expected));
-                println!("| {what} | same bits | |");
-            }
-        }
-    }
-}
-
-/// Several micro-batches: each is added up over ranks, and then they are, where whole gradients are added up first.
-#[test]
-fn sharding_agrees_with_one_rank_to_rounding() {
-    let canonical = alone(&config(), &settings(), DType::F32);
-    let mut first = None;
-    for name in ["dp=2", "dp=2,pp=2", "dp=2,tp=2", "dp=2,pp=2,tp=2"] {
-        for recompute in [Recompute::Nothing, Recompute::Selective, Recompute::Blocks] {
-            let with = |sharding| {
-                let settings = TrainConfig { recompute, sharding, ..settings() };
-                train(mesh(name), &config(), &settings, DType::F32)
-            };
-            let found = with(Sharding::Gradients);
-            let (losses, weights) = apart(&found, &canonical);
-            println!("| {name}, gradients sharded, {recompute:?} | {losses:.1e} | {weights:.1e} |");
-            assert!(losses < LOSSES && weights < WEIGHTS, "{name}: losses {losses:e}, weights {weights:e}");
-            for sharding in LEVELS {
-                assert!(same_bits(&with(sharding), &found), "{name}: {sharding} sharded differ");
-            }
-            if !name.contains("tp") {
-                let of_dp = first.get_or_insert(found.clone());
-                assert!(same_bits(&found, of_dp), "{name}: differs from `dp=2`");
-            }
-        }
-    }
-}
-
-/// A tied table gets gradients at both ends of a pipeline, and from two chunks of one rank.
-#[test]
-fn a_tied_table_may_be_sharded() {
-    let tied = Config { tied: true, ..config() };
-    let canonical = alone(&tied, &settings(), DType::F32);
-    let interleaved = PipelineConfig { chunks: 2, run: None };
-    for sharding in LEVELS {
-        for (name, pipeline) in
-            [("dp=2", PipelineConfig::default()), ("dp=2", interleaved), ("dp=2,pp=2,tp=2", interleaved)]
-        {
-            let settings = TrainConfig { sharding, pipeline, ..settings() };
-            let found = train(mesh(name), &tied, &settings, DType::F32);
-            let (losses, weights) = apart(&found, &canonical);
-            let what = format!("{name}, {sharding} sharded");
-            assert!(losses < LOSSES && weights < WEIGHTS, "{what}: losses {losses:e}, weights {weights:e}");
         }
     }
 }

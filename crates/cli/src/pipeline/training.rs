@@ -99,6 +99,7 @@ impl Run {
         let (mesh, threads) = (self.recipe.run.mesh()?, self.recipe.run.threads);
         let seed = Some(job.config.seed);
         job.config.pipeline = self.recipe.run.pipeline()?;
+        job.config.sharding = self.recipe.run.sharding()?;
         let mut checkpoints = Checkpoints::new(draft.path().join(WORK_STATE)).until(self.termination.hold());
         if let Some(interval) = self.recipe.run.checkpoint_interval()? {
             checkpoints = checkpoints.every(interval);
