@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use llamero_autograd::{GradSink, Gradients, Param, Tape, Targets, Var};
-use llamero_comm::{Comm, CommError, Solo, Threads, share};
+use llamero_comm::{Comm, CommError, Op, Solo, Threads, WorldOptions, share};
 use llamero_tensor::testing::{Oracle, random};
 use llamero_tensor::{Backend, DType, NO_TARGET, RowLoss, Shape, Tensor};
 
@@ -328,11 +328,12 @@ fn sharded_parameters_come_ahead_of_their_use_and_change_no_bit() {
     let (value, gradients, seen) = swept(&oracle, &whole, false);
     assert!(seen.iter().all(|(_, under_way)| under_way.is_empty()));
     for recompute in [false, true] {
-        let comms = Threads::group(2).into_iter();
+        let worlds = Threads::world(2, WorldOptions::default()).into_iter();
         let results: Vec<Swept> = std::thread::scope(|scope| {
-            let ranks = comms.map(|comm| {
+            let ranks = worlds.map(|world| {
                 scope.spawn(move || {
-                    let (backend, comm): (_, Arc<dyn Comm>) = (Oracle::rounding(), Arc::new(comm));
+                    let backend = Oracle::rounding();
+                    let comm: Arc<dyn Comm> = Arc::new(world.group("shards", 0, vec![0, 1]));
                     let shard = |id| {
                         let Param { name, value, .. } = param(&backend, id);
                         let rows = share(WIDTH, comm.rank(), 2);
@@ -344,6 +345,9 @@ fn sharded_parameters_come_ahead_of_their_use_and_change_no_bit() {
                     assert!(p.iter().all(|p| p.shape() == Shape::new(WIDTH, WIDTH)));
                     let swept = swept(&backend, &p, recompute);
                     comm.barrier().unwrap();
+                    // Each forwards and backwards; a segment that is run again keeps what it gathers.
+                    let records = world.recorder().records();
+                    assert_eq!(records.iter().filter(|r| r.op == Op::AllGather).count(), 8);
                     swept
                 })
             });

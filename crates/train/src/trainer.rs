@@ -125,7 +125,7 @@ impl<'b> Trainer<'b> {
         &mut self.stages[0]
     }
 
-    /// The chunks of the model on this rank.
+    /// The chunks of the model on this rank; [`llamero_autograd::Param::whole`] puts sharded parameters together.
     pub fn stages(&self) -> &[Llama] {
         &self.stages
     }

@@ -210,10 +210,7 @@ fn counted(sharding: Sharding, dtype: DType) -> Bytes {
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     });
     let most = |of: fn(&Bytes) -> usize| of_ranks.iter().map(of).max().unwrap();
-    let counted = Bytes { state: most(|b| b.state), step: most(|b| b.step) };
-    let (state, step) = (counted.state as f64 / 1e6, counted.step as f64 / 1e6);
-    println!("| {sharding}, {dtype} | {state:.2} MB | {step:.2} MB |");
-    counted
+    Bytes { state: most(|b| b.state), step: most(|b| b.step) }
 }
 
 fn short(i: usize) -> Sequence {
@@ -227,7 +224,12 @@ fn sharding_takes_less_memory() {
     let params = deep().num_params() as f64;
     for dtype in [DType::F32, DType::Bf16] {
         let levels = [Sharding::Optimizer, Sharding::Gradients, Sharding::Parameters];
-        let [one, two, three] = levels.map(|sharding| counted(sharding, dtype));
+        let [one, two, three] = levels.map(|sharding| {
+            let counted = counted(sharding, dtype);
+            let (state, step) = (counted.state as f64 / 1e6, counted.step as f64 / 1e6);
+            println!("| {sharding}, {dtype} | {state:.2} MB | {step:.2} MB |");
+            counted
+        });
         assert_eq!(one.state, two.state);
         let saved = (one.step as f64 - two.step as f64) / (4.0 * params);
         // A rank's half of the gradients, less what is whole for a moment: a block's larger ones.
