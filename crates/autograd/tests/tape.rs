@@ -280,6 +280,15 @@ fn a_lost_rank_is_an_error_forwards_and_backwards() {
     }
 }
 
+/// A rank's rows of [`param`].
+fn shard(backend: &dyn Backend, id: usize, comm: &Arc<dyn Comm>) -> Param {
+    let Param { name, value, .. } = param(backend, id);
+    let rows = share(WIDTH, comm.rank(), comm.size());
+    let mut own = backend.zeros(Shape::new(rows.len(), WIDTH), DType::F32);
+    backend.copy_rows(&mut own, 0, &value, rows, 0..WIDTH);
+    Param::new(id, name, own).sharded(value.shape(), Arc::clone(comm))
+}
+
 /// Notes which parameters are on their way whenever a gradient is added to.
 struct Watch<'b, 'm> {
     gradients: Gradients<'b>,
@@ -334,14 +343,7 @@ fn sharded_parameters_come_ahead_of_their_use_and_change_no_bit() {
                 scope.spawn(move || {
                     let backend = Oracle::rounding();
                     let comm: Arc<dyn Comm> = Arc::new(world.group("shards", 0, vec![0, 1]));
-                    let shard = |id| {
-                        let Param { name, value, .. } = param(&backend, id);
-                        let rows = share(WIDTH, comm.rank(), 2);
-                        let mut own = backend.zeros(Shape::new(rows.len(), WIDTH), DType::F32);
-                        backend.copy_rows(&mut own, 0, &value, rows, 0..WIDTH);
-                        Param::new(id, name, own).sharded(value.shape(), Arc::clone(&comm))
-                    };
-                    let p: Vec<Param> = (0..4).map(shard).collect();
+                    let p: Vec<Param> = (0..4).map(|id| shard(&backend, id, &comm)).collect();
                     assert!(p.iter().all(|p| p.shape() == Shape::new(WIDTH, WIDTH)));
                     let swept = swept(&backend, &p, recompute);
                     comm.barrier().unwrap();
@@ -364,6 +366,26 @@ fn sharded_parameters_come_ahead_of_their_use_and_change_no_bit() {
             assert!(found == value && of_params == gradients, "recompute {recompute}: other bits");
             assert_eq!(seen, ahead, "recompute {recompute}");
         }
+    }
+}
+
+#[test]
+fn a_lost_rank_with_rows_of_a_parameter_is_an_error() {
+    let oracle = Oracle::rounding();
+    for ahead in [false, true] {
+        let mut group = Threads::group(2);
+        drop(group.pop());
+        let alone: Arc<dyn Comm> = Arc::new(group.pop().unwrap());
+        let p = shard(&oracle, 0, &alone);
+        let mut tape = Tape::record(&oracle);
+        if ahead {
+            tape.soon([&p]);
+        }
+        let x = tape.leaf(input(&oracle, 1));
+        let y = tape.linear(x, &p);
+        assert_eq!(y.value().shape(), Shape::new(ROWS, WIDTH), "values mean nothing, but shapes fit");
+        let error = tape.backward(y, input(&oracle, 2), None, &mut Spy::new(&oracle)).unwrap_err();
+        assert!(matches!(error, CommError::PeerLost { .. }), "{error}");
     }
 }
 

@@ -14,7 +14,8 @@ pub enum Sharding {
     #[default]
     Optimizer,
     /// Gradients too: what a micro-batch's sweep has finished is added up over ranks at once, and each rank keeps its rows. With
-    /// several micro-batches the order of the sums is another one.
+    /// several micro-batches on several ranks the order of the sums is another one, and the size of micro-batches shows in
+    /// their rounding.
     Gradients,
     /// Weights too: they are gathered for every pass and let go after use. Same bits as with `Gradients`.
     Parameters,
