@@ -8,7 +8,8 @@
 //! Parameters are not variables on the tape: ops take them as [`Param`] and add their gradients straight into the
 //! buffers of a [`GradSink`], which is told when a gradient is final. Data parallelism and optimiser sharding live
 //! behind that trait; collectives of tensor parallelism are ops like any other (`collectives`), and those of
-//! context parallelism are part of attention (`context`).
+//! context parallelism are part of attention (`context`). A parameter may be sharded: ops gather it when they use it,
+//! forwards and backwards, and the tape sees to it that the next one is on its way.
 
 mod collectives;
 mod context;
@@ -18,5 +19,5 @@ mod tape;
 
 pub use collectives::VocabularyPart;
 pub use context::ContextPart;
-pub use param::{GradSink, Gradients, Param};
+pub use param::{GradSink, Gradients, Param, Shards};
 pub use tape::{KvStore, Tape, Targets, Var};

@@ -14,7 +14,7 @@ use llamero_curate::CurateConfig;
 use llamero_data::DataConfig;
 use llamero_model::{Config, PRESETS};
 use llamero_tensor::DType;
-use llamero_train::{Checkpoints, Guard, Mesh, PipelineConfig, TrainConfig};
+use llamero_train::{Checkpoints, Guard, Mesh, PipelineConfig, Sharding, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 /// A whole recipe.
@@ -70,6 +70,10 @@ pub(crate) struct RunSection {
     /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) chunks: Option<usize>,
+    /// What data-parallel ranks divide among each other: `optimizer` (when absent), `gradients` too, or `parameters` too. Sums
+    /// over several micro-batches are made in another order with the latter two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) shard: Option<String>,
     /// What is watched for silent corruption while training; everything on a mesh, nothing on one rank, when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) guard: Option<Guard>,
@@ -96,6 +100,7 @@ impl Default for RunSection {
             chunks: None,
             guard: None,
             timeout: None,
+            shard: None,
         }
     }
 }
@@ -133,6 +138,12 @@ impl RunSection {
             options.timeout = Duration::from_secs_f64(parse_duration("run.timeout", text)?);
         }
         Ok(options)
+    }
+
+    /// What data-parallel ranks divide among each other.
+    pub(crate) fn sharding(&self) -> Result<Sharding> {
+        let parsed = self.shard.as_deref().map(str::parse).transpose();
+        parsed.map(Option::unwrap_or_default).map_err(|e| anyhow!("`run.shard` is {e}"))
     }
 
     /// Time between two checkpoints, where it is given.
@@ -261,6 +272,7 @@ impl Recipe {
         self.run.checkpoints(PathBuf::new(), "")?;
         self.run.mesh()?;
         self.run.pipeline()?;
+        self.run.sharding()?;
         let context = self.pretrain.longest_sequence();
         if self.sft.sequence > context {
             bail!(

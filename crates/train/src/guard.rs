@@ -135,9 +135,11 @@ impl Watch {
         self.findings.lock().unwrap_or_else(PoisonError::into_inner).push(finding);
     }
 
-    /// Whether a gradient is to be damaged; where it may be, between micro-batches too.
-    pub(crate) fn damages(&self) -> bool {
-        self.damage.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|random| random % 2 == 0)
+    /// Damages a gradient that waits for another micro-batch, if that was asked for and `damage` finds one; else the update is
+    /// the next occasion.
+    pub(crate) fn damage_between(&self, mut damage: impl FnMut(u64) -> bool) {
+        let mut asked = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        *asked = asked.filter(|random| random % 2 == 1 || !damage(*random));
     }
 
     pub(crate) fn take_damage(&self) -> Option<u64> {

@@ -201,6 +201,12 @@ impl Ranks {
         }
     }
 
+    /// The ranks that would hold the same state, which they divide among each other: optimiser, and as the run is set up
+    /// gradients and weights.
+    pub fn shards(&self) -> &Arc<dyn Comm> {
+        &self.dp
+    }
+
     /// This rank's groups in a world of as many ranks as the mesh has.
     pub fn new(world: &World, mesh: Mesh) -> Self {
         assert_eq!(world.size(), mesh.size(), "a mesh of {mesh} on {} ranks", world.size());

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use llamero_autograd::{Tape, Targets, Var};
 use llamero_comm::{Comm, CommError, Op};
 use llamero_data::Sequence;
-use llamero_model::{Config, Input, Llama, ParamSpec, Placement, Shard};
+use llamero_model::{Config, Division, Input, Llama, ParamSpec, Placement, Shard};
 use llamero_tensor::{Backend, DType, RowLoss, Shape, Tensor};
 
 use crate::context::MicroBatch;
@@ -14,7 +14,7 @@ use crate::faults::damage;
 use crate::gradients::{GradientShares, Summed};
 use crate::guard::Watch;
 use crate::pipeline::{Action, Pipeline, stage_layers};
-use crate::{Finding, Optimizer, Ranks, Sign, TrainConfig, TrainError};
+use crate::{Finding, Optimizer, Ranks, Sharding, Sign, TrainConfig, TrainError};
 
 /// What one step did.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,7 +60,10 @@ pub fn build_stages<E>(
     mut values: impl FnMut(&ParamSpec, std::ops::Range<usize>) -> Result<Vec<f32>, E>,
 ) -> Result<Vec<Llama>, E> {
     let places = places(model, config, ranks);
-    places.iter().map(|place| Llama::build(model, place, device, &ranks.tp, &mut values)).collect()
+    let shards = (config.sharding == Sharding::Parameters).then(|| Arc::clone(ranks.shards()));
+    let division = Division { slices: Arc::clone(&ranks.tp), shards };
+    let build = |place| Llama::build(model, place, device, division.clone(), &mut values);
+    places.iter().map(build).collect()
 }
 
 /// What the chunks on a rank are of the whole model.
@@ -112,7 +115,7 @@ impl<'b> Trainer<'b> {
 
     /// One rank's part of a trainer at step 0, with what [`build_stages`] gave.
     pub fn on_mesh(stages: Vec<Llama>, ranks: Ranks, backend: &'b dyn Backend, config: TrainConfig) -> Self {
-        let optimizer = Optimizer::new(&stages, backend, &*ranks.dp);
+        let optimizer = Optimizer::new(&stages, backend, &**ranks.shards());
         let places = places(&stages[0].config, &config, &ranks);
         assert_eq!(places.len(), stages.len(), "a trainer has the chunks that its configuration says");
         let watch = Watch::default();
@@ -129,7 +132,7 @@ impl<'b> Trainer<'b> {
         &mut self.stages[0]
     }
 
-    /// The chunks of the model on this rank.
+    /// The chunks of the model on this rank; [`llamero_autograd::Param::whole`] puts sharded parameters together.
     pub fn stages(&self) -> &[Llama] {
         &self.stages
     }
@@ -181,8 +184,7 @@ impl<'b> Trainer<'b> {
             return Err(TrainError::NoTargets { step, tokens: tokens as usize });
         }
         let repeated = self.watch.repeat.as_ref().map(|other| self.repeated(other, targets)).transpose()?;
-        let shares = GradientShares::new(self.backend, ranks, self.stages[0].config.tied);
-        let mut shares = shares.watched(self.watch.guard.state, repeated.is_some());
+        let mut shares = self.gradient_shares().watched(self.watch.guard.state, repeated.is_some());
         let sums = self.passes(&batches, targets, &mut shares)?;
         drop(batches);
         if let Some(repeated) = &repeated {
@@ -220,10 +222,13 @@ impl<'b> Trainer<'b> {
         MicroBatch::cut(sequences, (self.ranks.at.cp, self.ranks.mesh.cp))
     }
 
+    fn gradient_shares(&self) -> GradientShares<'b, '_> {
+        GradientShares::new(self.backend, &self.ranks, self.config.sharding, self.stages[0].config.tied)
+    }
+
     /// Sums of the gradients of another rank's micro-batch.
     fn repeated(&self, other: &[Sequence], targets: f64) -> Result<BTreeMap<usize, u64>, TrainError> {
-        let shares = GradientShares::new(self.backend, &self.ranks, self.stages[0].config.tied);
-        let mut shares = shares.only_sums();
+        let mut shares = self.gradient_shares().only_sums();
         self.passes(&[self.cut(other)], targets, &mut shares)?;
         Ok(shares.take_first())
     }
@@ -286,9 +291,7 @@ impl<'b> Trainer<'b> {
                     let Some(Flight { tape, input, hidden }) = flights.remove(&(chunk, micro)) else {
                         unreachable!("a schedule goes forwards before it goes backwards")
                     };
-                    if self.watch.damages() && micro > 0 {
-                        self.watch.take_damage().map(|random| shares.damage(random));
-                    }
+                    self.watch.damage_between(|random| shares.damage(random));
                     shares.micro_batch(micro, batches.len());
                     let d_input = if stage + 1 == pipeline.stages() {
                         let batch = &batches[micro];
@@ -375,8 +378,14 @@ impl<'b> Trainer<'b> {
         if skipped.is_none() {
             let optimizer = &self.config.optimizer;
             let scale = if grad_norm > optimizer.clip_norm { optimizer.clip_norm / grad_norm } else { 1.0 };
-            let dp = Arc::clone(&self.ranks.dp);
-            self.optimizer.step(&mut self.stages, &by_id, (self.backend, &*dp), optimizer, (lr, scale))?;
+            let shards = Arc::clone(self.ranks.shards());
+            self.optimizer.step(
+                &mut self.stages,
+                &by_id,
+                (self.backend, &*shards),
+                optimizer,
+                (lr, scale),
+            )?;
             let mean = self.mean_loss.map_or(loss, |mean| mean + MEAN_WEIGHT * (loss - mean));
             self.mean_loss = Some(mean);
         }

@@ -18,7 +18,7 @@ use llamero_tensor::testing::splitmix;
 use llamero_tensor::{Backend, CheckedProducts, DType};
 use llamero_train::{
     Checkpoints, Fault, Finding, Guard, Mesh, Observer, OptimizerConfig, Order, Orders, Ranks,
-    SequenceSource, Sign, StepRecord, TrainConfig, TrainReport, Trainer, build_stages, train,
+    SequenceSource, Sharding, Sign, StepRecord, TrainConfig, TrainReport, Trainer, build_stages, train,
 };
 
 fn settings(steps: u64) -> TrainConfig {
@@ -38,6 +38,7 @@ struct Case<'a> {
     mesh: &'a str,
     model: &'a Config,
     dtype: DType,
+    sharding: Sharding,
     steps: u64,
     guard: Guard,
 }
@@ -47,7 +48,7 @@ type Weights = BTreeMap<(usize, usize), Vec<f32>>;
 impl Case<'_> {
     fn trainer<'b>(&self, world: &World, backend: &'b dyn Backend) -> Trainer<'b> {
         let ranks = Ranks::new(world, self.mesh.parse().unwrap());
-        let settings = settings(self.steps);
+        let settings = TrainConfig { sharding: self.sharding, ..settings(self.steps) };
         let Ok(stages) = build_stages(self.model, &settings, &ranks, (backend, self.dtype), values);
         Trainer::on_mesh(stages, ranks, backend, settings).guarded(self.guard)
     }
@@ -137,8 +138,13 @@ impl Observer for Saboteur {
 fn planted_bits_are_found_named_and_undone() {
     const EACH: usize = 36;
     let model = config();
-    for (mesh, dtype) in [("dp=2,tp=2", DType::Bf16), ("dp=2,pp=2", DType::Bf16), ("tp=2", DType::F32)] {
-        let case = Case { mesh, model: &model, dtype, steps: 3 * EACH as u64 + 8, guard: Guard::every(4) };
+    for (mesh, dtype, sharding) in [
+        ("dp=2,tp=2", DType::Bf16, Sharding::Optimizer),
+        ("dp=2,pp=2", DType::Bf16, Sharding::Gradients),
+        ("dp=2", DType::F32, Sharding::Parameters),
+    ] {
+        let (steps, guard) = (3 * EACH as u64 + 8, Guard::every(4));
+        let case = Case { mesh, model: &model, dtype, sharding, steps, guard };
         let calm = tempfile::tempdir().unwrap();
         let quiet = Case { guard: Guard::default(), ..case };
         let (expected, weights, _) = quiet.run(calm.path(), |_: &StepRecord, _: f64| {});
@@ -153,7 +159,7 @@ fn planted_bits_are_found_named_and_undone() {
             found: 0,
         };
         let (report, broken, saboteur) = case.run(dir.path(), saboteur);
-        println!("| {mesh}, {dtype} | {} of {EACH} bits found |", saboteur.found);
+        println!("| {mesh}, {dtype}, {sharding} sharded | {} of {EACH} bits found |", saboteur.found);
         assert_eq!((saboteur.left, saboteur.found), (0, EACH), "{mesh}");
         assert_eq!(report.history, expected.history, "{mesh}");
         assert!(weights == broken, "{mesh}: other weights");
@@ -190,7 +196,14 @@ fn a_clean_run_has_no_alarm() {
     let model = Config { layers: 2, ..config() };
     let mut alarms = 0;
     for (mesh, steps) in [("dp=2", 1200), ("dp=2,tp=2", 400), ("pp=2", 400), ("dp=2,cp=2", 200)] {
-        let case = Case { mesh, model: &model, dtype: DType::Bf16, steps, guard: Guard::every(1) };
+        let case = Case {
+            mesh,
+            model: &model,
+            dtype: DType::Bf16,
+            sharding: Sharding::Optimizer,
+            steps,
+            guard: Guard::every(1),
+        };
         let mesh: Mesh = mesh.parse().unwrap();
         let worlds = Threads::world(mesh.size(), WorldOptions { hash: true, ..WorldOptions::default() });
         let one = |world: World| {
@@ -224,7 +237,8 @@ fn wrong_arithmetic_is_found_by_repeating_it() {
     let (low_bit, upper_bit) = (2, 14);
     for (mesh, bit, products) in [("dp=2", low_bit, 0), ("dp=2,tp=2", low_bit, 0), ("dp=2", upper_bit, 1)] {
         let guard = Guard { repeat: 3, products, ..Guard::default() };
-        let case = Case { mesh, model: &model, dtype: DType::Bf16, steps: 9, guard };
+        let case =
+            Case { mesh, model: &model, dtype: DType::Bf16, sharding: Sharding::Optimizer, steps: 9, guard };
         let mesh: Mesh = mesh.parse().unwrap();
         let (wrong_rank, wrong_step) = (1, 3);
         let cols = 80 / mesh.tp as u64;

@@ -8,6 +8,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod common;
+#[path = "mesh/sharding.rs"]
+mod sharding;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -54,6 +56,7 @@ struct Rank {
 }
 
 /// What all ranks have together.
+#[derive(Clone)]
 struct Outcome {
     steps: Vec<StepOutcome>,
     /// By parameter, whole.
@@ -85,10 +88,10 @@ fn rank(
     let at = ranks.at;
     let Ok(stages) = build_stages(model, settings, &ranks, (&backend, dtype), values);
     let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings.clone());
-    let steps = steps(&mut trainer, source);
+    let (steps, weights) = (steps(&mut trainer, source), weights(&trainer));
     // A rank that leaves takes its messages with it.
     trainer.ranks().all.barrier().unwrap();
-    Rank { at, steps, weights: weights(&trainer) }
+    Rank { at, steps, weights }
 }
 
 fn steps(trainer: &mut Trainer<'_>, source: &dyn SequenceSource) -> Vec<StepOutcome> {
@@ -104,7 +107,8 @@ fn steps(trainer: &mut Trainer<'_>, source: &dyn SequenceSource) -> Vec<StepOutc
 
 fn weights(trainer: &Trainer<'_>) -> BTreeMap<usize, Vec<f32>> {
     let params = trainer.stages().iter().flat_map(|s| s.params());
-    params.map(|p| (p.id, trainer.backend().download(&p.value))).collect()
+    let backend = trainer.backend();
+    params.map(|p| (p.id, backend.download(&p.whole(backend).unwrap()))).collect()
 }
 
 fn train(mesh: Mesh, model: &Config, settings: &TrainConfig, dtype: DType) -> Outcome {

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use llamero_artifact::{WORK_STATE, recipe as files};
 use llamero_train::{
-    Chaos, Ended, Goodput, Incident, IncidentTable, Ledger, Mesh, Orders, Supervisor, incidents,
+    Chaos, Ended, Goodput, Incident, IncidentTable, Ledger, Mesh, Orders, Sharding, Supervisor, incidents,
 };
 use serde::Serialize;
 
@@ -28,6 +28,7 @@ use crate::termination::Termination;
     Examples:\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2,pp=2 --chunks 2 --supervise\n  \
+    llamero pretrain recipes/quickstart.toml --mesh dp=4 --shard parameters\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --supervise --chaos 1 --mtbf 20s"
 )]
 pub(crate) struct PretrainArgs {
@@ -42,6 +43,10 @@ pub(crate) struct PretrainArgs {
     /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
     #[arg(long)]
     chunks: Option<usize>,
+    /// What data-parallel ranks divide among each other: `optimizer` (state only), `gradients` or `parameters` (each also what
+    /// comes before it).
+    #[arg(long, value_name = "WHAT")]
+    shard: Option<Sharding>,
     /// Watch the job and start it again when it dies or hangs.
     #[arg(long)]
     supervise: bool,
@@ -70,7 +75,8 @@ impl PretrainArgs {
     fn sets(&self) -> Vec<String> {
         let mesh = self.mesh.map(|mesh| format!("run.mesh=\"{mesh}\""));
         let chunks = self.chunks.map(|chunks| format!("run.chunks={chunks}"));
-        self.sets.iter().cloned().chain(mesh).chain(chunks).collect()
+        let shard = self.shard.map(|shard| format!("run.shard=\"{shard}\""));
+        self.sets.iter().cloned().chain(mesh).chain(chunks).chain(shard).collect()
     }
 }
 

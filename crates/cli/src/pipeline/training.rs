@@ -106,6 +106,7 @@ impl Run {
         };
         let seed = Some(job.config.seed);
         job.config.pipeline = self.recipe.run.pipeline()?;
+        job.config.sharding = self.recipe.run.sharding()?;
         let ledger = Ledger::new(self.dir.path().join(super::ledger_file(name)));
         let before = Failures::of(&ledger.read().unwrap_or_default());
         let (folder, what) = (draft.path().join(WORK_STATE), format!("{name}-{}", draft.id()));

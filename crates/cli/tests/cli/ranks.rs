@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::world::{arg, command, llamero, shared};
+use crate::world::{arg, command, llamero, manifest, shared};
 
 /// `pretrain RECIPE` into `dir` with these arguments.
 fn pretrain_args(dir: &Path, more: &[&str]) -> Vec<String> {
@@ -36,6 +36,12 @@ fn a_pipeline_of_ranks_makes_the_bytes_of_one() {
         let apart = loss(said.clone()) - loss(llamero(other).json());
         assert!(apart.abs() < 1e-3 * loss(said.clone()), "{mesh}: {apart}");
     }
+    let (sharded, gradients) = (tmp.path().join("d"), tmp.path().join("e"));
+    // Weights of which each rank has some rows come together in the model, under the same id.
+    llamero(pretrain_args(&sharded, &["--mesh", "dp=2", "--shard", "parameters"])).ok();
+    llamero(pretrain_args(&gradients, &["--mesh", "dp=2", "--set", "run.shard=gradients"])).ok();
+    assert_eq!(weights(&sharded), weights(&gradients));
+    assert_eq!(manifest(&sharded.join("pretrain"))["id"], manifest(&alone.join("pretrain"))["id"]);
 }
 
 #[test]
@@ -50,6 +56,8 @@ fn what_is_no_mesh_is_refused_before_anything_is_done() {
     llamero(pretrain_args(&run, &["--mesh", "tp=64"])).fails(1, &["tp=64", "model."]);
     llamero(pretrain_args(&run, &["--mesh", "cp=7"])).fails(1, &["cp=7", "`sequence`", "multiple of 14"]);
     llamero(pretrain_args(&run, &["--chunks", "2"])).fails(1, &["run.chunks", "pp=2"]);
+    llamero(pretrain_args(&run, &["--shard", "weights"])).fails(2, &["--shard", "`parameters`"]);
+    llamero(pretrain_args(&run, &["--set", "run.shard=weights"])).fails(1, &["run.shard", "`parameters`"]);
     assert!(!run.join("curate").exists());
 }
 

@@ -153,9 +153,10 @@ impl Checkpoints {
     }
 }
 
-/// The rows that a rank needs of a parameter: all of its slice for the weights, what it updates for the moments.
+/// The rows that a rank needs of a parameter: what it updates, and of weights that are not sharded all of its slice.
 fn needed(kind: Kind, param: &Param, state: &Owned) -> Range<usize> {
-    if kind == Kind::Weight { 0..param.value.rows() } else { state.rows.clone() }
+    let whole = kind == Kind::Weight && !param.is_sharded();
+    if whole { 0..param.value.rows() } else { state.rows.clone() }
 }
 
 /// Checks everything about a checkpoint that this rank needs, before anything of it is used.

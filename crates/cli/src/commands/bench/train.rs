@@ -12,8 +12,8 @@ use llamero_model::hf::{self, StopTokens};
 use llamero_model::{Llama, ParamSpec, Recompute, initial_values};
 use llamero_tensor::{Backend, DType};
 use llamero_train::{
-    Mesh, OptimizerConfig, PipelineConfig, Ranks, TrainConfig, Trainer, build_stages, estimate_memory,
-    learning_rate,
+    Mesh, OptimizerConfig, PipelineConfig, Ranks, Sharding, TrainConfig, Trainer, build_stages,
+    estimate_memory, learning_rate,
 };
 use serde::Serialize;
 
@@ -70,6 +70,10 @@ pub(crate) struct TrainArgs {
     /// Chunks of blocks that a pipeline stage holds (interleaved schedule).
     #[arg(long, default_value_t = 1, value_parser = size)]
     chunks: usize,
+    /// What data-parallel ranks divide among each other: `optimizer` (state only), `gradients` or `parameters` (each also what
+    /// comes before it).
+    #[arg(long, value_name = "WHAT", default_value_t = Sharding::default())]
+    shard: Sharding,
     /// Say how much memory the run would take, and stop there.
     #[arg(long)]
     estimate: bool,
@@ -108,6 +112,7 @@ struct Report {
     dtype: &'static str,
     recompute: String,
     mesh: String,
+    shard: String,
     threads: usize,
     path: &'static str,
     seq: usize,
@@ -238,6 +243,7 @@ fn settings(args: &TrainArgs, work: &Workload) -> Result<TrainConfig> {
         micro_batch: args.micro_batch.unwrap_or(work.batch),
         optimizer: OptimizerConfig { peak_lr: args.lr, ..OptimizerConfig::default() },
         pipeline: PipelineConfig { chunks: args.chunks, ..PipelineConfig::default() },
+        sharding: args.shard,
         // No step is refused: what is compared does not refuse any either.
         spike_factor: 1e9,
         ..TrainConfig::default()
@@ -311,6 +317,7 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
         dtype: job.dtype.name(),
         recompute: format!("{:?}", args.recompute).to_lowercase(),
         mesh: mesh.to_string(),
+        shard: args.shard.to_string(),
         threads: each * mesh.size(),
         path,
         seq: work.seq,
