@@ -301,7 +301,8 @@ impl<'a> Saver<'a> {
         match fate {
             Fate::UnderWay => {}
             Fate::Published { stall } => {
-                self.cost = Some((stall, in_flight.begun.elapsed()));
+                let saving = in_flight.shared.since().saturating_duration_since(in_flight.begun);
+                self.cost = Some((stall, saving));
                 (self.safe, self.failed) = (Some(in_flight.step), 0);
                 observer.saved(in_flight.step);
                 if let Some(uploader) = &mut self.uploader {
