@@ -148,14 +148,14 @@ impl RunSection {
 
     /// Time between two checkpoints, where it is given.
     fn checkpoint_interval(&self) -> Result<Option<Duration>> {
-        let seconds = match (self.checkpoint_every.as_deref(), self.checkpoint_seconds) {
-            (Some(_), Some(_)) => {
-                bail!("`run.checkpoint_every` and `run.checkpoint_seconds` are the same: give one")
-            }
-            (None | Some("auto"), None) => return Ok(None),
-            (Some(every), None) => parse_duration("run.checkpoint_every", every)?,
-            (None, Some(seconds)) => seconds,
+        let every = match self.checkpoint_every.as_deref() {
+            None | Some("auto") => None,
+            Some(every) => Some(parse_duration("run.checkpoint_every", every)?),
         };
+        if self.checkpoint_every.is_some() && self.checkpoint_seconds.is_some() {
+            bail!("`run.checkpoint_every` and `run.checkpoint_seconds` are the same: give one");
+        }
+        let Some(seconds) = every.or(self.checkpoint_seconds) else { return Ok(None) };
         match Duration::try_from_secs_f64(seconds) {
             Ok(interval) => Ok(Some(interval)),
             Err(_) => bail!("`run.checkpoint_seconds` is {seconds}, but must be at least 0"),

@@ -26,7 +26,7 @@ pub enum TrainError {
         source: std::io::Error,
     },
     /// A checkpoint could not be saved although it was tried, and there is no going on without one.
-    #[error("{reason} (failed in a row: {times})\nhint: is there room, and may this user write there?")]
+    #[error("{reason} (failed in a row: {times})")]
     NotSaved {
         /// How many failed in a row.
         times: u32,

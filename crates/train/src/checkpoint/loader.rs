@@ -67,11 +67,11 @@ impl Checkpoints {
             agree(&*all, restored.map(|()| Vec::new()))?;
             return Ok((Some(state.progress), passed_over));
         }
-        self.at_the_start(&*all, found, passed_over)
+        self.begin_again(&*all, found, passed_over)
     }
 
     /// There is nothing to go on from: the run begins at its start if there was nothing, or if that was asked for.
-    fn at_the_start(
+    fn begin_again(
         &self,
         all: &dyn Comm,
         found: bool,

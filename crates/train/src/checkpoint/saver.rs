@@ -360,7 +360,8 @@ impl<'a> Saver<'a> {
         match fate {
             Fate::UnderWay => {}
             Fate::Published { stall } => {
-                self.cost = Some((stall, in_flight.begun.elapsed()));
+                let saving = in_flight.shared.since().saturating_duration_since(in_flight.begun);
+                self.cost = Some((stall, saving));
                 let before = self.safe.map(|step| self.settings.dir.join(format::folder(step)));
                 let kept = self.settings.keep > 1 && self.safe != Some(in_flight.step);
                 if all.rank() == 0

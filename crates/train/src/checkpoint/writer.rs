@@ -35,9 +35,9 @@ pub(super) enum Stage {
 }
 
 /// What the thread that writes and the one that trains tell each other.
-#[derive(Default)]
 pub(super) struct Shared {
-    stage: Mutex<Option<Stage>>,
+    /// And since when.
+    stage: Mutex<(Stage, Instant)>,
     changed: Condvar,
     /// What was copied is known to be right.
     approved: AtomicBool,
@@ -47,20 +47,36 @@ pub(super) struct Shared {
     orphaned: AtomicBool,
 }
 
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            stage: Mutex::new((Stage::Writing, Instant::now())),
+            changed: Condvar::new(),
+            abandoned: AtomicBool::new(false),
+            orphaned: AtomicBool::new(false),
+        }
+    }
+}
+
 impl Shared {
     pub(super) fn stage(&self) -> Stage {
-        self.stage.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or(Stage::Writing)
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner).0.clone()
+    }
+
+    /// When it came to this stage.
+    pub(super) fn since(&self) -> Instant {
+        self.stage.lock().unwrap_or_else(PoisonError::into_inner).1
     }
 
     fn set(&self, stage: Stage) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = Some(stage);
+        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = (stage, Instant::now());
         self.changed.notify_all();
     }
 
     /// Waits until the stage is another than `seen`, for at most `most`.
     pub(super) fn wait(&self, seen: &Stage, most: Duration) {
         let stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = |stage: &mut Option<Stage>| stage.as_ref().unwrap_or(&Stage::Writing) == seen;
+        let same = |stage: &mut (Stage, Instant)| stage.0 == *seen;
         drop(self.changed.wait_timeout_while(stage, most, same));
     }
 
