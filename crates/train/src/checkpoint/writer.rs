@@ -52,6 +52,7 @@ impl Default for Shared {
         Self {
             stage: Mutex::new((Stage::Writing, Instant::now())),
             changed: Condvar::new(),
+            approved: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             orphaned: AtomicBool::new(false),
         }
