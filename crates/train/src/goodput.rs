@@ -94,6 +94,7 @@ impl GoodputMeter {
                 self.steps += seconds - before;
             }
             Event::Copied { .. } | Event::Saved { .. } | Event::Remark { .. } => sum.checkpoint += seconds,
+            Event::Blamed { .. } => sum.lost += seconds,
             Event::Slow { step, over, .. } => {
                 // The step was noted just before, with all that it took.
                 let all = self.made.entry(*step).or_default();

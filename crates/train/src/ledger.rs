@@ -65,6 +65,13 @@ pub enum Event {
         /// Rank, tensor and what showed it.
         found: Vec<String>,
     },
+    /// Something was the fault of one rank.
+    Blamed {
+        /// The rank.
+        rank: usize,
+        /// What.
+        reason: String,
+    },
     /// Something did not go as planned and the run goes on: a checkpoint that could not be written, say.
     Remark {
         /// What.

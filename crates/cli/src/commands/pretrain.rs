@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use llamero_artifact::{WORK_STATE, recipe as files};
 use llamero_train::{
-    Chaos, Ended, Goodput, Incident, IncidentTable, Ledger, Mesh, Orders, Sharding, Supervisor, incidents,
+    Chaos, Ended, Goodput, Hosts, Incident, IncidentTable, Ledger, Mesh, Orders, Sharding, Supervisor,
+    incidents,
 };
 use serde::Serialize;
 
@@ -130,9 +131,10 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
         hang_after,
         restarts: args.restarts,
         chaos: args.chaos.map(|seed| Chaos::new(seed, mtbf, checkpoints, faults())),
+        hosts: Hosts::default(),
     };
     let own = std::env::current_exe().context("the path of this program")?;
-    let mut command = || {
+    let mut command = |_: &[&str]| {
         let mut job = Command::new(&own);
         // Faults may take all checkpoints that there are, while there are few.
         let over = args.chaos.map(|_| "run.start_over=true");

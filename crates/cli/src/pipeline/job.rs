@@ -181,9 +181,15 @@ impl Observer for Watch<'_> {
     }
 
     fn corrupted(&mut self, step: u64, found: &[Finding]) {
+        let blamed =
+            found.iter().filter_map(|f| Some((*f.ranks.first()?, f))).filter(|(_, f)| f.ranks.len() == 1);
+        let blamed: Vec<(usize, String)> = blamed.map(|(rank, f)| (rank, f.to_string())).collect();
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
         say!("{:>10} going back: {}", self.name, found.join("; "));
         self.note(Event::Corrupted { step, found });
+        for (rank, reason) in blamed {
+            self.note(Event::Blamed { rank, reason });
+        }
     }
 
     fn copied(&mut self, step: u64) {
