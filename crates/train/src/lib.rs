@@ -24,7 +24,9 @@ pub use checkpoint::Checkpoints;
 pub use config::{OptimizerConfig, TrainConfig};
 pub use error::TrainError;
 pub use fit::{SequenceSource, StepRecord, TrainReport, train};
-pub use memory::{Kernels, MemoryEstimate, estimate_memory};
+pub use memory::{
+    Kernels, MemoryEstimate, RankMemory, RankOf, Zero, estimate_memory, rank_memory,
+};
 pub use mesh::{Mesh, MeshPlace, Ranks};
 pub use optimizer::Optimizer;
 pub use pipeline::{Action, Pipeline, PipelineConfig, stage_layers};
