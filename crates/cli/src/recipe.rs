@@ -236,6 +236,8 @@ fn parse_duration(text: &str) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
+    use llamero_train::{Device, MeshQuestion, Zero, plan_mesh};
+
     use super::*;
 
     #[test]
@@ -261,5 +263,45 @@ mod tests {
         let mut wrong = recipe;
         wrong.pretrain.optimizer.beta2 = 1.0;
         assert!(format!("{:#}", wrong.validate().unwrap_err()).contains("optimizer.beta2"));
+    }
+
+    /// The released models: their recipes are valid, and a plan of them has the published numbers of parameters.
+    #[test]
+    fn recipes_of_released_models_are_planned() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+        for (name, params, mesh, peak_lr) in [
+            ("8b", 8.03e9, "dp=64,tp=8", 3e-4),
+            ("70b", 70.6e9, "dp=64,pp=4,tp=8", 1.5e-4),
+            ("405b", 405.9e9, "dp=64,pp=16,tp=8", 8e-5),
+        ] {
+            let recipe: Recipe =
+                llamero_artifact::recipe::load(folder.join(format!("llama3-{name}.toml")), &[]).unwrap();
+            recipe.validate().unwrap();
+            let preset = recipe.model.preset.as_deref().unwrap();
+            let model = recipe.model_config(preset, recipe.tokenizer.vocab_size).unwrap();
+            let plan = plan_mesh(&MeshQuestion {
+                model: &model,
+                config: &recipe.pretrain,
+                dtype: recipe.dtype().unwrap(),
+                mesh: mesh.parse().unwrap(),
+                cp: 1,
+                zero: Zero::One,
+                device: Device::h100(),
+                mfu: None,
+            })
+            .unwrap();
+            assert!((plan.params as f64 / params - 1.0).abs() < 1e-3, "{name}: {}", plan.params);
+            assert_eq!(
+                (plan.tokens_per_step, recipe.pretrain.optimizer.peak_lr),
+                (1 << 24, peak_lr),
+                "{name}"
+            );
+            // 15T tokens, or the whole cosine of the 405B.
+            let tokens = plan.tokens.unwrap() as f64;
+            assert!(
+                (15e12..15.1e12).contains(&tokens) || name == "405b" && tokens == 1.2e6 * f64::from(1 << 24)
+            );
+            assert!(plan.fits(), "{plan}");
+        }
     }
 }

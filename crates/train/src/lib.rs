@@ -13,6 +13,7 @@ mod fit;
 mod gradients;
 mod memory;
 mod mesh;
+mod mesh_plan;
 mod optimizer;
 mod pipeline;
 mod plan;
@@ -24,10 +25,11 @@ pub use checkpoint::Checkpoints;
 pub use config::{OptimizerConfig, TrainConfig};
 pub use error::TrainError;
 pub use fit::{SequenceSource, StepRecord, TrainReport, train};
-pub use memory::{
-    Kernels, MemoryEstimate, RankMemory, RankOf, Zero, estimate_memory, rank_memory,
-};
+pub use memory::{Kernels, MemoryEstimate, RankMemory, RankOf, Zero, estimate_memory, rank_memory};
 pub use mesh::{Mesh, MeshPlace, Ranks};
+pub use mesh_plan::{
+    Axes, AxisTraffic, Bandwidth, Device, MeshPlan, MeshQuestion, MfuSource, StagePlan, Traffic, plan_mesh,
+};
 pub use optimizer::Optimizer;
 pub use pipeline::{Action, Pipeline, PipelineConfig, stage_layers};
 pub use plan::{Measurement, Plan, measure, plan};

@@ -8,8 +8,8 @@ use llamero_model::Config;
 use llamero_tensor::DType;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::rank::{local_params, pipeline, placements};
 pub use self::rank::{RankMemory, RankOf, Zero, rank_memory};
+pub(crate) use self::rank::{local_params, pipeline, placements};
 use crate::{Mesh, TrainConfig};
 
 /// Bytes at the moment of a training step that takes most.

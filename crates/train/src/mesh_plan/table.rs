@@ -1,0 +1,234 @@
+//! A plan as text.
+
+use std::fmt;
+
+use super::{Axes, MeshPlan, MfuSource, StagePlan, Traffic};
+use crate::{RankMemory, Zero};
+
+impl fmt::Display for Axes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "dp={},pp={},cp={},tp={}", self.dp, self.pp, self.cp, self.tp)
+    }
+}
+
+impl Zero {
+    /// 1, 2 or 3.
+    fn stage(self) -> u8 {
+        match self {
+            Zero::One => 1,
+            Zero::Two => 2,
+            Zero::Three => 3,
+        }
+    }
+}
+
+/// `1234567.0` → `1.23 M`, in steps of 1000.
+fn scaled(x: f64) -> String {
+    const UNITS: [&str; 8] = ["", " k", " M", " G", " T", " P", " E", " Z"];
+    let (mut x, mut unit) = (x, 0);
+    while x >= 1000.0 && unit + 1 < UNITS.len() {
+        x /= 1000.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 || x >= 100.0 {
+        0
+    } else if x >= 10.0 {
+        1
+    } else {
+        2
+    };
+    format!("{x:.digits$}{}", UNITS[unit])
+}
+
+fn bytes(x: u64) -> String {
+    let text = scaled(x as f64);
+    if text.contains(' ') { format!("{text}B") } else { format!("{text} B") }
+}
+
+fn seconds(x: f64) -> String {
+    if x >= 100.0 {
+        format!("{x:.0} s")
+    } else if x >= 1.0 {
+        format!("{x:.1} s")
+    } else {
+        format!("{:.1} ms", 1000.0 * x)
+    }
+}
+
+/// Which blocks, in one chunk; of several, how many. And the ends.
+fn layers(stage: &StagePlan) -> String {
+    let ends = [(stage.embedding, "emb"), (stage.head, "head")];
+    let ends: String = ends.iter().filter(|(has, _)| *has).map(|(_, name)| format!(" + {name}")).collect();
+    match &stage.layers[..] {
+        [one] if !one.is_empty() => format!("{}–{}{ends}", one.start, one.end - 1),
+        _ => format!("{}{ends}", stage.num_layers()),
+    }
+}
+
+/// Rows of cells, the first column to the left and the others to the right.
+fn aligned(f: &mut fmt::Formatter<'_>, rows: &[Vec<String>]) -> fmt::Result {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |i: usize| rows.iter().filter_map(|row| row.get(i)).map(|c| c.chars().count()).max();
+    let widths: Vec<usize> = (0..columns).map(|i| width(i).unwrap_or(0)).collect();
+    for row in rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(&widths)
+            .enumerate()
+            .map(
+                |(i, (cell, &width))| {
+                    if i == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+                },
+            )
+            .collect();
+        writeln!(f, "{}", cells.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+fn heading(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+fn memory_row(stage: &StagePlan) -> Vec<String> {
+    let RankMemory {
+        weights,
+        optimizer,
+        gradients,
+        kept_activations,
+        working_space,
+        head_chunk,
+        communication,
+    } = stage.memory;
+    let mut row = vec![stage.stage.to_string(), layers(stage), scaled(stage.params as f64)];
+    row.push(stage.in_flight.to_string());
+    let parts = [weights, optimizer, gradients, kept_activations, working_space, head_chunk, communication];
+    row.extend(parts.map(bytes));
+    row.push(bytes(stage.memory.total()));
+    row.push(if stage.fits { "yes".into() } else { "NO".into() });
+    row
+}
+
+fn traffic_row(stage: &StagePlan) -> Vec<String> {
+    let Traffic { tp, cp, pp, dp } = stage.traffic;
+    let mut row = vec![stage.stage.to_string()];
+    for axis in [tp, cp, pp, dp] {
+        let nothing = axis.bytes == 0;
+        row.push(if nothing { "–".into() } else { bytes(axis.bytes) });
+        row.push(if nothing { String::new() } else { seconds(axis.seconds) });
+    }
+    row
+}
+
+/// Runs of stages that differ in nothing but their number, by what a row says of them.
+fn merged(stages: &[StagePlan], row: impl Fn(&StagePlan) -> Vec<String>) -> Vec<Vec<String>> {
+    let mut rows: Vec<(usize, Vec<String>)> = Vec::new();
+    for stage in stages {
+        let row = row(stage);
+        match rows.last_mut() {
+            Some((first, last)) if last[1..] == row[1..] => last[0] = format!("{first}–{}", stage.stage),
+            _ => rows.push((stage.stage, row)),
+        }
+    }
+    rows.into_iter().map(|(_, row)| row).collect()
+}
+
+impl MeshPlan {
+    fn summary(&self) -> Vec<Vec<String>> {
+        let row = |name: &str, text: String| vec![format!("{name}: {text}")];
+        let percent = |x: f64| format!("{:.1} %", 100.0 * x);
+        let source = match self.mfu_source {
+            MfuSource::Given => "given",
+            MfuSource::Published => "published for this mesh",
+            MfuSource::Assumed => "assumed",
+        };
+        let recompute = format!("{:?}", self.recompute).to_lowercase().replace("nothing", "none");
+        let mut rows = vec![
+            row("mesh", format!("{}, {} × {}", self.axes, self.axes.ranks(), self.device.name)),
+            row(
+                "model",
+                format!("{} parameters, {}, recompute {recompute}", scaled(self.params as f64), self.dtype),
+            ),
+            row(
+                "step",
+                format!(
+                    "{} tokens, {} micro-batches a data-parallel rank, sequences of {}",
+                    scaled(self.tokens_per_step as f64),
+                    self.micro_batches,
+                    self.sequence
+                ),
+            ),
+            row(
+                "pipeline",
+                format!(
+                    "{} of blocks a rank, runs of {}, bubble {} of the work, {} of the step",
+                    if self.chunks == 1 { "1 chunk".into() } else { format!("{} chunks", self.chunks) },
+                    self.run,
+                    percent(self.bubble),
+                    percent(self.bubble_share)
+                ),
+            ),
+            row(
+                "arithmetic",
+                format!(
+                    "{}FLOP a token, {}FLOP a step, {} at {} of the peak ({source})",
+                    scaled(self.flops_per_token),
+                    scaled(self.flops_per_step),
+                    seconds(self.step_seconds),
+                    percent(self.mfu)
+                ),
+            ),
+        ];
+        if let (Some(steps), Some(tokens), Some(hours)) = (self.steps, self.tokens, self.device_hours) {
+            let days = steps as f64 * self.step_seconds / 86_400.0;
+            let (tokens, hours) = (scaled(tokens as f64), scaled(hours));
+            rows.push(row(
+                "run",
+                format!("{steps} steps, {tokens} tokens, {hours} device hours, {days:.1} days"),
+            ));
+        }
+        let verdict = if self.fits() { "fits" } else { "does NOT fit" };
+        let total = self.fullest().map_or(0, |stage| stage.memory.total());
+        rows.push(row(
+            "memory",
+            format!(
+                "{} of {} and {} for the device itself: {verdict} (ZeRO-{}{})",
+                bytes(total),
+                bytes(self.device.memory_bytes),
+                bytes(self.device.reserved_bytes),
+                self.zero.stage(),
+                if self.zero == Zero::One { "" } else { ", which no run does yet" }
+            ),
+        ));
+        rows
+    }
+}
+
+/// A summary, the memory of a rank of each stage, and what it sends in a step and how long that takes by itself.
+impl fmt::Display for MeshPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        aligned(f, &self.summary())?;
+        writeln!(f)?;
+        let mut rows = vec![heading(&[
+            "stage",
+            "layers",
+            "params",
+            "held",
+            "weights",
+            "optimiser",
+            "gradients",
+            "kept",
+            "working",
+            "head",
+            "messages",
+            "in all",
+            "fits",
+        ])];
+        rows.extend(merged(&self.stages, memory_row));
+        aligned(f, &rows)?;
+        writeln!(f)?;
+        let mut rows = vec![heading(&["stage", "tp sends", "", "cp", "", "pp", "", "dp", ""])];
+        rows.extend(merged(&self.stages, traffic_row));
+        aligned(f, &rows)
+    }
+}
