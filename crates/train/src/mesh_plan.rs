@@ -168,19 +168,12 @@ impl MeshPlan {
     }
 }
 
-/// Sequences of an update, tokens of each, and sequences of a forward pass: of the largest update of the run.
-fn largest_update(config: &TrainConfig) -> TrainConfig {
-    config.clone()
-}
-
 /// Plans a run on a mesh.
 pub fn plan_mesh(question: &MeshQuestion<'_>) -> Result<MeshPlan, TrainError> {
-    let config = largest_update(question.config);
-    let question = MeshQuestion { config: &config, ..question.clone() };
-    check(&question)?;
-    let MeshQuestion { model, mesh, cp, zero, ref device, dtype, .. } = question;
+    check(question)?;
+    let MeshQuestion { model, config, mesh, cp, zero, ref device, dtype, .. } = *question;
     let axes = Axes { dp: mesh.dp, pp: mesh.pp, cp, tp: mesh.tp };
-    let schedule = pipeline(&config, &mesh);
+    let schedule = pipeline(config, &mesh);
     let bubble = (mesh.pp - 1) as f64 / (schedule.chunks * schedule.micros) as f64;
     let products = 6.0 * model.num_active_params() as f64;
     let attention = 6.0 * (model.layers * config.sequence * model.heads * model.head_dim) as f64;
@@ -216,7 +209,7 @@ pub fn plan_mesh(question: &MeshQuestion<'_>) -> Result<MeshPlan, TrainError> {
         mfu_source,
         step_seconds,
         device_hours: config.steps.map(hours),
-        stages: (0..mesh.pp).map(|stage| stage_plan(&question, &schedule, stage)).collect(),
+        stages: (0..mesh.pp).map(|stage| stage_plan(question, &schedule, stage)).collect(),
     })
 }
 

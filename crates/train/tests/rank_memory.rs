@@ -8,7 +8,7 @@ use llamero_comm::{Threads, World, WorldOptions};
 use llamero_cpu::Cpu;
 use llamero_data::Sequence;
 use llamero_model::{Config, Recompute, initial_values};
-use llamero_tensor::{Backend, DType};
+use llamero_tensor::{Backend, DType, NO_TARGET};
 use llamero_train::{
     Kernels, Mesh, PipelineConfig, RankOf, Ranks, TrainConfig, Trainer, Zero, build_stages, rank_memory,
 };
@@ -30,7 +30,10 @@ fn counted(world: &World, mesh: Mesh, model: &Config, settings: &TrainConfig, dt
     let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings.clone());
     let sequence = |i: usize| {
         let id = |t: usize| ((t * 31 + i) % model.vocab) as u32;
-        let (tokens, targets) = (0..settings.sequence).map(|t| (id(t), id(t + 1))).unzip();
+        let (tokens, mut targets): (Vec<u32>, Vec<u32>) =
+            (0..settings.sequence).map(|t| (id(t), id(t + 1))).unzip();
+        // As at the end of a document.
+        targets[settings.sequence - 1] = NO_TARGET;
         Sequence { tokens, targets, documents: vec![settings.sequence] }
     };
     for step in 0..2 {

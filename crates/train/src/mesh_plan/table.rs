@@ -2,23 +2,14 @@
 
 use std::fmt;
 
+use llamero_model::Recompute;
+
 use super::{Axes, MeshPlan, MfuSource, StagePlan, Traffic};
 use crate::{RankMemory, Zero};
 
 impl fmt::Display for Axes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "dp={},pp={},cp={},tp={}", self.dp, self.pp, self.cp, self.tp)
-    }
-}
-
-impl Zero {
-    /// 1, 2 or 3.
-    fn stage(self) -> u8 {
-        match self {
-            Zero::One => 1,
-            Zero::Two => 2,
-            Zero::Three => 3,
-        }
     }
 }
 
@@ -133,81 +124,74 @@ fn merged(stages: &[StagePlan], row: impl Fn(&StagePlan) -> Vec<String>) -> Vec<
     rows.into_iter().map(|(_, row)| row).collect()
 }
 
+fn percent(x: f64) -> String {
+    format!("{:.1} %", 100.0 * x)
+}
+
 impl MeshPlan {
-    fn summary(&self) -> Vec<Vec<String>> {
-        let row = |name: &str, text: String| vec![format!("{name}: {text}")];
-        let percent = |x: f64| format!("{:.1} %", 100.0 * x);
+    fn summary(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "mesh: {}, {} × {}", self.axes, self.axes.ranks(), self.device.name)?;
+        let recompute = match self.recompute {
+            Recompute::Nothing => "none",
+            Recompute::Selective => "selective",
+            Recompute::Blocks => "blocks",
+        };
+        let params = scaled(self.params as f64);
+        writeln!(f, "model: {params} parameters, {}, recompute {recompute}", self.dtype)?;
+        let (tokens, micros, sequence) =
+            (scaled(self.tokens_per_step as f64), self.micro_batches, self.sequence);
+        writeln!(
+            f,
+            "step: {tokens} tokens, {micros} micro-batches a data-parallel rank, sequences of {sequence}"
+        )?;
+        let (of_work, of_step) = (percent(self.bubble), percent(self.bubble_share));
+        let (n, s) = (self.chunks, if self.chunks == 1 { "" } else { "s" });
+        writeln!(
+            f,
+            "pipeline: {n} chunk{s} of blocks a rank, runs of {}, bubble {of_work} of the work, {of_step} of the step",
+            self.run
+        )?;
+        self.arithmetic(f)?;
+        self.memory(f)
+    }
+
+    fn arithmetic(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let source = match self.mfu_source {
             MfuSource::Given => "given",
             MfuSource::Published => "published for this mesh",
             MfuSource::Assumed => "assumed",
         };
-        let recompute = format!("{:?}", self.recompute).to_lowercase().replace("nothing", "none");
-        let mut rows = vec![
-            row("mesh", format!("{}, {} × {}", self.axes, self.axes.ranks(), self.device.name)),
-            row(
-                "model",
-                format!("{} parameters, {}, recompute {recompute}", scaled(self.params as f64), self.dtype),
-            ),
-            row(
-                "step",
-                format!(
-                    "{} tokens, {} micro-batches a data-parallel rank, sequences of {}",
-                    scaled(self.tokens_per_step as f64),
-                    self.micro_batches,
-                    self.sequence
-                ),
-            ),
-            row(
-                "pipeline",
-                format!(
-                    "{} of blocks a rank, runs of {}, bubble {} of the work, {} of the step",
-                    if self.chunks == 1 { "1 chunk".into() } else { format!("{} chunks", self.chunks) },
-                    self.run,
-                    percent(self.bubble),
-                    percent(self.bubble_share)
-                ),
-            ),
-            row(
-                "arithmetic",
-                format!(
-                    "{}FLOP a token, {}FLOP a step, {} at {} of the peak ({source})",
-                    scaled(self.flops_per_token),
-                    scaled(self.flops_per_step),
-                    seconds(self.step_seconds),
-                    percent(self.mfu)
-                ),
-            ),
-        ];
-        if let (Some(steps), Some(tokens), Some(hours)) = (self.steps, self.tokens, self.device_hours) {
-            let days = steps as f64 * self.step_seconds / 86_400.0;
-            let (tokens, hours) = (scaled(tokens as f64), scaled(hours));
-            rows.push(row(
-                "run",
-                format!("{steps} steps, {tokens} tokens, {hours} device hours, {days:.1} days"),
-            ));
-        }
+        let [token, step] = [self.flops_per_token, self.flops_per_step].map(scaled);
+        let (time, mfu) = (seconds(self.step_seconds), percent(self.mfu));
+        writeln!(
+            f,
+            "arithmetic: {token}FLOP a token, {step}FLOP a step, {time} at {mfu} of the peak ({source})"
+        )?;
+        let (Some(steps), Some(tokens), Some(hours)) = (self.steps, self.tokens, self.device_hours) else {
+            return Ok(());
+        };
+        let days = steps as f64 * self.step_seconds / 86_400.0;
+        let (tokens, hours) = (scaled(tokens as f64), scaled(hours));
+        writeln!(f, "run: {steps} steps, {tokens} tokens, {hours} device hours, {days:.1} days")
+    }
+
+    fn memory(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = if self.fits() { "fits" } else { "does NOT fit" };
-        let total = self.fullest().map_or(0, |stage| stage.memory.total());
-        rows.push(row(
-            "memory",
-            format!(
-                "{} of {} and {} for the device itself: {verdict} (ZeRO-{}{})",
-                bytes(total),
-                bytes(self.device.memory_bytes),
-                bytes(self.device.reserved_bytes),
-                self.zero.stage(),
-                if self.zero == Zero::One { "" } else { ", which no run does yet" }
-            ),
-        ));
-        rows
+        let total = bytes(self.fullest().map_or(0, |stage| stage.memory.total()));
+        let [all, reserved] = [self.device.memory_bytes, self.device.reserved_bytes].map(bytes);
+        let zero = match self.zero {
+            Zero::One => "ZeRO-1",
+            Zero::Two => "ZeRO-2, which no run does yet",
+            Zero::Three => "ZeRO-3, which no run does yet",
+        };
+        writeln!(f, "memory: {total} of {all} and {reserved} for the device itself: {verdict} ({zero})")
     }
 }
 
 /// A summary, the memory of a rank of each stage, and what it sends in a step and how long that takes by itself.
 impl fmt::Display for MeshPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        aligned(f, &self.summary())?;
+        self.summary(f)?;
         writeln!(f)?;
         let mut rows = vec![heading(&[
             "stage",
