@@ -6,7 +6,7 @@
 //! ranks are made in f32, in rank order, and rounded once.
 
 use llamero_comm::{Comm, CommError, Op, as_f32s, share};
-use llamero_tensor::{Backend, DType, NO_TARGET, Shape, TARGET_ELSEWHERE, Tensor};
+use llamero_tensor::{Backend, CrossEntropy, DType, NO_TARGET, Shape, TARGET_ELSEWHERE, Tensor};
 
 use crate::{GradSink, Param, Tape, Targets, Var};
 
@@ -91,13 +91,13 @@ impl<'m> Tape<'m> {
         targets: Targets<'_>,
         wanted: Option<&Var>,
         sink: &mut dyn GradSink,
-    ) -> Result<(Tensor, Option<Tensor>), CommError> {
+    ) -> Result<(CrossEntropy, Option<Tensor>), CommError> {
         let VocabularyPart { weight: w, ranks, .. } = part;
         if ranks.size() == 1 {
             return self.finish_with_cross_entropy(h, w, targets, wanted, sink);
         }
         self.check()?;
-        let Targets { ids, d_nll } = targets;
+        let Targets { ids, loss } = targets;
         self.finish(h, w, wanted, sink, |backend, h, dw| {
             let h = gather(backend, h, ids.len(), ranks)?;
             let here = |id: u32| part.local("finish_with_cross_entropy_over_ranks", id);
@@ -111,15 +111,15 @@ impl<'m> Tape<'m> {
                     failure = over_ranks(rows, ranks).err();
                 }
             };
-            let (loss, dh) = backend.linear_cross_entropy_with_gradient_of_slice(
-                d_nll,
+            let (found, dh) = backend.linear_cross_entropy_with_gradient_of_slice(
+                loss,
                 (&h, &w.value),
                 &local,
                 dw,
                 &mut combine,
             );
             failure.map_or(Ok(()), Err)?;
-            Ok((loss.nll, sum_shares(backend, &dh, ranks)?))
+            Ok((found, sum_shares(backend, &dh, ranks)?))
         })
     }
 }

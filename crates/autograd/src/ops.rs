@@ -6,7 +6,7 @@
 //!
 //! Shapes: `T` packed tokens, `C` model width, `F` feed-forward width, `V` vocabulary; see `llamero_tensor`.
 
-use llamero_tensor::{Heads, RopeDirection, RopeTable, Segments};
+use llamero_tensor::{Heads, RopeDirection, RopeTable, RowLoss, Segments};
 
 use crate::tape::sum;
 use crate::{Param, Tape, Var};
@@ -116,7 +116,13 @@ impl<'m> Tape<'m> {
         self.op(result.nll, [h.id()], move |sweep, d_nll| {
             let (backend, h) = (sweep.backend, saved.into_value()?);
             let dh = sweep.accumulate(w, |dw| {
-                Ok(backend.linear_cross_entropy_backward(&d_nll, (&h, &w.value), targets, &lse, dw))
+                Ok(backend.linear_cross_entropy_backward(
+                    RowLoss::cross_entropy(&d_nll),
+                    (&h, &w.value),
+                    targets,
+                    &lse,
+                    dw,
+                ))
             })?;
             Ok(vec![dh])
         })

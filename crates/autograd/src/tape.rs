@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use llamero_comm::CommError;
-use llamero_tensor::{Backend, Heads, Segments, Tensor};
+use llamero_tensor::{Backend, CrossEntropy, Heads, RowLoss, Segments, Tensor};
 
 use crate::{GradSink, Param};
 
@@ -284,19 +284,19 @@ impl<'m> Tape<'m> {
     }
 }
 
-/// The end of a training pass whose loss is `Σ d_nll · nll` with `d_nll` known beforehand.
+/// The end of a training pass whose loss is `Σ d_row · (nll + z · lse²)` with `d_row` known beforehand.
 #[derive(Clone, Copy)]
 pub struct Targets<'a> {
     /// Target of each row; [`llamero_tensor::NO_TARGET`] where it does not count.
     pub ids: &'a [u32],
-    /// Derivative of the loss by the negative log-likelihood of each row, `[T, 1]` f32.
-    pub d_nll: &'a Tensor,
+    /// The loss of each row.
+    pub loss: RowLoss<'a>,
 }
 
 impl<'m> Tape<'m> {
     /// [`Tape::linear_cross_entropy`] of `h` and the backward sweep in one: the logits are computed once, and `h` is
-    /// gone before the sweep begins. Returns the negative log-likelihoods `[T, 1]`, and the gradient of `wanted` as
-    /// [`Tape::backward`] does.
+    /// gone before the sweep begins. Returns the losses of the rows, and the gradient of `wanted` as [`Tape::backward`]
+    /// does.
     pub fn finish_with_cross_entropy(
         self,
         h: Var,
@@ -304,11 +304,10 @@ impl<'m> Tape<'m> {
         targets: Targets<'_>,
         wanted: Option<&Var>,
         sink: &mut dyn GradSink,
-    ) -> Result<(Tensor, Option<Tensor>), CommError> {
-        let Targets { ids, d_nll } = targets;
+    ) -> Result<(CrossEntropy, Option<Tensor>), CommError> {
+        let Targets { ids, loss } = targets;
         self.finish(h, w, wanted, sink, |backend, h, dw| {
-            let (loss, dh) = backend.linear_cross_entropy_with_gradient(d_nll, (h, &w.value), ids, dw);
-            Ok((loss.nll, dh))
+            Ok(backend.linear_cross_entropy_with_gradient(loss, (h, &w.value), ids, dw))
         })
     }
 
@@ -320,18 +319,18 @@ impl<'m> Tape<'m> {
         w: &'m Param,
         wanted: Option<&Var>,
         sink: &mut dyn GradSink,
-        loss: impl FnOnce(&dyn Backend, &Tensor, &mut Tensor) -> Result<(Tensor, Tensor), CommError>,
-    ) -> Result<(Tensor, Option<Tensor>), CommError> {
+        loss: impl FnOnce(&dyn Backend, &Tensor, &mut Tensor) -> Result<(CrossEntropy, Tensor), CommError>,
+    ) -> Result<(CrossEntropy, Option<Tensor>), CommError> {
         self.check()?;
         assert!(self.records(), "finish: this tape records nothing");
         // Counted like any other use, so that a table that is also the embedding's is not final yet.
         self.uses(w);
         let backend = self.backend;
         let mut sweep = Sweep { backend, sink, uses: self.uses };
-        let (nll, dh) = sweep.accumulate(w, |dw| loss(backend, h.value(), dw))?;
+        let (found, dh) = sweep.accumulate(w, |dw| loss(backend, h.value(), dw))?;
         let from = h.seeded(&dh);
-        let found = run(self.nodes, (from, dh), wanted.map(|w| w.id), &mut sweep)?;
-        Ok((nll, found))
+        let d_wanted = run(self.nodes, (from, dh), wanted.map(|w| w.id), &mut sweep)?;
+        Ok((found, d_wanted))
     }
 }
 

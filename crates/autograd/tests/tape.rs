@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use llamero_autograd::{GradSink, Gradients, Param, Tape, Targets, Var};
 use llamero_comm::{Comm, CommError, Solo, Threads, share};
 use llamero_tensor::testing::{Oracle, random};
-use llamero_tensor::{Backend, DType, NO_TARGET, Shape, Tensor};
+use llamero_tensor::{Backend, DType, NO_TARGET, RowLoss, Shape, Tensor};
 
 const WIDTH: usize = 5;
 const ROWS: usize = 7;
@@ -364,9 +364,9 @@ fn finishing_with_the_loss_is_the_loss_and_then_the_sweep() {
     let h = hidden(&mut tape, &table, &inner, &ids);
     let mut spy = Spy::new(&oracle);
     let d_nll = d_nll();
-    let targets = Targets { ids: &targets, d_nll: &d_nll };
-    let (nll, _) = tape.finish_with_cross_entropy(h, &table, targets, None, &mut spy).unwrap();
-    assert_eq!(oracle.download(&nll), expected_nll);
+    let targets = Targets { ids: &targets, loss: RowLoss::cross_entropy(&d_nll) };
+    let (loss, _) = tape.finish_with_cross_entropy(h, &table, targets, None, &mut spy).unwrap();
+    assert_eq!(oracle.download(&loss.nll), expected_nll);
     // The spy also checks that the table's gradient is not called final between its two uses.
     assert!(spy.ready == expected.ready && spy.ready.len() == 2);
     assert_eq!(spy.added, expected.added);
@@ -379,6 +379,6 @@ fn finishing_with_the_loss_is_the_loss_and_then_the_sweep() {
     let loss = oracle.linear_cross_entropy(x.value(), &table.value, targets.ids);
     let mut dw = oracle.zeros(table.value.shape(), DType::F32);
     let input = (x.value(), &table.value);
-    let want = oracle.linear_cross_entropy_backward(&d_nll, input, targets.ids, &loss.lse, &mut dw);
+    let want = oracle.linear_cross_entropy_backward(targets.loss, input, targets.ids, &loss.lse, &mut dw);
     assert_eq!(oracle.download(&dx.unwrap()), oracle.download(&want));
 }

@@ -16,8 +16,10 @@ mod failure;
 mod machine;
 mod pipeline;
 mod progress;
+mod ranks;
 mod recipe;
 mod report;
+mod termination;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -46,6 +48,8 @@ struct Cli {
 enum Command {
     /// Run a recipe: curate, tokenizer, pre-train, fine-tune, evaluate, report.
     Run(commands::run::RunArgs),
+    /// Pre-train the model of a recipe on one rank or many, supervised if asked.
+    Pretrain(commands::pretrain::PretrainArgs),
     /// Talk to a model.
     Chat(commands::chat::ChatArgs),
     /// Continue a prompt.
@@ -96,6 +100,7 @@ fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => commands::run::run(&args),
+        Command::Pretrain(args) => commands::pretrain::pretrain(&args),
         Command::Chat(args) => commands::chat::chat(&args),
         Command::Generate(args) => commands::generate::generate(&args),
         Command::Score(args) => commands::score::score(&args),

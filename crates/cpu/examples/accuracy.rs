@@ -8,7 +8,8 @@ use half::bf16;
 use llamero_cpu::{Cpu, CpuError, Path};
 use llamero_tensor::testing::{Oracle, random, random_ids, suite};
 use llamero_tensor::{
-    AdamW, AdamWState, Backend, DType, Heads, Master, NO_TARGET, RopeDirection, Segments, Shape, Tensor,
+    AdamW, AdamWState, Backend, DType, Heads, Master, NO_TARGET, RopeDirection, RowLoss, Segments, Shape,
+    Tensor,
 };
 
 /// Tokens, width, feed-forward width and vocabulary.
@@ -110,7 +111,13 @@ impl On<'_> {
         // Its result is small, so nothing that would hide its error is there before.
         let mut dw = self.backend.zeros(Shape::new(V, C), DType::F32);
         let inputs = (&h, &w);
-        let dh = self.backend.linear_cross_entropy_backward(&d_nll, inputs, &targets, &loss.lse, &mut dw);
+        let dh = self.backend.linear_cross_entropy_backward(
+            RowLoss::cross_entropy(&d_nll),
+            inputs,
+            &targets,
+            &loss.lse,
+            &mut dw,
+        );
         vec![
             ("cross-entropy", (self.values)(&loss.nll)),
             ("cross-entropy, dh", (self.values)(&dh)),
@@ -124,7 +131,12 @@ impl On<'_> {
         let targets = random_ids(3, T, V as u32);
         let d_nll = self.backend.upload(&[1.0 / T as f32; T], Shape::new(T, 1), DType::F32);
         let mut dw = self.backend.zeros(Shape::new(V, C), DType::F32);
-        let (loss, dh) = self.backend.linear_cross_entropy_with_gradient(&d_nll, (&h, &w), &targets, &mut dw);
+        let (loss, dh) = self.backend.linear_cross_entropy_with_gradient(
+            RowLoss::cross_entropy(&d_nll),
+            (&h, &w),
+            &targets,
+            &mut dw,
+        );
         vec![
             ("cross-entropy with gradient", (self.values)(&loss.nll)),
             ("cross-entropy with gradient, dh", (self.values)(&dh)),

@@ -5,7 +5,7 @@
 use std::time::Instant;
 
 use llamero_cpu::Cpu;
-use llamero_tensor::{Backend, DType, Heads, Segments, Shape, Tensor};
+use llamero_tensor::{Backend, DType, Heads, RowLoss, Segments, Shape, Tensor};
 
 /// Whether the first argument, if any, is part of the name.
 fn wanted(name: &str) -> bool {
@@ -84,7 +84,15 @@ fn head(cpu: &Cpu, t: usize, c: usize, v: usize) {
     let lse = cpu.linear_cross_entropy(&h, &w, &targets).lse;
     let d_nll = values(cpu, t, 1, DType::F32);
     let mut dw = cpu.zeros(Shape::new(v, c), DType::F32);
-    let backward = || drop(cpu.linear_cross_entropy_backward(&d_nll, (&h, &w), &targets, &lse, &mut dw));
+    let backward = || {
+        drop(cpu.linear_cross_entropy_backward(
+            RowLoss::cross_entropy(&d_nll),
+            (&h, &w),
+            &targets,
+            &lse,
+            &mut dw,
+        ))
+    };
     report(cpu, &format!("cross-entropy backward T={t} C={c} V={v}"), 3.0 * flops, backward);
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use half::bf16;
 use llamero_tensor::{
     AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
-    Memory, RopeDirection, RopeTable, Segments, Shape, TARGET_ELSEWHERE, Tensor,
+    Memory, RopeDirection, RopeTable, RowLoss, Segments, Shape, TARGET_ELSEWHERE, Tensor,
 };
 
 use crate::Cpu;
@@ -59,27 +59,27 @@ impl Cpu {
     fn head_with_gradient(
         &self,
         op: &str,
-        d_nll: &Tensor,
+        RowLoss { d_row, z }: RowLoss<'_>,
         (h, w): (&Tensor, &Tensor),
         targets: &[u32],
         (dw, combine): (&mut Tensor, Option<OverSlices<'_>>),
     ) -> (CrossEntropy, Tensor) {
         check_targets(op, targets, h, w);
         let shape = Shape::new(h.rows(), 1);
-        let fits = d_nll.shape() == shape && dw.shape() == w.shape() && (h.cols() > 0 || combine.is_none());
-        assert!(fits, "{op}: shapes do not fit: d_nll {d_nll:?} h {h:?} w {w:?} dw {dw:?}");
+        let fits = d_row.shape() == shape && dw.shape() == w.shape() && (h.cols() > 0 || combine.is_none());
+        assert!(fits, "{op}: shapes do not fit: d_row {d_row:?} h {h:?} w {w:?} dw {dw:?}");
         if h.cols() == 0 {
             let loss = self.linear_cross_entropy(h, w, targets);
-            let dh = self.linear_cross_entropy_backward(d_nll, (h, w), targets, &loss.lse, dw);
+            let dh = self.linear_cross_entropy_backward(RowLoss { d_row, z }, (h, w), targets, &loss.lse, dw);
             return (loss, dh);
         }
         let [mut nll, mut lse] = [(); 2].map(|()| self.exec.memory.stale::<f32>(h.rows()));
-        let (input, w, d_nll) = ((data(op, h), h.cols()), mat(op, w), f32s(op, d_nll));
+        let (input, w, d_row) = ((data(op, h), h.cols()), mat(op, w), f32s(op, d_row));
         let (dw, dw_is_zero) = accumulator(op, dw);
         let mut combine = combine;
         let dh = with_type!(h.dtype(), E => produce::<E>(&self.exec, h.shape(), |dh| {
             let out = Outputs { nll: &mut nll, lse: &mut lse, dh, dw, dw_is_zero };
-            loss::with_gradient(&self.exec, input, w, (d_nll, targets), (out, combine.take()));
+            loss::with_gradient(&self.exec, input, w, (d_row, z, targets), (out, combine.take()));
         }));
         let [nll, lse] = [nll, lse].map(|x| Tensor::from_storage(shape, DType::F32, Storage::F32(x)));
         (CrossEntropy { nll, lse }, dh)
@@ -455,7 +455,7 @@ impl Backend for Cpu {
 
     fn linear_cross_entropy_backward(
         &self,
-        d_nll: &Tensor,
+        RowLoss { d_row, z }: RowLoss<'_>,
         (h, w): (&Tensor, &Tensor),
         targets: &[u32],
         lse: &Tensor,
@@ -464,9 +464,9 @@ impl Backend for Cpu {
         const OP: &str = "linear_cross_entropy_backward";
         check_targets(OP, targets, h, w);
         let column = Shape::new(h.rows(), 1);
-        let fits = d_nll.shape() == column && lse.shape() == column && dw.shape() == w.shape();
-        fits!("linear_cross_entropy_backward", fits, d_nll, h, w, lse, dw);
-        let saved = Saved { d_nll: f32s(OP, d_nll), lse: f32s(OP, lse), targets };
+        let fits = d_row.shape() == column && lse.shape() == column && dw.shape() == w.shape();
+        fits!("linear_cross_entropy_backward", fits, d_row, h, w, lse, dw);
+        let saved = Saved { d_row: f32s(OP, d_row), z, lse: f32s(OP, lse), targets };
         let dw = elements_mut::<f32>(OP, dw);
         let input = (data(OP, h), h.cols());
         with_type!(h.dtype(), E => produce::<E>(&self.exec, h.shape(), |dh| {
@@ -476,24 +476,24 @@ impl Backend for Cpu {
 
     fn linear_cross_entropy_with_gradient(
         &self,
-        d_nll: &Tensor,
+        loss: RowLoss<'_>,
         input: (&Tensor, &Tensor),
         targets: &[u32],
         dw: &mut Tensor,
     ) -> (CrossEntropy, Tensor) {
-        self.head_with_gradient("linear_cross_entropy_with_gradient", d_nll, input, targets, (dw, None))
+        self.head_with_gradient("linear_cross_entropy_with_gradient", loss, input, targets, (dw, None))
     }
 
     fn linear_cross_entropy_with_gradient_of_slice(
         &self,
-        d_nll: &Tensor,
+        loss: RowLoss<'_>,
         input: (&Tensor, &Tensor),
         targets: &[u32],
         dw: &mut Tensor,
         combine: &mut dyn FnMut(&mut [[f32; 2]]),
     ) -> (CrossEntropy, Tensor) {
         const OP: &str = "linear_cross_entropy_with_gradient_of_slice";
-        self.head_with_gradient(OP, d_nll, input, targets, (dw, Some(combine)))
+        self.head_with_gradient(OP, loss, input, targets, (dw, Some(combine)))
     }
 
     fn adamw(&self, state: AdamWState<'_>, grad: &Tensor, step: &AdamW) {

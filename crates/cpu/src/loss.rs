@@ -301,7 +301,9 @@ impl Kernel for Combine<'_> {
 
 /// The gradient that comes in and what is needed from the forward pass.
 pub(crate) struct Saved<'a> {
-    pub(crate) d_nll: &'a [f32],
+    pub(crate) d_row: &'a [f32],
+    /// Coefficient of the z-loss.
+    pub(crate) z: f32,
     pub(crate) lse: &'a [f32],
     pub(crate) targets: &'a [u32],
 }
@@ -316,7 +318,7 @@ pub(crate) fn backward<E: Stored>(
 ) {
     let active = Active::for_gradient(exec, h, width, saved.targets);
     let count = active.rows.len();
-    let (d_nll, lse) = (active.pick(saved.d_nll), active.pick(saved.lse));
+    let (d_row, lse) = (active.pick(saved.d_row), active.pick(saved.lse));
     let pairs = active.pairs(exec, w);
     let mut grad = exec.memory.zeros::<f32>(count * width);
     let vocab = dw.len() / width.max(1);
@@ -337,8 +339,8 @@ pub(crate) fn backward<E: Stored>(
                 let at = row + task * step;
                 for (i, logits) in logits.chunks_exact_mut(cols).enumerate() {
                     let target = active.targets[at + i] as usize;
-                    let (lse, d) = (lse[at + i], d_nll[at + i]);
-                    exec.run(LogitGrad { logits, pairs, target: target.checked_sub(first), lse, d });
+                    let (target, row) = (target.checked_sub(first), (lse[at + i], d_row[at + i]));
+                    exec.run(LogitGrad { logits, pairs, target, row, z: saved.z });
                 }
             });
             let logits = gradients(logits, cols, pairs);
@@ -374,7 +376,7 @@ pub(crate) fn with_gradient<E: Stored>(
     exec: &Exec,
     (h, width): (Data<'_>, usize),
     w: Mat<'_>,
-    (d_nll, targets): (&[f32], &[u32]),
+    (d_row, z, targets): (&[f32], f32, &[u32]),
     (out, mut combine): (Outputs<'_, E>, Option<OverSlices<'_>>),
 ) {
     out.nll.fill(0.0);
@@ -390,7 +392,7 @@ pub(crate) fn with_gradient<E: Stored>(
         }
         return;
     }
-    let d_nll = active.pick(d_nll);
+    let d_row = active.pick(d_row);
     let pairs = active.pairs(exec, w);
     let panels = pack_panels(exec, w.t(), (width, vocab), pairs);
     let panels_back = pack_panels(exec, w, (vocab, width), pairs);
@@ -407,10 +409,10 @@ pub(crate) fn with_gradient<E: Stored>(
         let row_stats = &mut row_stats[..rows];
         let all = Tile::new(logits, rows, vocab, vocab);
         let gradient = |row: usize, lse: f32| {
-            let (target, d) = (active.targets[first + row] as usize, d_nll[first + row]);
+            let (target, row_of) = (active.targets[first + row] as usize, (lse, d_row[first + row]));
             // SAFETY: tasks have different rows.
             let mut logits = unsafe { all.sub(row, 0, 1, vocab) };
-            exec.run(LogitGrad { logits: logits.row(0), pairs, target: Some(target), lse, d });
+            exec.run(LogitGrad { logits: logits.row(0), pairs, target: Some(target), row: row_of, z });
         };
         exec.chunks(row_stats, 4, (rows * vocab) as f64 * 1.5, |task, out| {
             for (i, out) in out.iter_mut().enumerate() {
@@ -484,8 +486,10 @@ struct LogitGrad<'a> {
     pairs: bool,
     /// The target's place, which may lie beyond this row.
     target: Option<usize>,
-    lse: f32,
-    d: f32,
+    /// Its log-sum-exp, and the derivative of the whole loss by that of the row.
+    row: (f32, f32),
+    /// Coefficient of the z-loss.
+    z: f32,
 }
 
 impl Kernel for LogitGrad<'_> {
@@ -493,11 +497,18 @@ impl Kernel for LogitGrad<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (lse, d) = (s.splat(self.lse), s.splat(self.d));
+        let (lse, d_nll) = self.row;
+        // Without a z-loss nothing of it may show, not even the NaN of 0 · ∞.
+        let d_z = if self.z == 0.0 { 0.0 } else { 2.0 * self.z * lse * d_nll };
+        let (lse, d) = (s.splat(lse), s.splat(d_nll + d_z));
         let x = self.logits;
         let target = self.target.filter(|t| *t < x.len());
         let logit = s.splat(target.map_or(0.0, |t| x[t]));
-        let at_target = s.array(s.mul(s.sub(exp(s, s.sub(logit, lse)), s.splat(1.0)), d))[0];
+        let p = exp(s, s.sub(logit, lse));
+        let mut at_target = s.array(s.mul(s.sub(p, s.splat(1.0)), s.splat(d_nll)))[0];
+        if self.z != 0.0 {
+            at_target += s.array(p)[0] * d_z;
+        }
         for at in (0..x.len()).step_by(LANES) {
             let g = s.mul(exp(s, s.sub(load(s, x, at), lse)), d);
             if self.pairs {

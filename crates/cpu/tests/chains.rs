@@ -2,7 +2,9 @@
 
 use llamero_cpu::{Cpu, Path};
 use llamero_tensor::testing::{random, random_ids};
-use llamero_tensor::{Backend, CachedSegment, DType, Heads, NO_TARGET, Segment, Segments, Shape, Tensor};
+use llamero_tensor::{
+    Backend, CachedSegment, DType, Heads, NO_TARGET, RowLoss, Segment, Segments, Shape, Tensor,
+};
 
 fn bits(cpu: &Cpu, x: &Tensor) -> Vec<u32> {
     cpu.download(x).iter().map(|x| x.to_bits()).collect()
@@ -74,7 +76,13 @@ fn weight_gradients_of_two_halves_are_those_of_the_whole() {
                 (part(&cpu, &h, r.clone()), part(&cpu, &dy, r.clone()), part(&cpu, &d_nll, r.clone()));
             let targets = &targets[r.clone()];
             let lse = cpu.linear_cross_entropy(&h, &w, targets).lse;
-            cpu.linear_cross_entropy_backward(&d_nll, (&h, &w), targets, &lse, &mut dw);
+            cpu.linear_cross_entropy_backward(
+                RowLoss::cross_entropy(&d_nll),
+                (&h, &w),
+                targets,
+                &lse,
+                &mut dw,
+            );
             cpu.linear_backward_weight(&dy, &h, &mut square);
             cpu.rms_norm_backward(&dy, &h, &g, 1e-5, &mut dg);
             cpu.embed_backward(&dy, &ids[r.clone()], &mut table);

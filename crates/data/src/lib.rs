@@ -16,7 +16,7 @@ mod tokenize;
 pub use baseline::NgramBaseline;
 pub use documents::{Document, Domain};
 pub use error::DataError;
-pub use loader::{Batch, Loader, Sequence};
+pub use loader::{Batch, Loader, Place, Sequence};
 pub use order::{hash_fraction, shuffled};
 pub use store::{DocumentEntry, TokenStore, TokenWriter};
 pub use tokenize::{DataConfig, TokenizeReport, tokenize};

@@ -5,11 +5,14 @@
 //! of a stretch of training. A sequence holds whole documents and at most two cut ones; a document that continues from
 //! another sequence starts again at position 0, because its earlier part is not visible. The last token of a document
 //! has no target.
+//!
+//! Where a run goes from short sequences to long ones, `length` is the longest, and shorter ones are parts of such a chunk.
+//! The documents of one domain can be read as a stream of their own, with their own epochs.
 
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::{Mutex, OnceLock};
 
-use crate::{DataError, TokenStore, shuffled};
+use crate::{DataError, Domain, TokenStore, shuffled};
 
 /// One training sequence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,12 +54,51 @@ impl Batch {
     }
 }
 
-/// Reads sequences of a fixed length from a store.
+/// Where a sequence of a run is read: in a part of a chunk of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Number of the sequence in the run.
+    pub number: u64,
+    /// The stream: the documents of a domain, or all of them.
+    pub domain: Option<Domain>,
+    /// Number of the chunk in its stream, counted over all epochs.
+    pub chunk: u64,
+    /// Tokens of the chunk.
+    pub part: Range<usize>,
+}
+
+/// Reads sequences from a store, cut from chunks of a fixed length.
 pub struct Loader {
     store: TokenStore,
     length: usize,
     seed: u64,
+    all: Stream,
+    /// In the order of [`Domain::ALL`], made when first asked for.
+    of_domain: [OnceLock<Stream>; Domain::ALL.len()],
+}
+
+/// Documents that are read one after another, epoch by epoch.
+struct Stream {
+    /// `None` where they are all of the store.
+    documents: Option<Vec<u32>>,
+    tokens: u64,
+    seed: u64,
     epoch: Mutex<Option<Epoch>>,
+}
+
+impl Stream {
+    fn of_domain(store: &TokenStore, domain: Domain, seed: u64) -> Self {
+        let own = |d: &u32| store.document(*d as usize).domain == domain;
+        let documents: Vec<u32> = (0..store.num_documents() as u32).filter(own).collect();
+        let length = |d: &u32| {
+            let tokens = store.document(*d as usize).tokens;
+            tokens.end - tokens.start
+        };
+        let tokens = documents.iter().map(length).sum();
+        // Another order than that of the whole store, and of every other domain.
+        let seed = seed ^ (domain as u64 + 1).wrapping_mul(0xa076_1d64_78bd_642f);
+        Self { documents: Some(documents), tokens, seed, epoch: Mutex::new(None) }
+    }
 }
 
 struct Epoch {
@@ -69,24 +111,24 @@ struct Epoch {
 }
 
 impl Loader {
-    /// A loader of sequences of `length` tokens; the store must hold at least one sequence.
+    /// A loader of sequences of `length` tokens, or parts of them; the store must hold at least one sequence.
     pub fn new(store: TokenStore, length: usize, seed: u64) -> Result<Self, DataError> {
-        let loader = Self { store, length, seed, epoch: Mutex::new(None) };
-        if loader.sequences_per_epoch() == 0 {
-            return Err(DataError::TooLittle {
-                found: format!(
-                    "{} training tokens, fewer than one sequence of {length}",
-                    loader.store.num_tokens()
-                ),
-                hint: "give more text in `curate.sources`, or a shorter `pretrain.sequence`".into(),
-            });
-        }
+        let all = Stream { documents: None, tokens: store.num_tokens(), seed, epoch: Mutex::new(None) };
+        let loader =
+            Self { store, length, seed, all, of_domain: [const { OnceLock::new() }; Domain::ALL.len()] };
+        loader.stream(None)?;
         Ok(loader)
     }
 
     /// Whole sequences in one pass over the documents; the rest of the stream is left out of that pass.
     pub fn sequences_per_epoch(&self) -> u64 {
-        self.store.num_tokens() / self.length as u64
+        self.all.tokens / self.length as u64
+    }
+
+    /// Tokens that are read of a domain in one pass over its documents. An error when they are too few for a sequence.
+    pub fn tokens_per_epoch(&self, domain: Domain) -> Result<u64, DataError> {
+        let length = self.length as u64;
+        self.stream(Some(domain)).map(|stream| stream.tokens / length * length)
     }
 
     /// The store read from.
@@ -94,21 +136,53 @@ impl Loader {
         &self.store
     }
 
-    /// Sequence number `index`, counted over all epochs.
+    /// Sequence number `index`, counted over all epochs, when all have the full length and all domains are read as one.
     pub fn sequence(&self, index: u64) -> Result<Sequence, DataError> {
-        let per_epoch = self.sequences_per_epoch();
-        let (number, within) = (index / per_epoch, index % per_epoch);
-        let mut cached = self.epoch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if cached.as_ref().is_none_or(|e| e.number != number) {
-            *cached = Some(self.epoch(number));
-        }
-        let Some(epoch) = cached.as_ref() else { unreachable!("the epoch was just set") };
-        let start = u64::from(epoch.visits[within as usize]) * self.length as u64;
-        self.cut(epoch, start..start + self.length as u64)
+        self.read(&Place { number: index, domain: None, chunk: index, part: 0..self.length })
     }
 
-    fn epoch(&self, number: u64) -> Epoch {
-        let order = shuffled(self.store.num_documents(), self.seed, number);
+    /// The sequence at a place. Its number does not matter.
+    pub fn read(&self, place: &Place) -> Result<Sequence, DataError> {
+        let Place { domain, chunk, part, .. } = place;
+        let length = self.length;
+        assert!(part.end <= length, "read: tokens {part:?} of chunks of {length}");
+        let stream = self.stream(*domain)?;
+        let per_epoch = stream.tokens / length as u64;
+        let (number, within) = (chunk / per_epoch, chunk % per_epoch);
+        let mut cached = stream.epoch.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if cached.as_ref().is_none_or(|e| e.number != number) {
+            *cached = Some(self.epoch(stream, number));
+        }
+        let Some(epoch) = cached.as_ref() else { unreachable!("the epoch was just set") };
+        let start = u64::from(epoch.visits[within as usize]) * length as u64;
+        self.cut(epoch, start + part.start as u64..start + part.end as u64)
+    }
+
+    fn stream(&self, domain: Option<Domain>) -> Result<&Stream, DataError> {
+        let stream = match domain {
+            None => &self.all,
+            Some(domain) => self.of_domain[domain as usize]
+                .get_or_init(|| Stream::of_domain(&self.store, domain, self.seed)),
+        };
+        if stream.tokens >= self.length as u64 {
+            return Ok(stream);
+        }
+        let of = domain.map(|domain| format!(" of domain `{}`", domain.name())).unwrap_or_default();
+        Err(DataError::TooLittle {
+            found: format!(
+                "{} training tokens{of}, fewer than one sequence of {}",
+                stream.tokens, self.length
+            ),
+            hint: "give more text in `curate.sources`, or a shorter `pretrain.sequence`".into(),
+        })
+    }
+
+    fn epoch(&self, stream: &Stream, number: u64) -> Epoch {
+        let count = stream.documents.as_ref().map_or(self.store.num_documents(), Vec::len);
+        let mut order = shuffled(count, stream.seed, number);
+        if let Some(documents) = &stream.documents {
+            order.iter_mut().for_each(|d| *d = documents[*d as usize]);
+        }
         let mut end = 0;
         let ends = order.iter().map(|&d| {
             let tokens = self.store.document(d as usize).tokens;
@@ -116,7 +190,7 @@ impl Loader {
             end
         });
         let ends = ends.collect();
-        let visits = shuffled(self.sequences_per_epoch() as usize, !self.seed, number);
+        let visits = shuffled((stream.tokens / self.length as u64) as usize, !stream.seed, number);
         Epoch { number, order, ends, visits }
     }
 
@@ -148,7 +222,7 @@ impl Loader {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Domain, TokenWriter};
+    use crate::TokenWriter;
 
     fn store(dir: &std::path::Path, lengths: &[usize]) -> TokenStore {
         let mut writer = TokenWriter::create(dir, "train", 50_000, "test").unwrap();
@@ -198,6 +272,55 @@ mod tests {
         }
         let epoch = loader.sequences_per_epoch() as usize;
         assert_ne!(forward[..epoch], forward[epoch..2 * epoch]);
+    }
+
+    #[test]
+    fn a_domain_is_a_stream_of_its_own_and_parts_make_a_chunk() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = TokenWriter::create(dir.path(), "train", 2_000, "test").unwrap();
+        for d in 0..20u32 {
+            let ids: Vec<u32> = (0..3 + d % 7).map(|i| d * 100 + i).collect();
+            let domain = if d % 3 == 0 { Domain::Code } else { Domain::Prose };
+            writer.push(&ids, 1, domain).unwrap();
+        }
+        writer.finish().unwrap();
+        let open = |seed| Loader::new(TokenStore::open(dir.path(), "train").unwrap(), 8, seed).unwrap();
+        let loader = open(5);
+        for domain in Domain::ALL {
+            let at =
+                |chunk, part| loader.read(&Place { number: 0, domain: Some(domain), chunk, part }).unwrap();
+            let chunks = loader.tokens_per_epoch(domain).unwrap() / 8;
+            assert!(chunks > 2);
+            let mut seen = Vec::new();
+            for chunk in 0..chunks {
+                let (whole, halves) = (at(chunk, 0..8), [at(chunk, 0..4), at(chunk, 4..8)]);
+                assert_eq!(whole.tokens, halves.each_ref().map(|half| half.tokens.clone()).concat());
+                assert_eq!(whole.targets, halves.each_ref().map(|half| half.targets.clone()).concat());
+                assert!(halves.iter().all(|half| half.documents.iter().sum::<usize>() == 4));
+                assert!(whole.tokens.iter().all(|t| (t / 100 % 3 == 0) == (domain == Domain::Code)));
+                seen.extend(whole.tokens);
+            }
+            let first = seen.clone();
+            seen.sort_unstable();
+            seen.dedup();
+            assert_eq!(seen.len() as u64, chunks * 8, "a token was seen twice");
+            let second: Vec<u32> = (chunks..2 * chunks).flat_map(|chunk| at(chunk, 0..8).tokens).collect();
+            assert_ne!(first, second);
+        }
+        let whole: Vec<_> = (0..9).map(|i| loader.sequence(i).unwrap()).collect();
+        let fresh = open(5);
+        assert!(
+            (0..9).rev().all(|i| fresh.sequence(i).unwrap() == whole[i as usize]),
+            "domains change the whole"
+        );
+    }
+
+    #[test]
+    fn a_domain_without_text_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let loader = Loader::new(store(dir.path(), &[50]), 16, 9).unwrap();
+        let error = loader.tokens_per_epoch(Domain::Code).unwrap_err().to_string();
+        assert!(error.contains("0 training tokens of domain `code`"), "{error}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use llamero_autograd::{GradSink, Param, Tape, Targets, Var};
 use llamero_comm::{Comm, CommError};
-use llamero_tensor::{Backend, DType, Heads, RopeTable, Segments, Shape, Tensor, pieces};
+use llamero_tensor::{Backend, CrossEntropy, DType, Heads, RopeTable, Segments, Shape, Tensor, pieces};
 use serde::{Deserialize, Serialize};
 
 use crate::{Config, Linear, ParamSpec, Placement, Shard, Vocabulary, rope_table};
@@ -142,7 +142,7 @@ impl Llama {
         targets: Targets<'_>,
         wanted: Option<&Var>,
         sink: &mut dyn GradSink,
-    ) -> Result<(Tensor, Option<Tensor>), CommError> {
+    ) -> Result<(CrossEntropy, Option<Tensor>), CommError> {
         let Some(head) = self.head() else { panic!("finish: a stage without the last block") };
         tape.finish_with_cross_entropy_over_ranks(h, self.vocabulary.part(head), targets, wanted, sink)
     }

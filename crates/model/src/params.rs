@@ -60,7 +60,27 @@ pub struct ParamSpec {
     pub parts: Vec<ParamPart>,
 }
 
+/// Kinds of weights that an optimiser may treat differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Weights of norms.
+    Norm,
+    /// Embedding and output projection: a row for each entry of the vocabulary.
+    Vocabulary,
+    /// Every other matrix.
+    Matrix,
+}
+
 impl ParamSpec {
+    /// Its kind.
+    pub fn group(&self) -> Group {
+        match (self.decay, self.layer) {
+            (false, _) => Group::Norm,
+            (true, None) => Group::Vocabulary,
+            (true, Some(_)) => Group::Matrix,
+        }
+    }
+
     /// Number of elements.
     pub fn elements(&self) -> u64 {
         self.shape.rows as u64 * self.shape.cols as u64

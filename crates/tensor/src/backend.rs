@@ -36,6 +36,22 @@ pub struct CrossEntropy {
     pub lse: Tensor,
 }
 
+/// The loss of a row and how much it counts: `nll + z · lse²`.
+#[derive(Clone, Copy)]
+pub struct RowLoss<'a> {
+    /// Derivative of the whole loss by that of each row, `[T, 1]` f32.
+    pub d_row: &'a Tensor,
+    /// Coefficient of the squared log-sum-exp (z-loss; Chowdhery et al. 2022, §5); 0 leaves the cross-entropy alone.
+    pub z: f32,
+}
+
+impl<'a> RowLoss<'a> {
+    /// The cross-entropy alone.
+    pub fn cross_entropy(d_row: &'a Tensor) -> Self {
+        Self { d_row, z: 0.0 }
+    }
+}
+
 /// Hyper-parameters of one AdamW step (Loshchilov and Hutter 2019, decoupled weight decay).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
@@ -252,29 +268,29 @@ pub trait Backend: Send + Sync {
     /// [`TARGET_ELSEWHERE`] where `w` is a slice of the vocabulary without the target.
     fn linear_cross_entropy(&self, h: &Tensor, w: &Tensor, targets: &[u32]) -> CrossEntropy;
 
-    /// Gradient of [`Backend::linear_cross_entropy`] given `d_nll [T, 1]` f32: returns `dh [T, C]`, adds into `dw [V, C]` f32.
+    /// Gradient of the `loss` of the rows of [`Backend::linear_cross_entropy`]: returns `dh [T, C]`, adds into `dw [V, C]` f32.
     fn linear_cross_entropy_backward(
         &self,
-        d_nll: &Tensor,
+        loss: RowLoss<'_>,
         input: (&Tensor, &Tensor),
         targets: &[u32],
         lse: &Tensor,
         dw: &mut Tensor,
     ) -> Tensor;
 
-    /// [`Backend::linear_cross_entropy`] and its gradient for a `d_nll` that is known beforehand: losses, `dh`, and `dw`
+    /// [`Backend::linear_cross_entropy`] and its gradient for a `loss` that is known beforehand: losses, `dh`, and `dw`
     /// added to. A backend that has the logits of a block once may do both with them; results differ from the two
     /// separate calls in rounding only.
     fn linear_cross_entropy_with_gradient(
         &self,
-        d_nll: &Tensor,
+        loss: RowLoss<'_>,
         input: (&Tensor, &Tensor),
         targets: &[u32],
         dw: &mut Tensor,
     ) -> (CrossEntropy, Tensor) {
-        let loss = self.linear_cross_entropy(input.0, input.1, targets);
-        let dh = self.linear_cross_entropy_backward(d_nll, input, targets, &loss.lse, dw);
-        (loss, dh)
+        let found = self.linear_cross_entropy(input.0, input.1, targets);
+        let dh = self.linear_cross_entropy_backward(loss, input, targets, &found.lse, dw);
+        (found, dh)
     }
 
     /// [`Backend::linear_cross_entropy_with_gradient`] where `w` is a slice of the vocabulary. `combine` is called for some rows
@@ -283,14 +299,14 @@ pub trait Backend: Send + Sync {
     /// [`NO_TARGET`], so all slices come to the same ones.
     fn linear_cross_entropy_with_gradient_of_slice(
         &self,
-        d_nll: &Tensor,
+        loss: RowLoss<'_>,
         input: (&Tensor, &Tensor),
         targets: &[u32],
         dw: &mut Tensor,
         combine: &mut dyn FnMut(&mut [[f32; 2]]),
     ) -> (CrossEntropy, Tensor) {
-        let loss = self.linear_cross_entropy(input.0, input.1, targets);
-        let (lse, nll) = (self.download(&loss.lse), self.download(&loss.nll));
+        let own = self.linear_cross_entropy(input.0, input.1, targets);
+        let (lse, nll) = (self.download(&own.lse), self.download(&own.nll));
         let mut rows: Vec<[f32; 2]> = lse.iter().zip(&nll).map(|(lse, nll)| [*lse, lse - nll]).collect();
         combine(&mut rows);
         let counts = |i: usize| f32::from(u8::from(targets[i] != NO_TARGET));
@@ -299,7 +315,7 @@ pub trait Backend: Send + Sync {
             self.upload(&values, Shape::new(values.len(), 1), DType::F32)
         };
         let (lse, nll) = (column(&|[lse, _]| lse), column(&|[lse, target]| lse - target));
-        let dh = self.linear_cross_entropy_backward(d_nll, input, targets, &lse, dw);
+        let dh = self.linear_cross_entropy_backward(loss, input, targets, &lse, dw);
         (CrossEntropy { nll, lse }, dh)
     }
 

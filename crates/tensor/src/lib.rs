@@ -17,7 +17,7 @@ mod tensor;
 pub mod testing;
 
 pub use backend::{
-    AdamW, AdamWState, Attention, Backend, CrossEntropy, Master, Memory, NO_TARGET, TARGET_ELSEWHERE,
+    AdamW, AdamWState, Attention, Backend, CrossEntropy, Master, Memory, NO_TARGET, RowLoss, TARGET_ELSEWHERE,
 };
 pub use layout::{CachedSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces};
 pub use tensor::{DType, LowHalves, Shape, Tensor};

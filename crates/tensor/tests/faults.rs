@@ -7,7 +7,7 @@ use llamero_tensor::testing::Oracle;
 use llamero_tensor::testing::suite::{self, Group};
 use llamero_tensor::{
     AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
-    Memory, RopeDirection, RopeTable, Segment, Segments, Shape, Tensor,
+    Memory, RopeDirection, RopeTable, RowLoss, Segment, Segments, Shape, Tensor,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,7 +42,9 @@ enum Fault {
     HeadSwallowsNan,
     HeadGradientOverwrites,
     HeadGradientForgetsTarget,
+    HeadGradientForgetsZ,
     HeadAtOnceForgetsScale,
+    HeadAtOnceForgetsZ,
     HeadAtOnceCountsMasked,
     HeadAtOnceSwallowsNan,
     AdamWCoupledDecay,
@@ -268,7 +270,7 @@ impl Backend for Faulty {
     }
     fn linear_cross_entropy_backward(
         &self,
-        d_nll: &Tensor,
+        loss: RowLoss<'_>,
         input: (&Tensor, &Tensor),
         targets: &[u32],
         lse: &Tensor,
@@ -277,17 +279,21 @@ impl Backend for Faulty {
         self.zeroed_if(Fault::HeadGradientOverwrites, dw);
         let shifted =
             self.map(lse, |_, v| if self.is(Fault::HeadGradientForgetsTarget) { v + 0.1 } else { v });
-        self.inner.linear_cross_entropy_backward(d_nll, input, targets, &shifted, dw)
+        let z = if self.is(Fault::HeadGradientForgetsZ) { 0.0 } else { loss.z };
+        self.inner.linear_cross_entropy_backward(RowLoss { z, ..loss }, input, targets, &shifted, dw)
     }
     fn linear_cross_entropy_with_gradient(
         &self,
-        d_nll: &Tensor,
+        loss: RowLoss<'_>,
         input: (&Tensor, &Tensor),
         targets: &[u32],
         dw: &mut Tensor,
     ) -> (CrossEntropy, Tensor) {
-        let scaled = self.map(d_nll, |_, v| if self.is(Fault::HeadAtOnceForgetsScale) { 1.0 } else { v });
-        let (mut loss, mut dh) = self.inner.linear_cross_entropy_with_gradient(&scaled, input, targets, dw);
+        let forgets = self.is(Fault::HeadAtOnceForgetsScale);
+        let scaled = self.map(loss.d_row, |_, v| if forgets { 1.0 } else { v });
+        let z = if self.is(Fault::HeadAtOnceForgetsZ) { 0.0 } else { loss.z };
+        let loss = RowLoss { d_row: &scaled, z };
+        let (mut loss, mut dh) = self.inner.linear_cross_entropy_with_gradient(loss, input, targets, dw);
         if self.is(Fault::HeadAtOnceCountsMasked) {
             loss.nll = self.map(&loss.nll, |i, v| if targets[i] == u32::MAX { 1.0 } else { v });
         }
@@ -375,6 +381,8 @@ fn faults_in_gate_embedding_head_and_optimizer_are_caught() {
     caught(suite::head::backward, Fault::HeadGradientOverwrites);
     caught(suite::head::backward, Fault::HeadGradientForgetsTarget);
     caught(suite::head::with_gradient, Fault::HeadAtOnceForgetsScale);
+    caught(suite::head::z_loss, Fault::HeadGradientForgetsZ);
+    caught(suite::head::z_loss, Fault::HeadAtOnceForgetsZ);
     caught(suite::head::no_target, Fault::HeadAtOnceCountsMasked);
     caught(suite::head::non_finite, Fault::HeadAtOnceSwallowsNan);
     caught(suite::optimizer::adamw, Fault::AdamWCoupledDecay);

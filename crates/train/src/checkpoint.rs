@@ -10,6 +10,8 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, SeekFrom, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use llamero_autograd::Param;
@@ -26,6 +28,7 @@ use crate::{Ranks, TrainError, Trainer};
 pub struct Checkpoints {
     dir: PathBuf,
     interval: Duration,
+    stop: Arc<AtomicBool>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -37,6 +40,13 @@ struct State {
     model: Config,
     /// One for each rank that wrote it.
     files: Vec<Shards>,
+}
+
+impl State {
+    /// Whether it was saved after the first weights that go into an average.
+    fn has_sums(&self) -> bool {
+        self.files.iter().flat_map(|shards| &shards.pieces).any(|piece| piece.kind == Kind::WeightSum)
+    }
 }
 
 /// A file and what is in it.
@@ -70,9 +80,16 @@ enum Kind {
     Weight,
     FirstMoment,
     SecondMoment,
+    /// Sums that an average of weights is taken of; in the annealing phase only.
+    WeightSum,
 }
 
-const KINDS: [Kind; 3] = [Kind::Weight, Kind::FirstMoment, Kind::SecondMoment];
+const KINDS: [Kind; 4] = [Kind::Weight, Kind::FirstMoment, Kind::SecondMoment, Kind::WeightSum];
+
+/// The kinds that there are.
+fn kinds(with_sums: bool) -> impl Iterator<Item = Kind> {
+    KINDS.into_iter().filter(move |kind| with_sums || *kind != Kind::WeightSum)
+}
 
 /// At least this long between checkpoints; a kill loses at most about that much work.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -92,12 +109,21 @@ fn fail(path: &Path) -> impl Fn(std::io::Error) -> TrainError {
 impl Checkpoints {
     /// Checkpoints below `dir`, which is created when the first is saved.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into(), interval: INTERVAL }
+        Self { dir: dir.into(), interval: INTERVAL, stop: Arc::default() }
     }
 
     /// Saves at most once in `interval`; zero saves after every step.
     pub fn every(self, interval: Duration) -> Self {
         Self { interval, ..self }
+    }
+
+    /// Training stops with a checkpoint as soon as somebody sets `stop` (a signal, say) on the first rank.
+    pub fn until(self, stop: Arc<AtomicBool>) -> Self {
+        Self { stop, ..self }
+    }
+
+    pub(crate) fn asked_to_stop(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// How long to train before the next save when the last one took `saving`: the interval, but saving a large model
@@ -160,6 +186,11 @@ impl Checkpoints {
         let newest = self.list().pop();
         let name = newest.as_ref().and_then(|p| p.file_name()).map(|n| n.to_string_lossy());
         name.and_then(|n| n.strip_prefix("step-")?.parse().ok()).unwrap_or(0)
+    }
+
+    /// The folder of the newest.
+    pub(crate) fn newest(&self) -> Option<PathBuf> {
+        self.list().pop()
     }
 
     /// Published checkpoints, oldest first.
@@ -254,18 +285,12 @@ fn runs(spec: &ParamSpec, place: &Placement, local: &Range<usize>) -> Vec<(Range
 }
 
 /// The rows of a parameter that this rank updates, as f32.
-fn owned_tensor(kind: Kind, value: &Tensor, owned: &Owned, backend: &dyn Backend) -> Tensor {
-    match (kind, &owned.low) {
-        (Kind::FirstMoment, _) => owned.m.clone(),
-        (Kind::SecondMoment, _) => owned.v.clone(),
-        (Kind::Weight, None) if owned.rows.len() == value.rows() => value.clone(),
-        (Kind::Weight, Some(low)) if owned.rows.len() == value.rows() => backend.join(value, low),
-        (Kind::Weight, low) => {
-            let rows = owned.rows.clone();
-            let mut own = backend.zeros(Shape::new(rows.len(), value.cols()), value.dtype());
-            backend.copy_rows(&mut own, 0, value, rows, 0..value.cols());
-            low.as_ref().map_or(own.clone(), |low| backend.join(&own, low))
-        }
+fn owned_tensor(kind: Kind, value: &Tensor, owned: &Owned, backend: &dyn Backend) -> Option<Tensor> {
+    match kind {
+        Kind::FirstMoment => Some(owned.m.clone()),
+        Kind::SecondMoment => Some(owned.v.clone()),
+        Kind::Weight => Some(owned.master(value, backend)),
+        Kind::WeightSum => owned.sum.clone(),
     }
 }
 
@@ -295,7 +320,7 @@ fn write_shards(dir: &Path, trainer: &Trainer<'_>) -> Result<Shards, TrainError>
                 continue;
             }
             table_written |= param.id == 0;
-            let tensor = owned_tensor(kind, &param.value, state, backend);
+            let Some(tensor) = owned_tensor(kind, &param.value, state, backend) else { continue };
             for (local, rows) in runs(spec, place, &state.rows) {
                 let own = local.start - state.rows.start..local.end - state.rows.start;
                 let blake3 = write_rows(&mut out, backend, &tensor, own).map_err(fail(&path))?;
@@ -382,6 +407,9 @@ fn check(dir: &Path, trainer: &Trainer<'_>) -> Result<State, String> {
     if state.model != *config {
         return Err("it belongs to another model".into());
     }
+    if state.has_sums() != (trainer.config().num_averaged(state.progress.step) > 0) {
+        return Err("it belongs to a run whose weights are averaged over other steps".into());
+    }
     let table = config.params();
     let holds = |name: &str| trainer.stages().iter().flat_map(Llama::params).any(|p| p.name == name);
     for shards in &state.files {
@@ -396,7 +424,7 @@ fn check(dir: &Path, trainer: &Trainer<'_>) -> Result<State, String> {
     let params = params.flat_map(|(stage, place)| stage.params().map(move |param| (param, place)));
     for ((param, place), owned) in params.zip(&trainer.optimizer.states) {
         let spec = &table[param.id];
-        for kind in KINDS {
+        for kind in kinds(state.has_sums()) {
             let cols = spec.local_cols(place);
             for (_, rows) in runs(spec, place, &needed(kind, param, owned)) {
                 let found: usize = overlaps(&state, kind, &param.name, &rows, &cols)
@@ -444,12 +472,14 @@ fn restore(dir: &Path, trainer: &mut Trainer<'_>, state: &State) -> Result<(), T
     let params = params.flat_map(|(stage, place)| stage.params_mut().map(move |param| (param, place)));
     for ((param, place), owned) in params.zip(&mut optimizer.states) {
         let spec = &table[param.id];
-        for kind in KINDS {
+        owned.sum = None;
+        for kind in kinds(state.has_sums()) {
             let wanted = needed(kind, param, owned);
             let tensor = read_tensor(dir, state, (kind, spec, place), wanted, backend)?;
             match (kind, &mut owned.low) {
                 (Kind::FirstMoment, _) => owned.m = tensor,
                 (Kind::SecondMoment, _) => owned.v = tensor,
+                (Kind::WeightSum, _) => owned.sum = Some(tensor),
                 (Kind::Weight, None) => param.value = tensor,
                 (Kind::Weight, Some(low)) if owned.rows.len() == tensor.rows() => {
                     (param.value, *low) = backend.split(&tensor);

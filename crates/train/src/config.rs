@@ -1,9 +1,9 @@
 //! Settings of a training run that are part of its recipe.
 
-use llamero_model::Recompute;
+use llamero_model::{Group, Recompute};
 use serde::{Deserialize, Serialize};
 
-use crate::{PipelineConfig, TrainError};
+use crate::{Annealing, MixStage, PipelineConfig, RampStage, TrainError};
 
 /// AdamW and the learning-rate schedule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -25,6 +25,46 @@ pub struct OptimizerConfig {
     pub weight_decay: f64,
     /// Gradients are scaled down to at most this global norm.
     pub clip_norm: f64,
+    /// Steps that the cosine is laid out for; when absent, it ends with the run, or where annealing begins.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cosine_steps: Option<u64>,
+    /// Whether the embedding and the output projection decay like other matrices.
+    #[serde(skip_serializing_if = "is_true")]
+    pub decay_embeddings: bool,
+    /// Learning rate of the embedding and the output projection, as a multiple of that of the other weights.
+    #[serde(skip_serializing_if = "is_one")]
+    pub embedding_lr: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_true(x: &bool) -> bool {
+    *x
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_one(x: &f64) -> bool {
+    *x == 1.0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
+}
+
+impl OptimizerConfig {
+    /// Weight decay of a kind of weight.
+    pub(crate) fn decay_of(&self, group: Group) -> f64 {
+        match group {
+            Group::Norm => 0.0,
+            Group::Vocabulary if !self.decay_embeddings => 0.0,
+            Group::Vocabulary | Group::Matrix => self.weight_decay,
+        }
+    }
+
+    /// What the learning rate of a kind of weight is multiplied by.
+    pub(crate) fn lr_scale(&self, group: Group) -> f64 {
+        if group == Group::Vocabulary { self.embedding_lr } else { 1.0 }
+    }
 }
 
 impl Default for OptimizerConfig {
@@ -39,6 +79,9 @@ impl Default for OptimizerConfig {
             eps: 1e-8,
             weight_decay: 0.1,
             clip_norm: 1.0,
+            cosine_steps: None,
+            decay_embeddings: true,
+            embedding_lr: 1.0,
         }
     }
 }
@@ -50,6 +93,9 @@ pub struct TrainConfig {
     /// Updates; when absent, a time budget decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
+    /// The length of the run in tokens instead: it ends with the first update after which so many were read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
     /// Tokens per sequence.
     pub sequence: usize,
     /// Seed of the order of the data.
@@ -62,6 +108,18 @@ pub struct TrainConfig {
     pub micro_batch: usize,
     /// AdamW and schedule.
     pub optimizer: OptimizerConfig,
+    /// Changes of batch and length of sequences in the course of the run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ramp: Vec<RampStage>,
+    /// Shares of the domains; when empty, documents come as they are.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub mix: Vec<MixStage>,
+    /// The end of the run, if it is annealed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anneal: Option<Annealing>,
+    /// Coefficient of the mean squared log-sum-exp that is added to the loss (Chowdhery et al. 2022, §5); none with 0.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub z_loss: f64,
     /// A step whose loss is above this multiple of the recent mean is skipped.
     pub spike_factor: f64,
     /// Training stops after this many skipped steps in a row.
@@ -80,11 +138,16 @@ impl Default for TrainConfig {
     fn default() -> Self {
         Self {
             steps: None,
+            tokens: None,
             sequence: 512,
             seed: 1,
             batch: 16,
             micro_batch: 4,
             optimizer: OptimizerConfig::default(),
+            ramp: Vec::new(),
+            mix: Vec::new(),
+            anneal: None,
+            z_loss: 0.0,
             spike_factor: 4.0,
             max_skipped_steps: 5,
             recompute: Recompute::default(),
@@ -95,12 +158,7 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
-    /// Updates of a run whose number of steps is settled.
-    pub fn num_steps(&self) -> u64 {
-        self.steps.unwrap_or(0)
-    }
-
-    /// Tokens of one update.
+    /// Tokens of one update, before any ramp.
     pub fn step_tokens(&self) -> usize {
         self.batch * self.sequence
     }
@@ -109,10 +167,10 @@ impl TrainConfig {
     pub fn validate(&self) -> Result<(), TrainError> {
         let o = &self.optimizer;
         let unit = |x: f64| (0.0..1.0).contains(&x);
-        let checks: [(&'static str, String, bool, &str); 13] = [
+        let checks: [(&'static str, String, bool, &str); 15] = [
             (
                 "steps",
-                self.num_steps().to_string(),
+                self.steps.unwrap_or(0).to_string(),
                 self.steps.is_none_or(|n| (1..=1 << 40).contains(&n)),
                 "1 to 2^40",
             ),
@@ -158,6 +216,13 @@ impl TrainConfig {
                 "above 1",
             ),
             (
+                "optimizer.embedding_lr",
+                o.embedding_lr.to_string(),
+                o.embedding_lr > 0.0 && o.embedding_lr.is_finite(),
+                "above 0",
+            ),
+            ("z_loss", self.z_loss.to_string(), (0.0..=1.0).contains(&self.z_loss), "0 to 1"),
+            (
                 "max_skipped_steps",
                 self.max_skipped_steps.to_string(),
                 self.max_skipped_steps > 0,
@@ -165,7 +230,7 @@ impl TrainConfig {
             ),
         ];
         match checks.into_iter().find(|(_, _, ok, _)| !ok) {
-            None => Ok(()),
+            None => self.validate_phases(),
             Some((key, found, _, allowed)) => {
                 Err(TrainError::OutOfRange { key, found, allowed: allowed.into() })
             }

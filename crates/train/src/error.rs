@@ -39,6 +39,12 @@ pub enum TrainError {
         /// Tensors and ranks.
         found: String,
     },
+    /// Somebody asked for it, e.g. by a signal; a checkpoint has all that was done.
+    #[error("stopped after step {step}, which is in a checkpoint\nhint: run the same command again to go on")]
+    Stopped {
+        /// Steps done.
+        step: u64,
+    },
     /// Too many steps in a row had to be skipped.
     #[error(
         "step {step}: {skipped} steps in a row were skipped, the last because {reason}\n\

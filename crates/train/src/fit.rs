@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use llamero_data::{DataError, Loader, Sequence};
+use llamero_data::{DataError, Loader, Place, Sequence};
 use serde::{Deserialize, Serialize};
 
 use crate::{Checkpoints, TrainError, Trainer};
@@ -11,11 +11,27 @@ use crate::{Checkpoints, TrainError, Trainer};
 pub trait SequenceSource {
     /// Sequence number `index`; defined for every number (sources start over).
     fn sequence(&self, index: u64) -> Result<Sequence, DataError>;
+
+    /// The sequence at a place. Sources of sequences that cannot be divided know those of a run of one length only.
+    fn read(&self, place: &Place) -> Result<Sequence, DataError> {
+        if place.domain.is_none() && place.chunk == place.number {
+            return self.sequence(place.number);
+        }
+        Err(DataError::OutOfRange {
+            key: "ramp.sequence or mix",
+            found: "given".into(),
+            allowed: "absent: these sequences have one length and no domain".into(),
+        })
+    }
 }
 
 impl SequenceSource for Loader {
     fn sequence(&self, index: u64) -> Result<Sequence, DataError> {
         Loader::sequence(self, index)
+    }
+
+    fn read(&self, place: &Place) -> Result<Sequence, DataError> {
+        Loader::read(self, place)
     }
 }
 
@@ -29,6 +45,9 @@ pub struct StepRecord {
     /// Mean loss in nats per target before the update.
     #[serde(with = "maybe_finite")]
     pub loss: f64,
+    /// What the z-loss adds to it, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub z_loss: Option<f64>,
     /// Global gradient norm before clipping.
     #[serde(with = "maybe_finite")]
     pub grad_norm: f64,
@@ -78,13 +97,35 @@ impl TrainReport {
     }
 }
 
-/// Trains to the end, from the newest checkpoint if there is one. `observe` sees every step as it is done, with the
-/// tokens per second since this process started.
+/// Who is told how a run goes on. Every rank may have one; usually the first has.
+pub trait Observer {
+    /// The state of `step` is there and the steps begin.
+    fn ready(&mut self, step: u64) {
+        let _ = step;
+    }
+
+    /// A step was made; `rate` is tokens per second since this process started.
+    fn step(&mut self, record: &StepRecord, rate: f64);
+
+    /// A checkpoint with the state after `step` steps was written.
+    fn saved(&mut self, step: u64) {
+        let _ = step;
+    }
+}
+
+impl<F: FnMut(&StepRecord, f64)> Observer for F {
+    fn step(&mut self, record: &StepRecord, rate: f64) {
+        self(record, rate);
+    }
+}
+
+/// Trains to the end, from the newest checkpoint if there is one. On a mesh the last state is also a checkpoint: one rank can
+/// put the whole model together by calling this with it.
 pub fn train(
     trainer: &mut Trainer<'_>,
     source: &dyn SequenceSource,
     checkpoints: &Checkpoints,
-    observe: &mut dyn FnMut(&StepRecord, f64),
+    observer: &mut dyn Observer,
 ) -> Result<TrainReport, TrainError> {
     let config = trainer.config().clone();
     config.validate()?;
@@ -92,6 +133,8 @@ pub fn train(
     let resumed_at = resumed.as_ref().map(|p| p.step);
     let mut progress = resumed.unwrap_or_default();
     let (started, tokens_before) = (Instant::now(), progress.tokens);
+    let mut saved_at = resumed_at;
+    observer.ready(progress.step);
     let (mut last_checkpoint, mut pause) = (Instant::now(), checkpoints.pause_after(Duration::ZERO));
     while progress.step < config.num_steps() {
         let begun = Instant::now();
@@ -103,10 +146,11 @@ pub fn train(
                 return Err(TrainError::Corrupted { step, found: found.join("; ") });
             }
         }
-        let first = progress.cursor;
+        let settings = config.at(step);
+        let first = settings.first_sequence;
         let sequences = trainer
-            .own_sequences()
-            .map(|i| source.sequence(first + i as u64))
+            .own_sequences(step)
+            .map(|i| source.read(&settings.place(i)))
             .collect::<Result<Vec<_>, _>>()?;
         let outcome = trainer.step(progress.step, sequences)?;
         progress.tokens += outcome.tokens;
@@ -114,12 +158,13 @@ pub fn train(
             step: progress.step,
             tokens: progress.tokens,
             loss: outcome.loss,
+            z_loss: outcome.z_loss,
             grad_norm: outcome.grad_norm,
             lr: outcome.lr,
             skipped: outcome.skipped,
         };
         let rate = (progress.tokens - tokens_before) as f64 / started.elapsed().as_secs_f64().max(1e-9);
-        observe(&record, rate);
+        observer.step(&record, rate);
         if let Some(reason) = &record.skipped {
             progress.skipped += 1;
             if progress.skipped >= config.max_skipped_steps {
@@ -131,25 +176,59 @@ pub fn train(
         }
         progress.history.push((record, begun.elapsed().as_secs_f64()));
         progress.step += 1;
-        progress.cursor += config.batch as u64;
-        let due = last_checkpoint.elapsed() >= pause && progress.step < config.num_steps();
-        if everybody_does(trainer, due)? {
+        progress.cursor = first + settings.batch as u64;
+        let done = progress.step == config.num_steps();
+        let due = if checkpoints.asked_to_stop() && !done {
+            Due::SaveAndStop
+        } else if last_checkpoint.elapsed() >= pause && !done {
+            Due::Save
+        } else {
+            Due::Nothing
+        };
+        let due = everybody_does(trainer, due)?;
+        if due != Due::Nothing {
             let saving = Instant::now();
             checkpoints.save(trainer, &progress)?;
+            saved_at = Some(progress.step);
+            observer.saved(progress.step);
             pause = checkpoints.pause_after(saving.elapsed());
             last_checkpoint = Instant::now();
         }
+        if due == Due::SaveAndStop {
+            return Err(TrainError::Stopped { step: progress.step });
+        }
     }
+    if trainer.ranks().all.size() > 1 && saved_at != Some(progress.step) {
+        checkpoints.save(trainer, &progress)?;
+        observer.saved(progress.step);
+    }
+    trainer.finish_average()?;
     let (history, seconds): (Vec<_>, Vec<_>) = progress.history.into_iter().unzip();
     remarks.extend(skips(&history));
     Ok(TrainReport { history, seconds, resumed_at, remarks })
 }
 
-/// What the first rank decides by its clock.
-fn everybody_does(trainer: &Trainer<'_>, due: bool) -> Result<bool, TrainError> {
-    let mut due = [f32::from(u8::from(due))];
-    trainer.ranks().all.broadcast(&mut due, 0)?;
-    Ok(due[0] > 0.0)
+/// What comes after a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Due {
+    Nothing,
+    Save,
+    SaveAndStop,
+}
+
+/// What the first rank decides, by its clock and its signals.
+fn everybody_does(trainer: &Trainer<'_>, due: Due) -> Result<Due, TrainError> {
+    let mut code = [match due {
+        Due::Nothing => 0.0,
+        Due::Save => 1.0,
+        Due::SaveAndStop => 2.0,
+    }];
+    trainer.ranks().all.broadcast(&mut code, 0)?;
+    Ok(match code[0] {
+        0.0 => Due::Nothing,
+        1.0 => Due::Save,
+        _ => Due::SaveAndStop,
+    })
 }
 
 fn skips(history: &[StepRecord]) -> impl Iterator<Item = String> + '_ {

@@ -6,33 +6,43 @@
 //! Every number that a step produces is a function of (initial weights, settings, sequences): not of threads, of
 //! micro-batches, of recomputation or of how often the process was killed in between.
 
+mod average;
+mod chaos;
 mod checkpoint;
 mod config;
 mod error;
 mod fit;
 mod gradients;
+mod ledger;
 mod memory;
 mod mesh;
 mod mesh_plan;
 mod optimizer;
+mod phases;
 mod pipeline;
 mod plan;
 mod replicas;
 mod schedule;
+mod supervisor;
 mod trainer;
 
+pub use chaos::Chaos;
 pub use checkpoint::Checkpoints;
 pub use config::{OptimizerConfig, TrainConfig};
 pub use error::TrainError;
-pub use fit::{SequenceSource, StepRecord, TrainReport, train};
+pub use fit::{Observer, SequenceSource, StepRecord, TrainReport, train};
+pub use ledger::{Entry, Event, Goodput, Ledger};
 pub use memory::{Kernels, MemoryEstimate, RankMemory, RankOf, Zero, estimate_memory, rank_memory};
 pub use mesh::{Mesh, MeshPlace, Ranks};
 pub use mesh_plan::{
-    Axes, AxisTraffic, Bandwidth, Device, MeshPlan, MeshQuestion, MfuSource, StagePlan, Traffic, plan_mesh,
+    Axes, AxisTraffic, Bandwidth, BatchPlan, Device, MeshPlan, MeshQuestion, MfuSource, StagePlan, Traffic,
+    plan_mesh,
 };
 pub use optimizer::Optimizer;
+pub use phases::{Annealing, MixStage, RampStage, StepSettings};
 pub use pipeline::{Action, Pipeline, PipelineConfig, stage_layers};
 pub use plan::{Measurement, Plan, measure, plan};
 pub use replicas::Divergence;
 pub use schedule::learning_rate;
+pub use supervisor::{Ended, Supervisor};
 pub use trainer::{StepGradients, StepOutcome, Trainer, build_stages};

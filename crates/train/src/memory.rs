@@ -15,7 +15,7 @@ use crate::{Mesh, TrainConfig};
 /// Bytes at the moment of a training step that takes most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryEstimate {
-    /// Master weights and both moments of AdamW.
+    /// Master weights and both moments of AdamW; and the sums of weights, where they are averaged.
     pub weights_and_moments: u64,
     /// Gradients of the weights that are there at this moment.
     pub gradients: u64,
@@ -147,7 +147,8 @@ mod scratch {
     }
 }
 
-/// Expects the peak of a training run of one rank on the CPU; [`rank_memory`] of a mesh of one.
+/// Expects the peak of a training run of one rank on the CPU, of its largest update where they differ: [`rank_memory`] of a
+/// mesh of one.
 pub fn estimate_memory(
     model: &Config,
     config: &TrainConfig,

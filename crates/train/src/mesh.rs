@@ -66,15 +66,17 @@ impl Mesh {
         if stages > model.layers + 2 {
             return wrong(format!("{stages} pipeline stages for {} layers", model.layers));
         }
-        let sequences = config.batch;
-        if !sequences.is_multiple_of(dp) {
-            return wrong(format!("dp must divide `batch`, which is {sequences}"));
-        }
-        let micros = (sequences / dp).div_ceil(config.micro_batch);
-        if config.pipeline.chunks > 1 && micros < pp {
-            return wrong(format!(
-                "{micros} micro-batches are fewer than the {pp} stages that an interleaved schedule fills"
-            ));
+        for phase in config.phases() {
+            let sequences = phase.batch;
+            if !sequences.is_multiple_of(dp) {
+                return wrong(format!("dp must divide `batch`, which is {sequences}"));
+            }
+            let micros = (sequences / dp).div_ceil(phase.micro_batch);
+            if config.pipeline.chunks > 1 && micros < pp {
+                return wrong(format!(
+                    "{micros} micro-batches are fewer than the {pp} stages that an interleaved schedule fills"
+                ));
+            }
         }
         Ok(())
     }

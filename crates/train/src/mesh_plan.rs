@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use self::device::{Bandwidth, Device};
 pub use self::traffic::{AxisTraffic, Traffic};
 use crate::memory::{local_params, pipeline, placements};
+use crate::phases::Phase;
 use crate::{Action, Mesh, Pipeline, RankMemory, RankOf, TrainConfig, TrainError, Zero, rank_memory};
 
 /// Share of the peak that is assumed where nothing is published.
@@ -106,7 +107,25 @@ impl StagePlan {
     }
 }
 
-/// What a run on a mesh will take.
+/// Consecutive updates of one shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchPlan {
+    /// The first of them.
+    pub first_step: u64,
+    /// Sequences.
+    pub batch: usize,
+    /// Tokens of a sequence.
+    pub sequence: usize,
+    /// Sequences of a forward pass.
+    pub micro_batch: usize,
+    /// Micro-batches of a data-parallel rank.
+    pub micro_batches: usize,
+    /// Tokens.
+    pub tokens: u64,
+}
+
+/// What a run on a mesh will take. Where updates differ in shape, all that is said of one step is said of the largest; the
+/// memory is that of the updates that take most.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MeshPlan {
     /// Ranks along every axis.
@@ -127,6 +146,8 @@ pub struct MeshPlan {
     pub micro_batches: usize,
     /// Tokens of a sequence.
     pub sequence: usize,
+    /// The shapes that updates have, in order.
+    pub batches: Vec<BatchPlan>,
     /// Parameters of the model.
     pub params: u64,
     /// Time that a rank waits for others because of the pipeline, relative to its work: (P − 1)/(V·M).
@@ -150,8 +171,13 @@ pub struct MeshPlan {
     pub mfu_source: MfuSource,
     /// Seconds of a step at this share.
     pub step_seconds: f64,
+    /// Seconds of all steps.
+    pub run_seconds: Option<f64>,
     /// Hours of all devices together.
     pub device_hours: Option<f64>,
+    /// Bytes of a checkpoint: f32 masters and both moments, and the sums of weights where they are averaged. Each rank writes
+    /// what it updates.
+    pub checkpoint_bytes: u64,
     /// Every place of the pipeline axis.
     pub stages: Vec<StagePlan>,
 }
@@ -171,22 +197,24 @@ impl MeshPlan {
 /// Plans a run on a mesh.
 pub fn plan_mesh(question: &MeshQuestion<'_>) -> Result<MeshPlan, TrainError> {
     check(question)?;
-    let MeshQuestion { model, config, mesh, cp, zero, ref device, dtype, .. } = *question;
+    let MeshQuestion { model, config: run, mesh, cp, zero, ref device, dtype, .. } = *question;
     let axes = Axes { dp: mesh.dp, pp: mesh.pp, cp, tp: mesh.tp };
+    let largest = run.phases().into_iter().max_by_key(|phase| (phase.step_tokens(), phase.sequence));
+    let config = &largest.map_or_else(|| run.clone(), |phase| run.only(&phase));
+    let of_largest = MeshQuestion { config, ..question.clone() };
     let schedule = pipeline(config, &mesh);
     let bubble = (mesh.pp - 1) as f64 / (schedule.chunks * schedule.micros) as f64;
-    let products = 6.0 * model.num_active_params() as f64;
-    let attention = 6.0 * (model.layers * config.sequence * model.heads * model.head_dim) as f64;
-    let flops_per_token = products + attention;
     let tokens_per_step = config.step_tokens() as u64;
-    let flops_per_step = flops_per_token * tokens_per_step as f64;
+    let flops_per_step = flops_per_token(model, config.sequence) * tokens_per_step as f64;
     let (mfu, mfu_source) = match question.mfu {
         Some(mfu) => (mfu, MfuSource::Given),
         None => published_mfu(model, axes)
             .map_or((DEFAULT_MFU, MfuSource::Assumed), |mfu| (mfu, MfuSource::Published)),
     };
-    let step_seconds = flops_per_step / (axes.ranks() as f64 * device.peak_flops * mfu);
-    let hours = |steps: u64| steps as f64 * step_seconds * axes.ranks() as f64 / 3600.0;
+    let speed = axes.ranks() as f64 * device.peak_flops * mfu;
+    let steps = (!run.is_open()).then(|| run.num_steps());
+    let run_seconds = steps.map(|steps| flops_of_run(model, run, steps) / speed);
+    let tensors = if run.averages() { 4 } else { 3 };
     Ok(MeshPlan {
         axes,
         device: device.clone(),
@@ -197,20 +225,51 @@ pub fn plan_mesh(question: &MeshQuestion<'_>) -> Result<MeshPlan, TrainError> {
         run: schedule.run,
         micro_batches: schedule.micros,
         sequence: config.sequence,
+        batches: batches(run, &mesh),
         params: model.num_params(),
         bubble,
         bubble_share: bubble / (1.0 + bubble),
-        flops_per_token,
+        flops_per_token: flops_per_token(model, config.sequence),
         flops_per_step,
         tokens_per_step,
-        steps: config.steps,
-        tokens: config.steps.map(|steps| steps.saturating_mul(tokens_per_step)),
+        steps,
+        tokens: steps.map(|steps| run.tokens_before(steps)),
         mfu,
         mfu_source,
-        step_seconds,
-        device_hours: config.steps.map(hours),
-        stages: (0..mesh.pp).map(|stage| stage_plan(question, &schedule, stage)).collect(),
+        step_seconds: flops_per_step / speed,
+        run_seconds,
+        device_hours: run_seconds.map(|seconds| seconds * axes.ranks() as f64 / 3600.0),
+        checkpoint_bytes: tensors * 4 * model.num_params(),
+        stages: (0..mesh.pp).map(|stage| stage_plan(&of_largest, run, &schedule, stage)).collect(),
     })
+}
+
+fn batches(run: &TrainConfig, mesh: &Mesh) -> Vec<BatchPlan> {
+    let of_phase = |phase: Phase| BatchPlan {
+        first_step: phase.first_step,
+        batch: phase.batch,
+        sequence: phase.sequence,
+        micro_batch: phase.micro_batch,
+        micro_batches: pipeline(&run.only(&phase), mesh).micros,
+        tokens: phase.step_tokens(),
+    };
+    run.phases().into_iter().map(of_phase).collect()
+}
+
+/// Forward and backward; attention depends on the length of sequences.
+fn flops_per_token(model: &Config, sequence: usize) -> f64 {
+    let attention = model.layers * sequence * model.heads * model.head_dim;
+    6.0 * model.num_active_params() as f64 + 6.0 * attention as f64
+}
+
+fn flops_of_run(model: &Config, run: &TrainConfig, steps: u64) -> f64 {
+    let phases = run.phases();
+    let ends = phases.iter().skip(1).map(|phase| phase.first_step).chain([steps]);
+    let of_phase = |(phase, end): (&Phase, u64)| {
+        let steps = end.min(steps).saturating_sub(phase.first_step);
+        steps as f64 * phase.step_tokens() as f64 * flops_per_token(model, phase.sequence)
+    };
+    phases.iter().zip(ends).map(of_phase).sum()
 }
 
 /// What cannot be planned. A run has more to check ([`TrainConfig::validate`]).
@@ -222,8 +281,10 @@ fn check(question: &MeshQuestion<'_>) -> Result<(), TrainError> {
         return wrong("every axis has at least one rank".into());
     }
     // Each rank has two pieces of a sequence, so that all have the same amount of attention.
-    if *cp > 1 && !config.sequence.is_multiple_of(2 * cp) {
-        return wrong(format!("twice cp must divide `sequence`, which is {}", config.sequence));
+    for Phase { sequence, .. } in config.phases() {
+        if *cp > 1 && !sequence.is_multiple_of(2 * cp) {
+            return wrong(format!("twice cp must divide `sequence`, which is {sequence}"));
+        }
     }
     if !(device.peak_flops > 0.0 && device.peak_flops.is_finite()) {
         return wrong(format!("the peak of `{}` is {} FLOP/s", device.name, device.peak_flops));
@@ -234,11 +295,17 @@ fn check(question: &MeshQuestion<'_>) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn stage_plan(question: &MeshQuestion<'_>, schedule: &Pipeline, stage: usize) -> StagePlan {
+/// `question` is about the largest update of `run`.
+fn stage_plan(
+    question: &MeshQuestion<'_>,
+    run: &TrainConfig,
+    schedule: &Pipeline,
+    stage: usize,
+) -> StagePlan {
     let MeshQuestion { model, config, mesh, cp, zero, dtype, ref device, .. } = *question;
     let places = placements(model, config, mesh.pp, stage);
     let rank = RankOf { mesh, cp, stage, zero, kernels: device.kernels };
-    let memory = rank_memory(model, config, dtype, &rank);
+    let memory = rank_memory(model, run, dtype, &rank);
     StagePlan {
         stage,
         embedding: places.iter().any(|place| place.first),

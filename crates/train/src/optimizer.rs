@@ -4,21 +4,34 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use llamero_autograd::Param;
-use llamero_comm::{Comm, CommError, Op, share};
-use llamero_model::Llama;
+use llamero_comm::{Comm, CommError, Op, Pending, share};
+use llamero_model::{Group, Llama};
 use llamero_tensor::{AdamW, AdamWState, Backend, DType, LowHalves, Master, Shape, Tensor};
 
 use crate::{OptimizerConfig, TrainError};
 
 /// State of one parameter, or of this rank's share of its rows.
 pub(crate) struct State {
-    pub(crate) decay: bool,
+    pub(crate) group: Group,
     /// Rows of the parameter that this rank updates.
     pub(crate) rows: Range<usize>,
     /// What the model's bf16 weights lack to be f32 master weights; f32 weights lack nothing.
     pub(crate) low: Option<LowHalves>,
     pub(crate) m: Tensor,
     pub(crate) v: Tensor,
+    /// Sum of the masters, from the first that goes into an average on.
+    pub(crate) sum: Option<Tensor>,
+}
+
+impl State {
+    /// The f32 master weights of this rank's rows of a parameter.
+    pub(crate) fn master(&self, value: &Tensor, backend: &dyn Backend) -> Tensor {
+        let own = part(backend, value, self.rows.clone());
+        match &self.low {
+            None => own,
+            Some(low) => backend.join(&own, low),
+        }
+    }
 }
 
 /// First and second moments, and the lower halves of f32 master weights where the model computes in bf16: with the
@@ -54,7 +67,7 @@ impl Optimizer {
                 let zeros = || backend.zeros(own.shape(), DType::F32);
                 let low =
                     (own.dtype() != DType::F32).then(|| backend.split(&backend.cast(&own, DType::F32)).1);
-                State { decay: table[p.id].decay, rows, low, m: zeros(), v: zeros() }
+                State { group: table[p.id].group(), rows, low, m: zeros(), v: zeros(), sum: None }
             }));
         }
         Self { states, updates: 0 }
@@ -93,7 +106,8 @@ impl Optimizer {
         let params = stages.iter_mut().flat_map(Llama::params_mut);
         for (param, state) in params.zip(&mut self.states) {
             let Some(grad) = gradients.get(&param.id) else { continue };
-            step.weight_decay = if state.decay { config.weight_decay as f32 } else { 0.0 };
+            step.weight_decay = config.decay_of(state.group) as f32;
+            step.lr = (lr * config.lr_scale(state.group)) as f32;
             let State { low, m, v, rows, .. } = state;
             let mut update = |high: &mut Tensor| {
                 let weight = match low {
@@ -108,26 +122,40 @@ impl Optimizer {
             }
             let mut own = copied(backend, &param.value, rows.clone());
             update(&mut own);
-            let bytes = backend.download_raw(&own, 0..own.rows());
-            sent.push((param, dp.start(Op::AllGather, vec![bytes; dp.size()])?));
+            sent.push((param, send_rows(&own, backend, dp)?));
         }
-        for (param, pending) in sent {
-            let bodies = dp.finish(pending)?;
-            let raw: Vec<&[u8]> = bodies.iter().map(|body| &**body).collect();
-            let Param { value, id, .. } = param;
-            for (from, part) in raw.iter().enumerate() {
-                let element = value.dtype().bytes();
-                let rows = owned_rows(value.rows(), *id, (from, dp.size()));
-                let (found, expected) = (part.len() / element, rows.len() * value.cols());
-                if part.len() != expected * element {
-                    let (op, rank) = (Op::AllGather.name(), dp.rank());
-                    return Err(CommError::Length { op, rank, from, found, expected }.into());
-                }
-            }
-            *value = backend.upload_raw(&raw, value.shape(), value.dtype());
-        }
-        Ok(())
+        receive_rows(sent, backend, dp)
     }
+}
+
+/// Sends the rows of a parameter that this rank has new to the other ranks of `dp`.
+pub(crate) fn send_rows(own: &Tensor, backend: &dyn Backend, dp: &dyn Comm) -> Result<Pending, CommError> {
+    let bytes = backend.download_raw(own, 0..own.rows());
+    dp.start(Op::AllGather, vec![bytes; dp.size()])
+}
+
+/// Puts the rows that all ranks of `dp` sent in their places.
+pub(crate) fn receive_rows(
+    sent: Vec<(&mut Param, Pending)>,
+    backend: &dyn Backend,
+    dp: &dyn Comm,
+) -> Result<(), TrainError> {
+    for (param, pending) in sent {
+        let bodies = dp.finish(pending)?;
+        let raw: Vec<&[u8]> = bodies.iter().map(|body| &**body).collect();
+        let Param { value, id, .. } = param;
+        for (from, part) in raw.iter().enumerate() {
+            let element = value.dtype().bytes();
+            let rows = owned_rows(value.rows(), *id, (from, dp.size()));
+            let (found, expected) = (part.len() / element, rows.len() * value.cols());
+            if part.len() != expected * element {
+                let (op, rank) = (Op::AllGather.name(), dp.rank());
+                return Err(CommError::Length { op, rank, from, found, expected }.into());
+            }
+        }
+        *value = backend.upload_raw(&raw, value.shape(), value.dtype());
+    }
+    Ok(())
 }
 
 /// Some rows of a tensor; the tensor itself when they are all.

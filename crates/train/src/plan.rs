@@ -56,8 +56,9 @@ pub fn measure(
     let place = Placement::whole(model);
     let values = |spec: &_, rows| Ok::<_, TrainError>(initial_values(spec, rows, 0));
     let llama = Llama::build(model, &place, (backend, dtype), &ranks, values)?;
-    let mut trainer =
-        Trainer::new(llama, backend, TrainConfig { batch: config.micro_batch, ..config.clone() });
+    // Updates as at the beginning of the run.
+    let plain = TrainConfig { ramp: Vec::new(), mix: Vec::new(), anneal: None, ..config.clone() };
+    let mut trainer = Trainer::new(llama, backend, TrainConfig { batch: config.micro_batch, ..plain });
     let sequences =
         || -> Vec<Sequence> { (0..config.micro_batch).map(|i| made_up(length, model.vocab, i)).collect() };
     let tokens = (length * config.micro_batch) as f64;

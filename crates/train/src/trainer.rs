@@ -7,17 +7,19 @@ use llamero_autograd::{Tape, Targets, Var};
 use llamero_comm::{Comm, CommError, Op};
 use llamero_data::{Batch, Sequence};
 use llamero_model::{Config, Input, Llama, ParamSpec, Placement, Shard};
-use llamero_tensor::{Backend, DType, NO_TARGET, Segments, Shape, Tensor};
+use llamero_tensor::{Backend, DType, NO_TARGET, RowLoss, Segments, Shape, Tensor};
 
 use crate::gradients::GradientShares;
 use crate::pipeline::{Action, Pipeline, stage_layers};
-use crate::{Optimizer, Ranks, TrainConfig, TrainError, learning_rate};
+use crate::{Optimizer, Ranks, TrainConfig, TrainError};
 
 /// What one step did.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StepOutcome {
     /// Mean negative log-likelihood per target, in nats, before the update.
     pub loss: f64,
+    /// What the z-loss adds to it, where there is one.
+    pub z_loss: Option<f64>,
     /// Global gradient norm before clipping.
     pub grad_norm: f64,
     /// Learning rate used.
@@ -86,6 +88,8 @@ struct Flight<'a> {
 pub struct StepGradients {
     /// Mean over all targets of all ranks.
     pub loss: f64,
+    /// Mean squared log-sum-exp, where there is a z-loss.
+    pub lse_square: f64,
     /// Tokens read by all ranks.
     pub tokens: u64,
     /// Sum of the squares of all gradients of all ranks.
@@ -149,8 +153,8 @@ impl<'b> Trainer<'b> {
     }
 
     /// This rank's part of the sequences of a step, given all of them: each data-parallel rank takes as many in a row.
-    pub fn own_sequences(&self) -> std::ops::Range<usize> {
-        llamero_comm::share(self.config.batch, self.ranks.at.dp, self.ranks.mesh.dp)
+    pub fn own_sequences(&self, step: u64) -> std::ops::Range<usize> {
+        llamero_comm::share(self.config.at(step).batch, self.ranks.at.dp, self.ranks.mesh.dp)
     }
 
     /// Loss and gradients of the mean over all targets of a step, of which `sequences` are this rank's part, without an
@@ -166,18 +170,18 @@ impl<'b> Trainer<'b> {
             return Err(TrainError::NoTargets { step, tokens: tokens as usize });
         }
         let mut sequences = sequences.into_iter().peekable();
-        let mut batches = Vec::new();
+        let (mut batches, micro_batch) = (Vec::new(), self.config.at(step).micro_batch);
         while sequences.peek().is_some() {
-            batches.push(Batch::pack(sequences.by_ref().take(self.config.micro_batch)));
+            batches.push(Batch::pack(sequences.by_ref().take(micro_batch)));
         }
         let mut shares = GradientShares::new(self.backend, ranks, self.stages[0].config.tied);
-        let nll = self.passes(&batches, targets, &mut shares)?;
+        let sums = self.passes(&batches, targets, &mut shares)?;
         drop(batches);
         let table = self.stages[0].config.params();
         let by_id = shares.finish(|id| table[id].shard == Shard::Whole)?;
         // Every parameter once: what several ranks hold alike counts on the first of them. Squares are added in the order of
         // the table, so that the number of stages does not show.
-        let mut own = vec![0.0; table.len() + 1];
+        let mut own = vec![0.0; table.len() + 2];
         for (&id, gradient) in &by_id {
             let again =
                 (table[id].shard == Shard::Whole && ranks.at.tp > 0) || (id == 0 && ranks.ends.rank() > 0);
@@ -185,21 +189,24 @@ impl<'b> Trainer<'b> {
                 own[id] = self.backend.sum_of_squares(gradient);
             }
         }
-        own[table.len()] = if ranks.at.tp == 0 { nll } else { 0.0 };
+        if ranks.at.tp == 0 {
+            own[table.len()..].copy_from_slice(&sums);
+        }
         let all = everybodys(&*ranks.all, &own)?;
         let total = |i: usize| all.iter().map(|own| own[i]).sum::<f64>();
         let square = (0..table.len()).map(total).sum();
-        Ok(StepGradients { loss: total(table.len()) / targets, tokens, square, by_id })
+        let [loss, lse_square] = [0, 1].map(|i| total(table.len() + i) / targets);
+        Ok(StepGradients { loss, lse_square, tokens, square, by_id })
     }
 
-    /// Every pass of this rank's schedule. Returns the sum of the losses, at the last stage: row by row in order, so that
-    /// the cuts between micro-batches do not show in it.
+    /// Every pass of this rank's schedule. Returns the sums of the losses and, where there is a z-loss, of the squared
+    /// log-sum-exps, at the last stage: row by row in order, so that the cuts between micro-batches do not show in them.
     fn passes(
         &self,
         batches: &[Batch],
         targets: f64,
         shares: &mut GradientShares<'b, '_>,
-    ) -> Result<f64, TrainError> {
+    ) -> Result<[f64; 2], TrainError> {
         let (ranks, chunks) = (&self.ranks, self.config.pipeline.chunks);
         let (rank, size) = (ranks.at.pp, ranks.mesh.pp);
         let run = self.config.pipeline.run.unwrap_or(size).max(size);
@@ -210,7 +217,7 @@ impl<'b> Trainer<'b> {
         let mut flights: HashMap<(usize, usize), Flight<'_>> = HashMap::new();
         // Between chunks of one rank nothing is sent.
         let mut here: HashMap<(bool, usize, usize), Tensor> = HashMap::new();
-        let mut nll = 0.0;
+        let (mut nll, mut lse_square, z) = (0.0, 0.0, self.config.z_loss as f32);
         for action in pipeline.schedule(rank) {
             match action {
                 Action::Forward { chunk, micro } => {
@@ -247,11 +254,17 @@ impl<'b> Trainer<'b> {
                         let batch = &batches[micro];
                         let shape = Shape::new(batch.tokens.len(), 1);
                         let each = vec![(1.0 / targets) as f32; shape.rows];
-                        let d_nll = self.backend.upload(&each, shape, DType::F32);
-                        let targets = Targets { ids: &batch.targets, d_nll: &d_nll };
+                        let d_row = self.backend.upload(&each, shape, DType::F32);
+                        let loss = RowLoss { d_row: &d_row, z };
+                        let targets = Targets { ids: &batch.targets, loss };
                         let (rows, d_input) = model.finish(tape, hidden, targets, input.as_ref(), shares)?;
-                        for row in self.backend.download(&rows) {
+                        for row in self.backend.download(&rows.nll) {
                             nll += f64::from(row);
+                        }
+                        if z != 0.0 {
+                            for lse in self.backend.download(&rows.lse) {
+                                lse_square += f64::from(lse).powi(2);
+                            }
                         }
                         d_input
                     } else {
@@ -272,7 +285,7 @@ impl<'b> Trainer<'b> {
             }
             shares.check()?;
         }
-        Ok(nll)
+        Ok([nll, lse_square])
     }
 
     fn send(&self, pipe: &dyn Comm, to: usize, x: &Tensor) -> Result<(), TrainError> {
@@ -308,9 +321,9 @@ impl<'b> Trainer<'b> {
     }
 
     fn update(&mut self, step: u64, sequences: Vec<Sequence>) -> Result<StepOutcome, TrainError> {
-        let StepGradients { loss, tokens, square, by_id } = self.gradients(step, sequences)?;
-        let grad_norm = square.sqrt();
-        let lr = learning_rate(&self.config.optimizer, step, self.config.num_steps());
+        let StepGradients { loss, lse_square, tokens, square, by_id } = self.gradients(step, sequences)?;
+        let (grad_norm, settings) = (square.sqrt(), self.config.at(step));
+        let lr = settings.lr;
         let skipped = self.refusal(loss, grad_norm);
         if skipped.is_none() {
             let optimizer = &self.config.optimizer;
@@ -320,7 +333,11 @@ impl<'b> Trainer<'b> {
             let mean = self.mean_loss.map_or(loss, |mean| mean + MEAN_WEIGHT * (loss - mean));
             self.mean_loss = Some(mean);
         }
-        Ok(StepOutcome { loss, grad_norm, lr, tokens, skipped })
+        if settings.averaged {
+            self.add_to_average();
+        }
+        let z_loss = (self.config.z_loss != 0.0).then_some(self.config.z_loss * lse_square);
+        Ok(StepOutcome { loss, z_loss, grad_norm, lr, tokens, skipped })
     }
 
     fn refusal(&self, loss: f64, grad_norm: f64) -> Option<String> {

@@ -7,11 +7,11 @@ mod common;
 use std::sync::Arc;
 
 use common::{Made, config, llama};
-use llamero_autograd::{Gradients, Tape};
+use llamero_autograd::{Gradients, Tape, Targets};
 use llamero_comm::Solo;
 use llamero_model::{Config, Input, Llama, Placement, Recompute, RopeScaling};
 use llamero_tensor::testing::{Oracle, splitmix};
-use llamero_tensor::{DType, NO_TARGET, Segments, Shape};
+use llamero_tensor::{Backend, DType, NO_TARGET, RowLoss, Segments, Shape};
 use llamero_train::SequenceSource;
 
 /// Step of the central difference; its own error is of order `STEP²`.
@@ -52,12 +52,16 @@ impl Problem {
         Self { oracle, model, tokens, targets, documents: vec![4, 1, 6] }
     }
 
-    /// Σ over rows of nll · (row + 1), so that no row may be taken for another.
-    fn loss(&self) -> f64 {
+    /// Σ over rows of (nll + z · lse²) · (row + 1), so that no row may be taken for another.
+    fn loss(&self, z: f32) -> f64 {
         let mut tape = Tape::infer(&self.oracle);
-        let nll = self.nll(&mut tape, Recompute::Nothing);
-        let rows = self.oracle.download_f64(nll.value());
-        rows.iter().enumerate().map(|(i, x)| x * (i + 1) as f64).sum()
+        let segments = Segments::documents(self.documents.iter().copied());
+        let h = self.model.forward(&mut tape, Input::Tokens(&self.tokens), &segments, Recompute::Nothing);
+        let head = &self.model.head().unwrap().value;
+        let found = self.oracle.linear_cross_entropy(h.value(), head, &self.targets);
+        let [nll, lse] = [found.nll, found.lse].map(|x| self.oracle.download_f64(&x));
+        let rows = nll.iter().zip(lse).map(|(nll, lse)| nll + f64::from(z) * lse * lse);
+        rows.enumerate().map(|(i, x)| x * (i + 1) as f64).sum()
     }
 
     fn nll<'m>(&'m self, tape: &mut Tape<'m>, recompute: Recompute) -> llamero_autograd::Var {
@@ -76,15 +80,28 @@ impl Problem {
         gradients.iter().map(|(id, g)| (id, self.oracle.download_f64(g))).collect()
     }
 
+    /// The same with `z` times the squared log-sum-exp added to each row, from the pass that training takes.
+    fn gradients_with_z(&self, z: f32) -> Vec<(usize, Vec<f64>)> {
+        let mut tape = Tape::record(&self.oracle);
+        let segments = Segments::documents(self.documents.iter().copied());
+        let h = self.model.forward(&mut tape, Input::Tokens(&self.tokens), &segments, Recompute::Nothing);
+        let rows: Vec<f64> = (1..=self.tokens.len()).map(|i| i as f64).collect();
+        let d_row = self.oracle.upload_f64(&rows, Shape::new(rows.len(), 1), DType::F32);
+        let targets = Targets { ids: &self.targets, loss: RowLoss { d_row: &d_row, z } };
+        let mut gradients = Gradients::new(&self.oracle);
+        self.model.finish(tape, h, targets, None, &mut gradients).unwrap();
+        gradients.iter().map(|(id, g)| (id, self.oracle.download_f64(g))).collect()
+    }
+
     /// The loss with one weight moved.
-    fn loss_with(&mut self, id: usize, element: usize, by: f64) -> f64 {
+    fn loss_with(&mut self, z: f32, id: usize, element: usize, by: f64) -> f64 {
         let Self { oracle, model, .. } = self;
         let param = model.params_mut().find(|p| p.id == id).unwrap();
         let kept = param.value.clone();
         let mut values = oracle.download_f64(&kept);
         values[element] += by;
         param.value = oracle.upload_f64(&values, kept.shape(), DType::F32);
-        let loss = self.loss();
+        let loss = self.loss(z);
         self.model.params_mut().find(|p| p.id == id).unwrap().value = kept;
         loss
     }
@@ -99,18 +116,25 @@ fn gradients_of_every_kind_of_weight_are_slopes_of_the_loss() {
         for recompute in [Recompute::Selective, Recompute::Blocks] {
             assert_eq!(gradients, problem.gradients(recompute), "{recompute:?}");
         }
-        let mut state = 9;
-        for (id, gradient) in gradients {
-            let name = problem.model.params().find(|p| p.id == id).unwrap().name.clone();
-            let largest = gradient.iter().fold(0.0, |a: f64, g| a.max(g.abs()));
-            assert!(largest > 1e-3, "`{name}`: gradient of {largest:e} is too small to check");
-            for _ in 0..12 {
-                let element = splitmix(&mut state) as usize % gradient.len();
-                let slope = (problem.loss_with(id, element, STEP) - problem.loss_with(id, element, -STEP))
-                    / (2.0 * STEP);
-                let apart = (gradient[element] - slope).abs() / largest;
-                assert!(apart < TOLERANCE, "tied {tied}, `{name}`, element {element}: {apart:e} apart");
-            }
+        check(&mut problem, 0.0, gradients);
+        let gradients = problem.gradients_with_z(0.0);
+        assert_eq!(gradients, problem.gradients(Recompute::Nothing), "the pass that training takes");
+        let gradients = problem.gradients_with_z(0.125);
+        check(&mut problem, 0.125, gradients);
+    }
+}
+
+fn check(problem: &mut Problem, z: f32, gradients: Vec<(usize, Vec<f64>)>) {
+    let mut state = 9;
+    for (id, gradient) in gradients {
+        let name = problem.model.params().find(|p| p.id == id).unwrap().name.clone();
+        let largest = gradient.iter().fold(0.0, |a: f64, g| a.max(g.abs()));
+        assert!(largest > 1e-3, "`{name}`: gradient of {largest:e} is too small to check");
+        for _ in 0..12 {
+            let element = splitmix(&mut state) as usize % gradient.len();
+            let [up, down] = [STEP, -STEP].map(|by| problem.loss_with(z, id, element, by));
+            let apart = (gradient[element] - (up - down) / (2.0 * STEP)).abs() / largest;
+            assert!(apart < TOLERANCE, "z {z}, `{name}`, element {element}: {apart:e} apart");
         }
     }
 }

@@ -98,6 +98,7 @@ impl Golden {
                 eps: number("eps"),
                 weight_decay: number("weight_decay"),
                 clip_norm: number("max_grad_norm"),
+                ..OptimizerConfig::default()
             },
             ..TrainConfig::default()
         }

@@ -8,7 +8,7 @@ use llamero_cpu::{Cpu, Path};
 use llamero_data::Sequence;
 use llamero_model::{Config, Llama, Placement, Recompute, initial_values};
 use llamero_tensor::{Backend, DType};
-use llamero_train::{Kernels, TrainConfig, Trainer, estimate_memory};
+use llamero_train::{Annealing, Kernels, RampStage, TrainConfig, Trainer, estimate_memory};
 
 const THREADS: usize = 2;
 
@@ -25,7 +25,7 @@ fn counted(backend: &Cpu, model: &Config, settings: &TrainConfig, dtype: DType) 
         Sequence { tokens, targets, documents: vec![settings.sequence] }
     };
     // Threads need their work space at the same time in one step or another.
-    for step in 0..4 {
+    for step in 0..settings.num_steps().min(4) {
         let outcome = trainer.step(step, (0..settings.batch).map(sequence).collect()).expect("made-up data");
         assert_eq!(outcome.skipped, None);
     }
@@ -77,6 +77,30 @@ fn the_estimate_is_within_a_tenth_of_the_peak() {
             compare(&backend, &model, sizes, dtype);
         }
     }
+}
+
+#[test]
+fn the_estimate_counts_sums_of_weights_and_the_largest_update() {
+    let backend = Cpu::new(THREADS).expect("two threads");
+    let kernels = Kernels { threads: backend.threads(), pairs: backend.packs_pairs() };
+    let model = sized(256, 2, 704, 4_000);
+    let plain =
+        TrainConfig { steps: Some(3), sequence: 64, batch: 2, micro_batch: 2, ..TrainConfig::default() };
+    let anneal = Some(Annealing { steps: Some(3), ..Annealing::default() });
+    let averaged = TrainConfig { anneal, ..plain.clone() };
+    let estimates = [&plain, &averaged].map(|c| estimate_memory(&model, c, DType::F32, kernels));
+    assert_eq!(estimates[1].tensors() - estimates[0].tensors(), 4 * model.num_params());
+    for dtype in [DType::F32, DType::Bf16] {
+        let expected = estimate_memory(&model, &averaged, dtype, kernels);
+        let counted = counted(&backend, &model, &averaged, dtype);
+        let ratio = expected.tensors() as f64 / counted as f64;
+        assert!((0.9..1.1).contains(&ratio), "{dtype}: {counted} bytes, expected {expected}");
+    }
+    let stage = RampStage { at_tokens: 1, sequence: Some(512), ..RampStage::default() };
+    let ramp = TrainConfig { batch: 16, ramp: vec![stage], ..plain };
+    let longest = TrainConfig { sequence: 512, ramp: Vec::new(), ..ramp.clone() };
+    let [ramp, longest] = [&ramp, &longest].map(|c| estimate_memory(&model, c, DType::F32, kernels));
+    assert_eq!(ramp, longest);
 }
 
 #[test]

@@ -82,7 +82,7 @@ fn rank(world: &World, mesh: Mesh, model: &Config, settings: &TrainConfig, dtype
 }
 
 fn steps(trainer: &mut Trainer<'_>) -> Vec<StepOutcome> {
-    let (own, settings) = (trainer.own_sequences(), trainer.config().clone());
+    let (own, settings) = (trainer.own_sequences(0), trainer.config().clone());
     (0..settings.num_steps())
         .map(|step| {
             let first = step * settings.batch as u64;
@@ -356,7 +356,7 @@ fn a_bit_turned_over_on_one_replica_is_found_and_named() {
             let ranks = Ranks::new(&world, mesh);
             let Ok(stages) = build_stages(&config(), &settings, &ranks, (&backend, DType::Bf16), values);
             let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings.clone());
-            let own = trainer.own_sequences();
+            let own = trainer.own_sequences(0);
             let mut found = 0;
             for step in 0..PLANTS {
                 if step % 10 == 0 {
@@ -428,5 +428,20 @@ fn a_mesh_that_does_not_fit_is_refused() {
     {
         let error = mesh(name).check(&config(), &settings()).unwrap_err().to_string();
         assert!(error.contains(hint), "{name}: {error}");
+    }
+}
+
+/// The log-sum-exp that counts is that of the whole vocabulary.
+#[test]
+fn a_z_loss_is_the_same_on_slices_of_the_vocabulary() {
+    let settings = TrainConfig { z_loss: 0.02, steps: Some(8), ..settings() };
+    let expected = alone(&config(), &settings, DType::F32);
+    for name in ["tp=2", "pp=2,tp=2"] {
+        let found = train(mesh(name), &config(), &settings, DType::F32);
+        for (a, b) in found.steps.iter().zip(&expected.steps) {
+            assert!((a.z_loss.unwrap() / b.z_loss.unwrap() - 1.0).abs() < 1e-5, "{name}: {a:?} {b:?}");
+        }
+        let (losses, weights) = apart(&found, &expected);
+        assert!(losses < 1e-5 && weights < 3e-5, "{name}: {losses:e} {weights:e}");
     }
 }

@@ -22,7 +22,7 @@ fn sent(world: &World, mesh: Mesh, settings: &TrainConfig, dtype: DType) -> (usi
     let stage = ranks.at.pp;
     let Ok(stages) = build_stages(&config(), settings, &ranks, (&backend, dtype), values);
     let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings.clone());
-    let own = trainer.own_sequences().map(|i| Made.sequence(i as u64).unwrap()).collect();
+    let own = trainer.own_sequences(0).map(|i| Made.sequence(i as u64).unwrap()).collect();
     trainer.step(0, own).unwrap();
     let records = world.recorder().records();
     trainer.ranks().all.barrier().unwrap();

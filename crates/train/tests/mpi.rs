@@ -43,7 +43,7 @@ fn train(world: &World, mesh: Mesh) -> String {
     let ranks = Ranks::new(world, mesh);
     let Ok(stages) = build_stages(&config(), &settings, &ranks, (&backend, DType::Bf16), values);
     let mut trainer = Trainer::on_mesh(stages, ranks, &backend, settings.clone());
-    let own = trainer.own_sequences();
+    let own = trainer.own_sequences(0);
     let mut lines = String::new();
     for step in 0..STEPS {
         let first = step * settings.batch as u64;

@@ -37,7 +37,7 @@ fn counted(world: &World, mesh: Mesh, model: &Config, settings: &TrainConfig, dt
         Sequence { tokens, targets, documents: vec![settings.sequence] }
     };
     for step in 0..2 {
-        let outcome = trainer.step(step, trainer.own_sequences().map(sequence).collect()).unwrap();
+        let outcome = trainer.step(step, trainer.own_sequences(step).map(sequence).collect()).unwrap();
         assert_eq!(outcome.skipped, None);
     }
     let peak = backend.memory().peak_bytes as u64;

@@ -112,7 +112,8 @@ type Outcome = (Result<TrainReport, TrainError>, Vec<u8>);
 
 fn run_with(model: Llama, backend: &Cpu, settings: TrainConfig, source: &Source, dir: &Path) -> Outcome {
     let mut trainer = Trainer::new(model, backend, settings);
-    let result = train(&mut trainer, source, &every_step(dir), &mut |_, _| ());
+    let result =
+        train(&mut trainer, source, &every_step(dir), &mut |_: &llamero_train::StepRecord, _: f64| ());
     let bytes = bytes(trainer.model(), backend);
     (result, bytes)
 }
@@ -163,10 +164,15 @@ fn a_run_that_is_stopped_at_every_step_ends_with_the_same_bytes() {
         let backend = Cpu::new(1).unwrap();
         let mut trainer = Trainer::new(model(&backend, DType::Bf16), &backend, settings());
         let stopped = catch_unwind(AssertUnwindSafe(|| {
-            train(&mut trainer, &Source::default(), &every_step(dir.path()), &mut |record, _| {
-                // The step is done but not saved: it is done again after the next start.
-                std::panic::resume_unwind(Box::new(record.step));
-            })
+            train(
+                &mut trainer,
+                &Source::default(),
+                &every_step(dir.path()),
+                &mut |record: &llamero_train::StepRecord, _: f64| {
+                    // The step is done but not saved: it is done again after the next start.
+                    std::panic::resume_unwind(Box::new(record.step));
+                },
+            )
         }));
         assert_eq!(*stopped.unwrap_err().downcast::<u64>().unwrap(), step);
         interrupt_or_finish(step, dir.path());

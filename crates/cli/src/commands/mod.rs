@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inspect;
+pub(crate) mod pretrain;
 pub(crate) mod run;
 pub(crate) mod score;
 pub(crate) mod tokenizer;

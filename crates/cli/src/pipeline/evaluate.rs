@@ -82,9 +82,11 @@ impl Run {
             let documents = HeldOut::read(&held_out)?;
             results.held_out_tokens = documents.rows.iter().map(|d| d.ids.len() as u64 - 1).sum();
             let pretrain = &run.recipe.pretrain;
-            let loader =
-                Loader::new(TokenStore::open(tokens.path(), "train")?, pretrain.sequence, pretrain.seed)?;
-            let counts = NgramBaseline::count(&loader, pretrain.num_steps() * pretrain.batch as u64)?;
+            // As many tokens as the model read; with a mix, documents still come as they are here.
+            let length = pretrain.longest_sequence();
+            let loader = Loader::new(TokenStore::open(tokens.path(), "train")?, length, pretrain.seed)?;
+            let read = pretrain.tokens_before(pretrain.num_steps()) / length as u64;
+            let counts = NgramBaseline::count(&loader, read)?;
             let (one, two) = documents.rows.iter().map(|d| counts.nll(&d.ids)).unzip();
             documents.note(&mut results, "unigram", one);
             documents.note(&mut results, "bigram", two);
@@ -113,7 +115,7 @@ impl Run {
     pub(super) fn questions(&mut self, tokenizer: &Artifact, instruct: &Artifact) -> Result<Vec<Question>> {
         let mut questions = llamero_align::read_questions(&instruct.file(llamero_align::QUESTIONS_FILE)?)?;
         let coder = Tokenizer::load(tokenizer.path())?;
-        let (given, context) = (questions.len(), self.recipe.pretrain.sequence);
+        let (given, context) = (questions.len(), self.recipe.pretrain.longest_sequence());
         questions.retain(|q| {
             let prompt = coder.encode_dialog_prompt(&[Message::new(Role::User, &q.question)]).len();
             // The choice ends with the token that ends a turn.

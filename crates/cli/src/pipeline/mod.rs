@@ -8,6 +8,7 @@
 //! recipe and on the inputs' ids only, so a settled recipe gives the same ids anywhere.
 
 mod evaluate;
+mod job;
 mod plan;
 mod report_data;
 mod stages;
@@ -22,10 +23,11 @@ use llamero_artifact::{
     Artifact, Begin, Draft, InputRef, Outcome, Reason, RunDir, StageKey, WORK_STATE, fsutil, recipe as files,
 };
 use llamero_tensor::Backend;
-use llamero_train::Kernels;
+use llamero_train::{Kernels, TrainConfig};
 use serde::Serialize;
 
 use crate::recipe::Recipe;
+use crate::termination::Termination;
 
 /// File with the settled recipe in a run folder.
 pub(crate) const RECIPE_FILE: &str = "recipe.toml";
@@ -56,6 +58,7 @@ pub(crate) struct Run {
     recipe: Recipe,
     backend: Arc<dyn Backend>,
     kernels: Kernels,
+    termination: Termination,
     done: Vec<StageDone>,
     remarks: Vec<String>,
 }
@@ -73,9 +76,8 @@ pub(crate) struct Summary {
     pub(crate) remarks: Vec<String>,
 }
 
-/// Runs a recipe to its end.
-pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
-    let started = Instant::now();
+/// Reads and checks a recipe and makes its run folder.
+fn open(path: &Path, sets: &[String]) -> Result<Run> {
     if !path.is_file() {
         bail!(
             "no recipe at `{}`: {}\nhint: a recipe is a TOML file such as `recipes/quickstart.toml`",
@@ -94,16 +96,49 @@ pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().ok();
     }
     let dir = RunDir::create(&recipe.run.dir).context("`run.dir` cannot be used")?;
-    let mut run = Run { dir, recipe, backend, kernels, done: Vec::new(), remarks: Vec::new() };
-    let plan = run.settle()?;
-    let curated = match run.curate() {
-        Ok(curated) => curated,
-        Err(error) => {
-            run.forget_plan()?;
-            return Err(error);
-        }
-    };
-    run.write_recipe()?;
+    let termination = Termination::listen().context("SIGTERM cannot be listened to")?;
+    Ok(Run { dir, recipe, backend, kernels, termination, done: Vec::new(), remarks: Vec::new() })
+}
+
+/// What `llamero pretrain` made.
+#[derive(Serialize)]
+pub(crate) struct Pretrained {
+    pub(crate) model: PathBuf,
+    pub(crate) id: String,
+    pub(crate) ledger: PathBuf,
+    pub(crate) tokens: u64,
+    pub(crate) loss: f64,
+    pub(crate) remarks: Vec<String>,
+}
+
+/// File in a run folder that tells where the time of a training stage went.
+pub(crate) fn ledger_file(stage: &str) -> String {
+    format!("{stage}.ledger.jsonl")
+}
+
+/// Runs a recipe up to its pre-trained model.
+pub(crate) fn pretrain(path: &Path, sets: &[String]) -> Result<Pretrained> {
+    let mut run = open(path, sets)?;
+    let (_, curated) = run.settled_and_curated(&["pretrain"])?;
+    let tokenizer = run.tokenizer(&curated)?;
+    let tokens = run.tokens(&curated, &tokenizer)?;
+    let model = run.pretrain(&tokenizer, &tokens)?;
+    let (_, metrics) = training::history(&model)?;
+    Ok(Pretrained {
+        model: model.path().into(),
+        id: model.id().into(),
+        ledger: run.dir.path().join(ledger_file("pretrain")),
+        tokens: metrics.tokens,
+        loss: metrics.last_loss,
+        remarks: run.remarks.into_iter().chain(metrics.remarks).collect(),
+    })
+}
+
+/// Runs a recipe to its end.
+pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
+    let started = Instant::now();
+    let mut run = open(path, sets)?;
+    let (plan, curated) = run.settled_and_curated(&["pretrain", "sft"])?;
     let tokenizer = run.tokenizer(&curated)?;
     let instruct = run.instruct(&curated)?;
     let tokens = run.tokens(&curated, &tokenizer)?;
@@ -133,6 +168,33 @@ pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
 }
 
 impl Run {
+    /// The plan, and the documents; the settled recipe is in the run folder. A mesh that does not fit the training `stages`
+    /// is refused before the work begins.
+    fn settled_and_curated(&mut self, stages: &[&str]) -> Result<(plan::PlanFile, Artifact)> {
+        let plan = self.settle()?;
+        let preset = self.recipe.model.preset.as_deref().context("the plan settles `model.preset`")?;
+        let sizes = self.recipe.model_config(preset, self.recipe.tokenizer.vocab_size)?;
+        for (name, config) in [("pretrain", &self.recipe.pretrain), ("sft", &self.recipe.sft)] {
+            if stages.contains(&name) {
+                let config = TrainConfig { pipeline: self.recipe.run.pipeline()?, ..config.clone() };
+                self.recipe
+                    .run
+                    .mesh()?
+                    .check(&sizes, &config)
+                    .with_context(|| format!("section [{name}]"))?;
+            }
+        }
+        let curated = match self.curate() {
+            Ok(curated) => curated,
+            Err(error) => {
+                self.forget_plan()?;
+                return Err(error);
+            }
+        };
+        self.write_recipe()?;
+        Ok((plan, curated))
+    }
+
     /// Begins a stage, and does its `work` unless its artifact is there. `work` gets the folder to fill and reports what
     /// it measured; a failure leaves the draft to be resumed.
     fn stage(

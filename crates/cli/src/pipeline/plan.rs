@@ -128,8 +128,13 @@ impl Run {
         let chosen = pretrain.chosen.clone();
         let tune_steps = training(&chosen) * SFT_SHARE / chosen.step_seconds(recipe.sft.step_tokens());
         recipe.model.preset = Some(chosen.preset.clone());
-        recipe.pretrain.steps.get_or_insert(pretrain.steps);
-        recipe.sft.steps.get_or_insert((tune_steps as u64).max(1));
+        for (config, steps) in
+            [(&mut recipe.pretrain, pretrain.steps), (&mut recipe.sft, (tune_steps as u64).max(1))]
+        {
+            if config.is_open() {
+                config.steps = Some(steps);
+            }
+        }
         self.file(recipe, chosen, measurements)
     }
 
@@ -161,8 +166,11 @@ impl Run {
     }
 
     fn file(&self, recipe: Recipe, chosen: Measurement, measurements: Vec<Measurement>) -> Result<PlanFile> {
-        let seconds =
-            |t: &llamero_train::TrainConfig| t.num_steps() as f64 * chosen.step_seconds(t.step_tokens());
+        let seconds = |t: &llamero_train::TrainConfig| {
+            let steps = t.num_steps();
+            t.tokens_before(steps) as f64 * chosen.seconds_per_token
+                + steps as f64 * chosen.seconds_per_update
+        };
         let expected: BTreeMap<String, f64> = [
             ("text".to_string(), TEXT_SECONDS),
             ("pretrain".to_string(), seconds(&recipe.pretrain)),
@@ -201,7 +209,7 @@ impl Run {
             );
         }
         for (name, t) in [("pretrain", &r.pretrain), ("sft", &r.sft)] {
-            let (steps, tokens) = (t.num_steps(), t.num_steps() * t.step_tokens() as u64);
+            let (steps, tokens) = (t.num_steps(), t.tokens_before(t.num_steps()));
             let time = duration(plan.expected[name]);
             say!("           {name}: {steps} steps, {} tokens, about {time}", count(tokens));
         }

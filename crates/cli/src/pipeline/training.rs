@@ -2,20 +2,18 @@
 
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use llamero_align::SftSource;
 use llamero_artifact::{Artifact, Draft, Outcome, WORK_STATE};
-use llamero_comm::{Comm, Solo};
 use llamero_data::{Loader, TokenStore};
-use llamero_model::{Llama, ParamSpec, Placement, hf, initial_values};
+use llamero_model::{Llama, ParamSpec, hf, initial_values};
 use llamero_tokenizer::Tokenizer;
-use llamero_train::{Checkpoints, SequenceSource, StepRecord, TrainConfig, TrainReport, Trainer, train};
+use llamero_train::{Checkpoints, Event, Ledger, StepRecord, TrainConfig, TrainReport, Trainer};
 use serde::{Deserialize, Serialize};
 
+use super::job::{Job, Notes, Trained};
 use super::{Run, write_json};
-use crate::progress::Progress;
 
 /// File with every step of a training stage; holds no times, so it is the same in every run.
 const HISTORY_FILE: &str = "history.json";
@@ -49,11 +47,15 @@ impl Run {
                 bail!("the tokens in `{}` were made by another tokenizer", tokens.path().display());
             }
             let model_config = run.recipe.model_config(&preset, store.vocab())?;
-            let loader = Loader::new(store, config.sequence, config.seed)?;
+            let loader = Loader::new(store, config.longest_sequence(), config.seed)?;
+            let mix = mix_remark(&config, &loader)?;
             let seed = section.seed;
-            let values = |spec: &ParamSpec, rows| Ok::<_, anyhow::Error>(initial_values(spec, rows, seed));
-            let model = run.build(&model_config, values)?;
-            run.train_stage("pretrain", draft, tokenizer, (model, config.clone(), &loader))
+            let values = |spec: &ParamSpec, rows: Range<usize>| Ok(initial_values(spec, rows, seed));
+            let (config, dtype) = (config.clone(), run.recipe.dtype()?);
+            let job = Job { sizes: &model_config, config, dtype, values: &values, source: &loader };
+            let outcome = run.train_stage("pretrain", draft, tokenizer, job)?;
+            run.remarks.extend(mix);
+            Ok(outcome)
         })
     }
 
@@ -80,71 +82,70 @@ impl Run {
                 run.remarks.push(text);
             }
             let folder = hf::ModelFolder::open(base.path())?;
-            let model = run.build(&folder.config, |spec, rows| Ok(folder.values(spec, rows)?))?;
-            run.train_stage("sft", draft, tokenizer, (model, config.clone(), &source))
+            let values = |spec: &ParamSpec, rows: Range<usize>| Ok(folder.values(spec, rows)?);
+            let (config, dtype) = (config.clone(), run.recipe.dtype()?);
+            let job = Job { sizes: &folder.config, config, dtype, values: &values, source: &source };
+            run.train_stage("sft", draft, tokenizer, job)
         })
-    }
-
-    fn build(
-        &self,
-        config: &llamero_model::Config,
-        values: impl FnMut(&ParamSpec, Range<usize>) -> Result<Vec<f32>>,
-    ) -> Result<Llama> {
-        let ranks: Arc<dyn Comm> = Arc::new(Solo);
-        let device = (&*self.backend, self.recipe.dtype()?);
-        Llama::build(config, &Placement::whole(config), device, &ranks, values)
     }
 
     fn train_stage(
         &mut self,
-        name: &str,
+        name: &'static str,
         draft: &Draft,
         tokenizer: &Artifact,
-        (model, config, source): (Llama, TrainConfig, &dyn SequenceSource),
+        mut job: Job<'_>,
     ) -> Result<Outcome> {
-        let seed = Some(config.seed);
-        let steps = config.num_steps();
-        self.backend.reset_peak();
-        let mut trainer = Trainer::new(model, &*self.backend, config);
-        let mut checkpoints = Checkpoints::new(draft.path().join(WORK_STATE));
+        let (mesh, threads) = (self.recipe.run.mesh()?, self.recipe.run.threads);
+        let seed = Some(job.config.seed);
+        job.config.pipeline = self.recipe.run.pipeline()?;
+        let mut checkpoints = Checkpoints::new(draft.path().join(WORK_STATE)).until(self.termination.hold());
         if let Some(interval) = self.recipe.run.checkpoint_interval()? {
             checkpoints = checkpoints.every(interval);
         }
-        let bar = Progress::new(name, steps, "steps").from(checkpoints.newest_step());
-        let report = train(&mut trainer, source, &checkpoints, &mut |record: &StepRecord, rate| {
-            if record.step % 100 == 99 {
-                // For whoever opens the unfinished folder; losing a note is no reason to stop.
-                drop(draft.progress(&format!("step {} of {steps}", record.step + 1)));
-            }
-            bar.at(record.step + 1, &format!("loss {:.3} {rate:.0} tokens/s", record.loss));
-            if let Some(reason) = &record.skipped {
-                say!("{name:>10} step {} skipped: {reason}", record.step);
-            }
-        });
-        bar.finish();
-        let report = report?;
-        let mut metrics = self.metrics(&trainer, &report);
+        let ledger = Ledger::new(self.dir.path().join(super::ledger_file(name)));
+        let notes = Notes { name, draft, ledger: &ledger };
+        self.backend.reset_peak();
+        let trained = job.run((mesh, threads), &*self.backend, &checkpoints, &notes);
+        self.termination.release();
+        let Trained { trainer, report, peak_bytes } = trained?;
+        let mut metrics = metrics(&trainer, &report, peak_bytes);
         metrics.remarks.extend(report.resumed_at.map(|step| format!("resumed at step {step}")));
         save_model(draft.path(), trainer.model(), tokenizer, &*self.backend)?;
         write_json(&draft.path().join(HISTORY_FILE), &report.history)?;
+        ledger.note(Event::Done { step: report.history.len() as u64 }).context("the ledger")?;
         let wall_seconds = report.seconds.iter().sum();
         let rows = [(HISTORY_FILE.to_string(), report.history.len() as u64)].into();
         Ok(Outcome { metrics: serde_json::to_value(metrics)?, rows, seed, wall_seconds })
     }
+}
 
-    fn metrics(&self, trainer: &Trainer<'_>, report: &TrainReport) -> TrainMetrics {
-        let loss = |r: Option<&StepRecord>| r.map_or(0.0, |r| r.loss);
-        TrainMetrics {
-            parameters: trainer.model().config.num_params(),
-            tokens: report.tokens(),
-            first_loss: loss(report.history.first()),
-            last_loss: loss(report.history.last()),
-            tokens_per_second: report.tokens_per_second(),
-            peak_tensor_bytes: self.backend.memory().peak_bytes as u64,
-            seconds_per_step: report.seconds.clone(),
-            remarks: report.remarks.clone(),
-        }
+fn metrics(trainer: &Trainer<'_>, report: &TrainReport, peak_bytes: usize) -> TrainMetrics {
+    let loss = |r: Option<&StepRecord>| r.map_or(0.0, |r| r.loss);
+    TrainMetrics {
+        parameters: trainer.model().config.num_params(),
+        tokens: report.tokens(),
+        first_loss: loss(report.history.first()),
+        last_loss: loss(report.history.last()),
+        tokens_per_second: report.tokens_per_second(),
+        peak_tensor_bytes: peak_bytes as u64,
+        seconds_per_step: report.seconds.clone(),
+        remarks: report.remarks.clone(),
     }
+}
+
+/// What each domain gives in a run with a mix. An error when one of them has too little text for a sequence.
+fn mix_remark(config: &TrainConfig, loader: &Loader) -> Result<Option<String>> {
+    let seen = config.seen(config.num_steps());
+    let all: u64 = seen.values().sum();
+    let mut parts = Vec::new();
+    for domain in config.domains() {
+        let (per_epoch, tokens) = (loader.tokens_per_epoch(domain)?, seen.get(&domain).copied().unwrap_or(0));
+        let share = 100.0 * tokens as f64 / all.max(1) as f64;
+        let epochs = tokens as f64 / per_epoch as f64;
+        parts.push(format!("{share:.1} % {} ({tokens} tokens, {epochs:.2} epochs)", domain.name()));
+    }
+    Ok((!parts.is_empty()).then(|| format!("pretrain: the tokens were {}", parts.join(", "))))
 }
 
 /// A whole model folder in Hugging Face's layout, tokenizer included.

@@ -6,5 +6,6 @@ mod bench;
 mod commands;
 mod errors;
 mod kills;
+mod ranks;
 mod runs;
 mod world;

@@ -170,3 +170,36 @@ fn questions_that_do_not_fit_are_left_out_and_counted() {
     assert!((1..24).contains(&asked), "{asked}");
     assert_eq!(results["samples"].as_array().unwrap().len(), 2);
 }
+
+/// Ramp, mix and annealing in a run; the last model is the same on one thread.
+#[test]
+fn a_run_follows_its_ramp_mix_and_annealing() {
+    let shared = shared();
+    let tmp = tempfile::tempdir().unwrap();
+    let sets = [
+        "pretrain.steps=12",
+        "pretrain.sequence=80",
+        "pretrain.ramp=[{ at_tokens = 1280, sequence = 160 }, { at_tokens = 3000, batch = 6 }]",
+        "pretrain.mix=[{ weights = { prose = 1, code = 1 } }, { at_tokens = 3000, weights = { code = 1 } }]",
+        "pretrain.anneal={ steps = 4, average_every = 2 }",
+        "pretrain.z_loss=1e-4",
+        "sft.steps=1",
+    ];
+    let run = |name: &str, threads: &str| {
+        let dir = tmp.path().join(name);
+        let mut args = run_args(&shared.recipe, &dir, &[&sets[..], &[threads]].concat());
+        args.push("--json".into());
+        (llamero(args).json(), dir)
+    };
+    let (summary, one) = run("one", "run.threads=1");
+    let remark = summary["remarks"][0].as_str().unwrap();
+    assert!(remark.starts_with("pretrain: the tokens were ") && remark.contains("% code ("), "{remark}");
+    let history = fs::read(one.join("pretrain/history.json")).unwrap();
+    let history: Vec<Value> = serde_json::from_slice(&history).unwrap();
+    let tokens: Vec<u64> = history.iter().map(|step| step["tokens"].as_u64().unwrap()).collect();
+    assert_eq!(tokens[..8], [320, 640, 960, 1280, 1920, 2560, 3200, 4160]);
+    assert!(history.iter().all(|step| step["z_loss"].as_f64().unwrap() > 0.0));
+    assert!(history[11]["lr"].as_f64().unwrap() * 3.9 < history[8]["lr"].as_f64().unwrap());
+    let (_, two) = run("two", "run.threads=2");
+    assert_equal_runs(&one, &two);
+}

@@ -262,7 +262,7 @@ pub(crate) fn names(dir: &Path) -> Vec<String> {
 /// Asserts that a finished run holds what a run holds and nothing else.
 pub(crate) fn assert_tidy(run: &Path, with_plan: bool) {
     let mut expected: Vec<&str> = STAGES.to_vec();
-    expected.extend([".lock", "recipe.toml", "report.html"]);
+    expected.extend([".lock", "recipe.toml", "report.html", "pretrain.ledger.jsonl", "sft.ledger.jsonl"]);
     expected.extend(with_plan.then_some("plan"));
     expected.sort_unstable();
     assert_eq!(names(run), expected);

@@ -2,7 +2,7 @@
 
 use super::suite::rope_table;
 use super::{Oracle, random, random_ids};
-use crate::{Attention, Backend, DType, Heads, NO_TARGET, RopeDirection, Segments, Shape, Tensor};
+use crate::{Attention, Backend, DType, Heads, NO_TARGET, RopeDirection, RowLoss, Segments, Shape, Tensor};
 
 /// Step of the central difference: its own error is of order `STEP²`, that of rounding `2⁻⁵³ / STEP`.
 const STEP: f64 = 1e-5;
@@ -170,8 +170,14 @@ pub fn embed() {
     check("embed", &inputs, |at| contract(&oracle, &oracle.embed(&tensor(&oracle, &at[0], table), &ids), &c));
 }
 
-/// `linear_cross_entropy_backward`, with rows that do not count.
+/// `linear_cross_entropy_backward`, with rows that do not count; without and with a z-loss.
 pub fn linear_cross_entropy() {
+    for z in [0.0, 0.25] {
+        linear_cross_entropy_and(z);
+    }
+}
+
+fn linear_cross_entropy_and(z: f32) {
     let oracle = Oracle::exact();
     let (h_shape, w_shape, rows) = (Shape::new(6, 5), Shape::new(9, 5), Shape::new(6, 1));
     let (h, w, c) = (values(1, 30), values(2, 45), values(3, 6));
@@ -180,14 +186,21 @@ pub fn linear_cross_entropy() {
     let forward = |h: &[f64], w: &[f64]| {
         oracle.linear_cross_entropy(&tensor(&oracle, h, h_shape), &tensor(&oracle, w, w_shape), &targets)
     };
-    let (d_nll, lse) = (tensor(&oracle, &c, rows), forward(&h, &w).lse);
+    let (d_row, lse) = (tensor(&oracle, &c, rows), forward(&h, &w).lse);
     let mut dh = Vec::new();
     let dw = added(&oracle, w_shape, |dw| {
         let (h, w) = (tensor(&oracle, &h, h_shape), tensor(&oracle, &w, w_shape));
-        let d = oracle.linear_cross_entropy_backward(&d_nll, (&h, &w), &targets, &lse, dw);
+        let loss = RowLoss { d_row: &d_row, z };
+        let d = oracle.linear_cross_entropy_backward(loss, (&h, &w), &targets, &lse, dw);
         dh = oracle.download_f64(&d);
     });
     let inputs =
         [Checked { name: "h", values: h, gradient: dh }, Checked { name: "w", values: w, gradient: dw }];
-    check("linear_cross_entropy", &inputs, |at| contract(&oracle, &forward(&at[0], &at[1]).nll, &c));
+    let op = format!("linear_cross_entropy, z {z}");
+    check(&op, &inputs, |at| {
+        let found = forward(&at[0], &at[1]);
+        let [nll, lse] = [&found.nll, &found.lse].map(|x| oracle.download_f64(x));
+        let rows = nll.iter().zip(&lse).map(|(nll, lse)| nll + f64::from(z) * lse * lse);
+        rows.zip(&c).map(|(row, c)| row * c).sum()
+    });
 }

@@ -10,7 +10,7 @@ use half::bf16;
 
 use crate::{
     AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
-    Memory, NO_TARGET, RopeDirection, RopeTable, Segments, Shape, TARGET_ELSEWHERE, Tensor,
+    Memory, NO_TARGET, RopeDirection, RopeTable, RowLoss, Segments, Shape, TARGET_ELSEWHERE, Tensor,
 };
 
 /// The scalar oracle. Every kernel computes in `f64`; the two kinds differ in what they store.
@@ -401,7 +401,7 @@ impl Backend for Oracle {
 
     fn linear_cross_entropy_backward(
         &self,
-        d_nll: &Tensor,
+        RowLoss { d_row, z }: RowLoss<'_>,
         (h, w): (&Tensor, &Tensor),
         targets: &[u32],
         lse: &Tensor,
@@ -410,16 +410,18 @@ impl Backend for Oracle {
         let op = "linear_cross_entropy_backward";
         require_targets(op, h, w, targets);
         let per_row = Shape::new(h.rows(), 1);
-        let fits = d_nll.shape() == per_row && lse.shape() == per_row;
-        assert!(fits, "{op}: {d_nll:?} and {lse:?} do not fit {h:?}");
+        let fits = d_row.shape() == per_row && lse.shape() == per_row;
+        assert!(fits, "{op}: {d_row:?} and {lse:?} do not fit {h:?}");
         require_gradient(op, dw, w.rows(), w.cols());
         let vocabulary = w.rows();
         let mut d_logits = vec![0.0; h.rows() * vocabulary];
         for (t, &target) in targets.iter().enumerate().filter(|&(_, &target)| target != NO_TARGET) {
+            let lse = values(lse)[t];
+            let d_lse = 1.0 + 2.0 * f64::from(z) * lse;
             for v in 0..vocabulary {
-                let p = (dot(row(h, t), row(w, v)) - values(lse)[t]).exp();
+                let p = (dot(row(h, t), row(w, v)) - lse).exp();
                 let hit = if v == target as usize { 1.0 } else { 0.0 };
-                d_logits[t * vocabulary + v] = values(d_nll)[t] * (p - hit);
+                d_logits[t * vocabulary + v] = values(d_row)[t] * (d_lse * p - hit);
             }
         }
         self.update(dw, |i, dw| {

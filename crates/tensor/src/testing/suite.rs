@@ -64,6 +64,7 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("head::forward", head::forward),
     ("head::backward", head::backward),
     ("head::with_gradient", head::with_gradient),
+    ("head::z_loss", head::z_loss),
     ("head::of_slice", head::of_slice),
     ("head::large_logits", head::large_logits),
     ("head::no_target", head::no_target),

@@ -45,7 +45,7 @@ pub struct RankOf {
 pub struct RankMemory {
     /// Weights in the dtype of the computation.
     pub weights: u64,
-    /// Moments of AdamW and, in bf16, what weights lack to be f32 masters.
+    /// Moments of AdamW; in bf16 what weights lack to be f32 masters; and the sums of weights, where they are averaged.
     pub optimizer: u64,
     /// f32 gradients of the weights that have some at this moment.
     pub gradients: u64,
@@ -242,6 +242,7 @@ struct Estimate<'a> {
     chunks: Vec<Chunk>,
     rank: &'a RankOf,
     vocab: u64,
+    averages: bool,
 }
 
 impl Estimate<'_> {
@@ -307,7 +308,8 @@ impl Estimate<'_> {
         } else {
             (element * params, 0)
         };
-        let optimizer = own * if element < 4 { 8 + 4 - element } else { 8 };
+        let sums = if self.averages { 4 } else { 0 };
+        let optimizer = own * (8 + 4 - element + sums);
         RankMemory { weights, optimizer, communication: gathered, ..RankMemory::default() }
     }
 
@@ -354,10 +356,17 @@ impl Estimate<'_> {
     }
 }
 
-/// Expects the peak of a rank: follows the passes of its schedule, and counts what each keeps and needs.
+/// Expects the peak of a rank: follows the passes of its schedule, and counts what each keeps and needs. Where updates differ
+/// in shape, it is the peak of those that take most.
 ///
 /// Of several ranks that differ only in what a share rounds to, it is the one with most.
 pub fn rank_memory(model: &Config, config: &TrainConfig, dtype: DType, rank: &RankOf) -> RankMemory {
+    let of_phase = |phase| of_one_shape(model, &config.only(&phase), dtype, rank);
+    config.phases().into_iter().map(of_phase).max_by_key(RankMemory::total).unwrap_or_default()
+}
+
+/// The same where all updates have one shape.
+fn of_one_shape(model: &Config, config: &TrainConfig, dtype: DType, rank: &RankOf) -> RankMemory {
     let tp = rank.mesh.tp;
     let places = placements(model, config, rank.mesh.pp, rank.stage);
     let chunks = places.iter().map(|place| {
@@ -378,6 +387,7 @@ pub fn rank_memory(model: &Config, config: &TrainConfig, dtype: DType, rank: &Ra
         chunks: chunks.collect(),
         rank,
         vocab: model.vocab.div_ceil(tp) as u64,
+        averages: config.averages(),
     };
     estimate.peak(&pipeline(config, &rank.mesh))
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use llamero_model::Recompute;
 
-use super::{Axes, MeshPlan, MfuSource, StagePlan, Traffic};
+use super::{Axes, BatchPlan, MeshPlan, MfuSource, StagePlan, Traffic};
 use crate::{RankMemory, Zero};
 
 impl fmt::Display for Axes {
@@ -144,6 +144,7 @@ impl MeshPlan {
             f,
             "step: {tokens} tokens, {micros} micro-batches a data-parallel rank, sequences of {sequence}"
         )?;
+        self.ramp(f)?;
         let (of_work, of_step) = (percent(self.bubble), percent(self.bubble_share));
         let (n, s) = (self.chunks, if self.chunks == 1 { "" } else { "s" });
         writeln!(
@@ -153,6 +154,18 @@ impl MeshPlan {
         )?;
         self.arithmetic(f)?;
         self.memory(f)
+    }
+
+    /// The shapes of updates, where there are several.
+    fn ramp(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.batches.len() < 2 {
+            return Ok(());
+        }
+        for &BatchPlan { first_step, batch, sequence, tokens, .. } in &self.batches {
+            let tokens = scaled(tokens as f64);
+            writeln!(f, "  from step {first_step}: {batch} sequences of {sequence}, {tokens} tokens")?;
+        }
+        Ok(())
     }
 
     fn arithmetic(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -170,7 +183,7 @@ impl MeshPlan {
         let (Some(steps), Some(tokens), Some(hours)) = (self.steps, self.tokens, self.device_hours) else {
             return Ok(());
         };
-        let days = steps as f64 * self.step_seconds / 86_400.0;
+        let days = self.run_seconds.unwrap_or(0.0) / 86_400.0;
         let (tokens, hours) = (scaled(tokens as f64), scaled(hours));
         writeln!(f, "run: {steps} steps, {tokens} tokens, {hours} device hours, {days:.1} days")
     }
@@ -184,7 +197,9 @@ impl MeshPlan {
             Zero::Two => "ZeRO-2, which no run does yet",
             Zero::Three => "ZeRO-3, which no run does yet",
         };
-        writeln!(f, "memory: {total} of {all} and {reserved} for the device itself: {verdict} ({zero})")
+        writeln!(f, "memory: {total} of {all} and {reserved} for the device itself: {verdict} ({zero})")?;
+        let each = bytes(self.checkpoint_bytes / self.axes.ranks() as u64);
+        writeln!(f, "checkpoint: {}, {each} a rank on average", bytes(self.checkpoint_bytes))
     }
 }
 

@@ -1,5 +1,5 @@
 use super::*;
-use crate::PipelineConfig;
+use crate::{Annealing, PipelineConfig, RampStage};
 
 /// Table 4 of "The Llama 3 Herd of Models": 2,048 sequences of 8,192 tokens a step.
 fn run_405b(chunks: usize) -> TrainConfig {
@@ -127,6 +127,37 @@ fn arithmetic_and_hours_are_those_of_the_paper() {
     let small = Config::preset("8b").unwrap();
     let plan = plan_mesh(&question(&small, &run_405b(1), "dp=128,pp=16,tp=8", 1)).unwrap();
     assert_eq!((plan.mfu, plan.mfu_source), (0.4, MfuSource::Assumed));
+}
+
+/// What is said of a run with a ramp, against each of its phases as a run of its own.
+#[test]
+fn a_ramp_is_the_sum_of_its_phases() {
+    let model = Config::preset("405b").unwrap();
+    let ask = |config: &TrainConfig| plan_mesh(&question(&model, config, "dp=64,pp=16,tp=8", 1)).unwrap();
+    let stage = |at_tokens, sequence, batch| RampStage { at_tokens, sequence, batch, micro_batch: None };
+    // 100 steps of 4M tokens, then of 8M, then of 16M to the 300th.
+    let ramp = vec![stage(100 << 22, Some(8192), None), stage((100 << 22) + (100 << 23), None, Some(2048))];
+    let run = TrainConfig { steps: Some(300), sequence: 4096, batch: 1024, ramp, ..run_405b(8) };
+    let plan = ask(&run);
+    let phases: Vec<_> = [(4096, 1024), (8192, 1024), (8192, 2048)]
+        .into_iter()
+        .map(|(sequence, batch)| ask(&TrainConfig { steps: Some(100), sequence, batch, ..run_405b(8) }))
+        .collect();
+    let sum = |of: fn(&MeshPlan) -> f64| phases.iter().map(of).sum::<f64>();
+    assert_eq!(plan.tokens, Some(100 * ((1 << 22) + (1 << 23) + (1 << 24))));
+    let hours = plan.device_hours.unwrap() / sum(|phase| phase.device_hours.unwrap());
+    assert!((hours - 1.0).abs() < 1e-12, "{hours}");
+    let found: Vec<_> = plan.batches.iter().map(|b| (b.first_step, b.tokens, b.micro_batches)).collect();
+    assert_eq!(found, [(0, 1 << 22, 16), (100, 1 << 23, 16), (200, 1 << 24, 32)]);
+    // The last is the largest in every respect.
+    assert_eq!((plan.tokens_per_step, plan.micro_batches, plan.sequence), (1 << 24, 32, 8192));
+    assert_eq!(plan.stages, phases[2].stages);
+    // A sum of weights in f32, divided by 64 as the moments are.
+    let anneal = Some(Annealing { steps: Some(3), ..Annealing::default() });
+    let averaged = ask(&TrainConfig { anneal, ..run });
+    let [with, without] = [&averaged, &plan].map(|plan| plan.stages[1].memory.optimizer);
+    assert_eq!(with - without, 4 * plan.stages[1].params.div_ceil(64));
+    assert_eq!((plan.checkpoint_bytes, averaged.checkpoint_bytes), (12 * plan.params, 16 * plan.params));
 }
 
 #[test]

@@ -2,19 +2,17 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use llamero_comm::{CommError, Threads, WorldOptions};
 use llamero_cpu::Cpu;
 use llamero_model::hf::{self, StopTokens};
 use llamero_model::{Llama, ParamSpec, Recompute, initial_values};
 use llamero_tensor::{Backend, DType};
 use llamero_train::{
-    Mesh, OptimizerConfig, PipelineConfig, Ranks, TrainConfig, TrainError, Trainer, build_stages,
-    estimate_memory, learning_rate,
+    Mesh, OptimizerConfig, PipelineConfig, Ranks, TrainConfig, Trainer, build_stages, estimate_memory,
+    learning_rate,
 };
 use serde::Serialize;
 
@@ -23,6 +21,7 @@ use super::tokens::{Tokens, sequence};
 use super::{CommonArgs, DTypeArg, median, must_fit, peak_gflops, print_rows, size, usage};
 use crate::commands::{print, print_json};
 use crate::progress::Progress;
+use crate::ranks;
 use crate::report::format::{count, precise_bytes};
 
 /// What is computed again in the backward pass instead of being kept.
@@ -266,8 +265,8 @@ struct Measured {
 fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
     let (work, config, mesh) = (&job.work, &job.config, args.mesh);
     let threads = args.common.threads();
-    let each = (threads / mesh.size()).max(1);
-    let cpus = (0..mesh.size()).map(|_| Cpu::new(each)).collect::<Result<Vec<_>, _>>()?;
+    let cpus = ranks::devices(mesh, Some(threads))?;
+    let each = cpus[0].threads();
     // Of a mesh only the least is known: all ranks together hold the weights and moments of one.
     let whole = estimate_memory(&work.model, config, job.dtype, crate::kernels(&cpus[0]));
     must_fit(whole.weights_and_moments, "a smaller model")?;
@@ -334,35 +333,9 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
 /// All steps on a mesh of threads, one backend each. Every rank takes the same steps, so the first one's times are those of
 /// all; the memory is that of all together.
 fn on_threads(args: &TrainArgs, job: &Job, cpus: &[Cpu]) -> Result<Measured> {
-    let worlds = Threads::world(args.mesh.size(), WorldOptions::default());
-    let recorders: Vec<_> = worlds.iter().map(|world| Arc::clone(world.recorder())).collect();
-    std::thread::scope(|scope| {
-        let ranks: Vec<_> = worlds
-            .into_iter()
-            .zip(cpus)
-            .map(|(world, cpu)| scope.spawn(move || steps(args, job, cpu, Ranks::new(&world, args.mesh))))
-            .collect();
-        let joined = ranks.into_iter().map(|rank| rank.join().unwrap_or_else(|_| bail!("a rank panicked")));
-        let (mut measured, mut errors) = (Vec::new(), Vec::new());
-        for (rank, result) in joined.enumerate() {
-            match result {
-                Ok(of_rank) => measured.push(of_rank),
-                Err(error) => errors.push((rank, error)),
-            }
-        }
-        // The cause before those who waited for it in vain.
-        let waited = |e: &anyhow::Error| {
-            let error = e.downcast_ref::<TrainError>();
-            matches!(error, Some(TrainError::Comm(CommError::PeerLost { .. } | CommError::Timeout { .. })))
-        };
-        errors.sort_by_key(|(_, error)| waited(error));
-        if let Some((rank, error)) = errors.into_iter().next() {
-            say!("last collectives of rank {rank}:\n{}", recorders[rank]);
-            return Err(error.context(format!("rank {rank}")));
-        }
-        let all = measured.iter().map(|m| m.tensor_peak_bytes).sum();
-        Ok(Measured { tensor_peak_bytes: all, ..measured.swap_remove(0) })
-    })
+    let mut measured = ranks::on_threads(args.mesh, cpus, |cpu, ranks| steps(args, job, cpu, ranks))?;
+    let all = measured.iter().map(|m| m.tensor_peak_bytes).sum();
+    Ok(Measured { tensor_peak_bytes: all, ..measured.swap_remove(0) })
 }
 
 /// All steps of one rank.
@@ -374,7 +347,7 @@ fn steps(args: &TrainArgs, job: &Job, cpu: &Cpu, ranks: Ranks) -> Result<Measure
     }
     cpu.reset_peak();
     let mut trainer = Trainer::on_mesh(stages, ranks, cpu, config.clone());
-    let own = trainer.own_sequences();
+    let own = trainer.own_sequences(0);
     let first = trainer.ranks().all.rank() == 0;
     let progress = first.then(|| Progress::new("train", args.steps as u64, "steps"));
     let (mut step_seconds, mut losses) = (Vec::new(), Vec::new());

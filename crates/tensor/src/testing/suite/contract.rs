@@ -6,8 +6,8 @@ use super::check::{Bench, DTYPES};
 use super::rope::table as rope_table;
 use crate::testing::{random, random_ids};
 use crate::{
-    AdamW, AdamWState, Attention, Backend, DType, Heads, Master, NO_TARGET, RopeDirection, Segments, Shape,
-    Tensor,
+    AdamW, AdamWState, Attention, Backend, DType, Heads, Master, NO_TARGET, RopeDirection, RowLoss, Segments,
+    Shape, Tensor,
 };
 
 const STEP: AdamW = AdamW {
@@ -167,7 +167,13 @@ pub fn fingerprint(backend: &dyn Backend) -> Vec<(String, u64)> {
         let loss = backend.linear_cross_entropy(&x, &table, &ids);
         note("linear_cross_entropy", &loss.nll);
         let d_nll = gradient(t, 1);
-        let dh = backend.linear_cross_entropy_backward(&d_nll, (&x, &table), &ids, &loss.lse, &mut dtable);
+        let dh = backend.linear_cross_entropy_backward(
+            RowLoss::cross_entropy(&d_nll),
+            (&x, &table),
+            &ids,
+            &loss.lse,
+            &mut dtable,
+        );
         note("linear_cross_entropy_backward dh", &dh);
         note("linear_cross_entropy_backward dw", &dtable);
 

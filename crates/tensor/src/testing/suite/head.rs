@@ -2,10 +2,11 @@
 
 use super::check::{Bench, DTYPES, FEW, Input, U, operand_unit, rows_alone, same_bits};
 use crate::testing::{random, random_ids};
-use crate::{Backend, CrossEntropy, DType, NO_TARGET, Shape, TARGET_ELSEWHERE, Tensor};
+use crate::{Backend, CrossEntropy, DType, NO_TARGET, RowLoss, Shape, TARGET_ELSEWHERE, Tensor};
 
-/// Losses, `dh`, and `dw` added to, from `(h, w)`, `d_nll` and targets.
-type Gradient = fn(&dyn Backend, (&Tensor, &Tensor), &Tensor, &[u32], &mut Tensor) -> (CrossEntropy, Tensor);
+/// Losses, `dh`, and `dw` added to, from `(h, w)`, the loss of a row and targets.
+type Gradient =
+    fn(&dyn Backend, (&Tensor, &Tensor), RowLoss<'_>, &[u32], &mut Tensor) -> (CrossEntropy, Tensor);
 
 /// Both ways to the gradient.
 const WAYS: [(&str, Gradient); 2] =
@@ -14,23 +15,23 @@ const WAYS: [(&str, Gradient); 2] =
 fn separately(
     backend: &dyn Backend,
     (h, w): (&Tensor, &Tensor),
-    d_nll: &Tensor,
+    loss: RowLoss<'_>,
     targets: &[u32],
     dw: &mut Tensor,
 ) -> (CrossEntropy, Tensor) {
-    let loss = backend.linear_cross_entropy(h, w, targets);
-    let dh = backend.linear_cross_entropy_backward(d_nll, (h, w), targets, &loss.lse, dw);
-    (loss, dh)
+    let found = backend.linear_cross_entropy(h, w, targets);
+    let dh = backend.linear_cross_entropy_backward(loss, (h, w), targets, &found.lse, dw);
+    (found, dh)
 }
 
 fn at_once(
     backend: &dyn Backend,
     input: (&Tensor, &Tensor),
-    d_nll: &Tensor,
+    loss: RowLoss<'_>,
     targets: &[u32],
     dw: &mut Tensor,
 ) -> (CrossEntropy, Tensor) {
-    backend.linear_cross_entropy_with_gradient(d_nll, input, targets, dw)
+    backend.linear_cross_entropy_with_gradient(loss, input, targets, dw)
 }
 
 /// `(T, C, V)`.
@@ -59,6 +60,8 @@ struct Run {
     h: Input,
     w: Input,
     d_nll: Input,
+    /// Coefficient of the z-loss.
+    z: f32,
     targets: Vec<u32>,
     dtype: DType,
 }
@@ -73,9 +76,18 @@ impl Run {
             h: bench.random(t as u64, Shape::new(t, c), dtype, scale),
             w: bench.random(v as u64 + 1, Shape::new(v, c), dtype, 1.0),
             d_nll: bench.random(t as u64 + 2, Shape::new(t, 1), DType::F32, 1.5),
+            z: 0.0,
             targets,
             dtype,
         }
+    }
+
+    fn loss(&self) -> RowLoss<'_> {
+        RowLoss { d_row: &self.d_nll.device, z: self.z }
+    }
+
+    fn exact_loss(&self) -> RowLoss<'_> {
+        RowLoss { d_row: &self.d_nll.exact, z: self.z }
     }
 
     fn exact(&self, bench: &Bench<'_>) -> CrossEntropy {
@@ -125,14 +137,14 @@ impl Run {
         let (dh_bound, dw_bound) = self.gradient_bounds(bench, &bench.exact(&want.lse), &dw.host);
         let inputs = (&self.h.exact, &self.w.exact);
         let dh_want = bench.oracle.linear_cross_entropy_backward(
-            &self.d_nll.exact,
+            self.exact_loss(),
             inputs,
             &self.targets,
             &want.lse,
             &mut dw.exact,
         );
         let inputs = (&self.h.device, &self.w.device);
-        let (loss, dh) = gradient(bench.backend, inputs, &self.d_nll.device, &self.targets, &mut dw.device);
+        let (loss, dh) = gradient(bench.backend, inputs, self.loss(), &self.targets, &mut dw.device);
         debug_assert_eq!(dh_bound.len(), t * c);
         self.check_losses(bench, op, &loss);
         let label = |part| format!("{op} {part} {}", self.label);
@@ -141,7 +153,7 @@ impl Run {
         let uploaded = bench.backend.upload(&vec![0.0; v * c], Shape::new(v, c), DType::F32);
         let made = bench.backend.zeros(Shape::new(v, c), DType::F32);
         let [made, uploaded] = [made, uploaded].map(|mut dw| {
-            gradient(bench.backend, inputs, &self.d_nll.device, &self.targets, &mut dw);
+            gradient(bench.backend, inputs, self.loss(), &self.targets, &mut dw);
             bench.backend.download(&dw)
         });
         same_bits(&format!("{}, into zeros", label("dw")), &made, &uploaded);
@@ -155,13 +167,17 @@ impl Run {
         let mut dh = vec![0.0; t * c];
         let mut dw: Vec<f64> = dw.iter().map(|&dw| (t as f64 + 2.0) * U * f64::from(dw).abs()).collect();
         for row in (0..t).filter(|&row| self.targets[row] != NO_TARGET) {
-            let exponent = logit_errors[row] + self.lse_error(logit_errors[row], lse[row]);
+            let lse_error = self.lse_error(logit_errors[row], lse[row]);
+            let exponent = logit_errors[row] + lse_error;
+            let d_lse = 1.0 + 2.0 * f64::from(self.z) * lse[row];
+            let d_lse_error = 2.0 * f64::from(self.z) * (lse_error + FEW * U * lse[row].abs());
             let d = f64::from(self.d_nll.host[row]).abs();
             for token in 0..v {
                 let p = (logits[row * v + token] - lse[row]).exp();
                 let hit = if token == self.targets[row] as usize { 1.0 } else { 0.0 };
-                let d_logit = d * (p - hit).abs();
-                let error = d * (p * (exponent.exp_m1() + FEW * U) + 2.0 * U * hit)
+                let d_logit = d * (d_lse * p - hit).abs();
+                let error = d
+                    * (p * (d_lse.abs() * (exponent.exp_m1() + FEW * U) + d_lse_error) + 2.0 * U * hit)
                     + operand_unit(self.dtype) * d_logit;
                 for k in 0..c {
                     let (h, w) = (f64::from(self.h.host[row * c + k]), f64::from(self.w.host[token * c + k]));
@@ -182,6 +198,7 @@ pub fn of_slice(backend: &dyn Backend) {
             [((34, 33, 65), 20), ((600, 16, 130), 64), ((2, 7, 9), 1), ((8, 40, 1300), 600)]
         {
             let mut run = Run::new(&bench, size, dtype, 1.5);
+            run.z = if t == 600 { 0.0 } else { 0.03 };
             run.targets = random_ids(11, t, v as u32);
             let slices = [0..cut, cut..v].map(|rows| {
                 let targets: Vec<u32> = (run.targets.iter())
@@ -205,7 +222,7 @@ pub fn of_slice(backend: &dyn Backend) {
             let (dh_bound, dw_bound) = run.gradient_bounds(&bench, &bench.exact(&want.lse), &zeros);
             let mut dw_want = bench.oracle.zeros(Shape::new(v, c), DType::F32);
             let dh_want = bench.oracle.linear_cross_entropy_backward(
-                &run.d_nll.exact,
+                run.exact_loss(),
                 (&run.h.exact, &run.w.exact),
                 &run.targets,
                 &want.lse,
@@ -225,7 +242,7 @@ pub fn of_slice(backend: &dyn Backend) {
                 };
                 let mut dw = backend.zeros(Shape::new(rows.len(), c), DType::F32);
                 let (loss, dh) = backend.linear_cross_entropy_with_gradient_of_slice(
-                    &run.d_nll.device,
+                    run.loss(),
                     (&run.h.device, w),
                     targets,
                     &mut dw,
@@ -282,6 +299,19 @@ fn check_gradients(backend: &dyn Backend, way: (&str, Gradient)) {
     }
 }
 
+/// Both gradients with a z-loss; losses are those without.
+pub fn z_loss(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    for (dtype, way) in DTYPES.into_iter().flat_map(|d| WAYS.map(|way| (d, way))) {
+        for size in [(1, 1, 1), (7, 17, 3), (33, 65, 130), (65, 20, 257), (9, 16, 1100), (9, 300, 70)] {
+            let mut run = Run::new(&bench, size, dtype, 1.5);
+            run.z = 0.03;
+            run.label += ", z 0.03";
+            run.check_backward(&bench, way);
+        }
+    }
+}
+
 /// Logits far outside the range of `exp` in f32 neither overflow nor vanish.
 pub fn large_logits(backend: &dyn Backend) {
     let bench = Bench::new(backend);
@@ -308,7 +338,7 @@ pub fn no_target(backend: &dyn Backend) {
             masked.iter().for_each(|row| host[row * c..(row + 1) * c].fill(filler));
             let h = backend.upload(&host, Shape::new(t, c), dtype);
             let mut dw = backend.upload(&before, Shape::new(v, c), DType::F32);
-            let (loss, dh) = gradient(backend, (&h, &w), &d_nll, targets, &mut dw);
+            let (loss, dh) = gradient(backend, (&h, &w), RowLoss::cross_entropy(&d_nll), targets, &mut dw);
             [&loss.nll, &loss.lse, &dh, &dw].map(|x| backend.download(x))
         };
         let [nll, lse, dh, dw] = run(3000.0, &targets);
@@ -347,7 +377,8 @@ pub fn row_invariance(backend: &dyn Backend) {
                     let [h, d_nll] = [&run.h, &run.d_nll].map(|x| x.upload_rows(backend, rows.clone()));
                     let mut dw = backend.zeros(Shape::new(v, c), DType::F32);
                     let input = (&h, &run.w.device);
-                    let (loss, dh) = gradient(backend, input, &d_nll, &run.targets[rows], &mut dw);
+                    let loss = RowLoss::cross_entropy(&d_nll);
+                    let (loss, dh) = gradient(backend, input, loss, &run.targets[rows], &mut dw);
                     let (dh, nll) = (backend.download(&dh), backend.download(&loss.nll));
                     dh.chunks(c).zip(nll).flat_map(|(dh, nll)| dh.iter().copied().chain([nll])).collect()
                 });
@@ -405,7 +436,7 @@ fn nan_of_gradient(
 ) {
     let mut dw = backend.zeros(w.shape(), DType::F32);
     let d_nll = backend.upload(&vec![1.0; h.rows()], Shape::new(h.rows(), 1), DType::F32);
-    let (loss, dh) = at_once(backend, (h, w), &d_nll, targets, &mut dw);
+    let (loss, dh) = at_once(backend, (h, w), RowLoss::cross_entropy(&d_nll), targets, &mut dw);
     let (nll, dh) = (backend.download(&loss.nll), backend.download(&dh));
     for (row, (nll, dh)) in nll.iter().zip(dh.chunks(h.cols())).enumerate() {
         let found = (nll.is_nan(), dh.iter().any(|x| x.is_nan()));

@@ -1,0 +1,133 @@
+//! `llamero pretrain`.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use llamero_artifact::{WORK_STATE, recipe as files};
+use llamero_train::{Chaos, Ended, Goodput, Ledger, Mesh, Supervisor};
+use serde::Serialize;
+
+use super::{print, print_json};
+use crate::pipeline::{self, Pretrained};
+use crate::recipe::{Recipe, parse_duration};
+use crate::termination::Termination;
+
+#[derive(Args)]
+#[command(
+    after_help = "Makes what the model learns from (documents, tokenizer, tokens) and then the model, RUN/pretrain; what is there \
+    already is kept, what was interrupted is resumed, on the same mesh or another. `llamero run` goes on from there.\n\n\
+    Ranks are threads of one process. On SIGTERM training leaves a checkpoint and ends with code 1; the same command goes on.\n\n\
+    With --supervise a second process watches the first: it starts it again when it dies or hangs, from the newest checkpoint \
+    that is whole, and gives up when that happens too often or three times without a new step. RUN/pretrain.ledger.jsonl tells \
+    where the time went.\n\n\
+    Examples:\n  \
+    llamero pretrain recipes/quickstart.toml --mesh dp=2\n  \
+    llamero pretrain recipes/quickstart.toml --mesh dp=2,pp=2 --chunks 2 --supervise\n  \
+    llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --supervise --chaos 1 --mtbf 20s"
+)]
+pub(crate) struct PretrainArgs {
+    /// The recipe, a TOML file.
+    recipe: PathBuf,
+    /// Set a value of the recipe, e.g. `pretrain.steps=1000`; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Ranks, e.g. `dp=2,pp=2,tp=2`: data, pipeline and tensor parallel (the same as `--set run.mesh=…`).
+    #[arg(long)]
+    mesh: Option<Mesh>,
+    /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
+    #[arg(long)]
+    chunks: Option<usize>,
+    /// Watch the job and start it again when it dies or hangs.
+    #[arg(long)]
+    supervise: bool,
+    /// Most restarts.
+    #[arg(long, value_name = "N", default_value_t = 1000, requires = "supervise")]
+    restarts: u32,
+    /// A job that trains and makes no step for so long hangs.
+    #[arg(long, value_name = "TIME", default_value = "10m", requires = "supervise")]
+    hang_after: String,
+    /// Break the job on purpose: kills, hangs, pauses, damaged checkpoints. The same seed, the same faults.
+    #[arg(long, value_name = "SEED", requires = "supervise")]
+    chaos: Option<u64>,
+    /// Mean time between two of them.
+    #[arg(long, value_name = "TIME", default_value = "20s", requires = "chaos")]
+    mtbf: String,
+    /// Print the results as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl PretrainArgs {
+    /// All `--set`s.
+    fn sets(&self) -> Vec<String> {
+        let mesh = self.mesh.map(|mesh| format!("run.mesh=\"{mesh}\""));
+        let chunks = self.chunks.map(|chunks| format!("run.chunks={chunks}"));
+        self.sets.iter().cloned().chain(mesh).chain(chunks).collect()
+    }
+}
+
+/// What is printed at the end.
+#[derive(Serialize)]
+struct Summary {
+    #[serde(flatten)]
+    pretrained: Pretrained,
+    goodput: Goodput,
+    effective_training_time: f64,
+}
+
+pub(crate) fn pretrain(args: &PretrainArgs) -> Result<()> {
+    let sets = args.sets();
+    if args.supervise {
+        return supervise(args, &sets);
+    }
+    let pretrained = pipeline::pretrain(&args.recipe, &sets)?;
+    let goodput = Goodput::of(&Ledger::new(&pretrained.ledger).read()?);
+    if args.json {
+        return print_json(&Summary { pretrained, effective_training_time: goodput.effective(), goodput });
+    }
+    print(format!("{goodput}"))?;
+    print(format!("loss {:.4} after {} tokens", pretrained.loss, pretrained.tokens))?;
+    print(format!("model: {}", pretrained.model.display()))
+}
+
+/// Runs this very command without `--supervise`, again and again until it is done.
+fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
+    let recipe: Recipe = files::load(&args.recipe, sets)?;
+    recipe.validate().with_context(|| format!("`{}`", args.recipe.display()))?;
+    let time =
+        |flag, text: &str| Ok::<_, anyhow::Error>(Duration::from_secs_f64(parse_duration(flag, text)?));
+    let run = Path::new(&recipe.run.dir);
+    std::fs::create_dir_all(run).with_context(|| format!("`{}`", run.display()))?;
+    let checkpoints = run.join(format!("pretrain.partial/{WORK_STATE}"));
+    let mtbf = time("--mtbf", &args.mtbf)?;
+    let supervisor = Supervisor {
+        ledger: Ledger::new(run.join(pipeline::ledger_file("pretrain"))),
+        hang_after: time("--hang-after", &args.hang_after)?,
+        restarts: args.restarts,
+        chaos: args.chaos.map(|seed| Chaos::new(seed, mtbf, checkpoints)),
+    };
+    let own = std::env::current_exe().context("the path of this program")?;
+    let mut command = || {
+        let mut job = Command::new(&own);
+        job.arg("pretrain").arg(&args.recipe).args(sets.iter().flat_map(|set| ["--set", set.as_str()]));
+        if args.json {
+            job.arg("--json");
+        }
+        job
+    };
+    let stop = Termination::listen()?.hold();
+    match supervisor.run(&mut command, &stop, &mut |line| say!("supervisor: {line}"))? {
+        Ended::Done => Ok(()),
+        // The job has said why.
+        Ended::Left(code) => std::process::exit(code),
+        Ended::GaveUp(failures) => bail!(
+            "gave up after {} failures:\n  {}\nhint: the last lines of the job above say more; checkpoints are kept in `{}`",
+            failures.len(),
+            failures.join("\n  "),
+            run.display()
+        ),
+    }
+}

@@ -1,0 +1,99 @@
+//! `llamero pretrain`: on a mesh of ranks, stopped by a signal, and broken on purpose under a supervisor.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::world::{arg, command, llamero, shared};
+
+/// `pretrain RECIPE` into `dir` with these arguments.
+fn pretrain_args(dir: &Path, more: &[&str]) -> Vec<String> {
+    let recipe = shared().run.join("recipe.toml");
+    let mut args: Vec<String> =
+        vec!["pretrain".into(), arg(&recipe).into(), "--set".into(), format!("run.dir={}", arg(dir))];
+    args.extend(more.iter().map(|more| (*more).to_string()));
+    args
+}
+
+fn weights(run: &Path) -> Vec<u8> {
+    fs::read(run.join("pretrain/model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_pipeline_of_ranks_makes_the_bytes_of_one() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (alone, piped, mixed) = (tmp.path().join("a"), tmp.path().join("b"), tmp.path().join("c"));
+    let said = llamero(pretrain_args(&alone, &["--json"])).json();
+    assert!(said["effective_training_time"].as_f64().unwrap() > 0.0, "{said}");
+    assert_eq!(weights(&alone), weights(&shared().run));
+    llamero(pretrain_args(&piped, &["--mesh", "pp=2", "--chunks", "2"])).ok();
+    assert_eq!(weights(&alone), weights(&piped));
+    // Other sums, other bits; the same model as far as anybody can tell.
+    let loss = |said: serde_json::Value| said["loss"].as_f64().unwrap();
+    let apart =
+        loss(said.clone()) - loss(llamero(pretrain_args(&mixed, &["--mesh", "dp=2,pp=2", "--json"])).json());
+    assert!(apart.abs() < 1e-3 * loss(said), "{apart}");
+}
+
+#[test]
+fn what_is_no_mesh_is_refused_before_anything_is_done() {
+    let tmp = tempfile::tempdir().unwrap();
+    let run = tmp.path().join("run");
+    llamero(pretrain_args(&run, &["--mesh", "dp=0"])).fails(2, &["dp=2,pp=2,tp=2"]);
+    llamero(pretrain_args(&run, &["--chaos", "1"])).fails(2, &["--supervise"]);
+    llamero(pretrain_args(&run, &["--supervise", "--hang-after", "soon"]))
+        .fails(1, &["--hang-after", "soon"]);
+    llamero(pretrain_args(&run, &["--set", "run.mesh=tp"])).fails(1, &["run.mesh", "tp"]);
+    llamero(pretrain_args(&run, &["--mesh", "tp=64"])).fails(1, &["tp=64", "model."]);
+    llamero(pretrain_args(&run, &["--chunks", "2"])).fails(1, &["run.chunks", "pp=2"]);
+    assert!(!run.join("curate").exists());
+}
+
+#[test]
+fn a_signal_leaves_a_checkpoint_that_the_next_call_goes_on_from() {
+    let tmp = tempfile::tempdir().unwrap();
+    let run = tmp.path().join("run");
+    let resume = run.join("pretrain.partial/resume");
+    let slow = ["--mesh", "dp=2", "--set", "run.checkpoint_seconds=1000"];
+    let mut child =
+        command(pretrain_args(&run, &slow)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let ledger = run.join("pretrain.ledger.jsonl");
+    let steps = |n: usize| fs::read_to_string(&ledger).is_ok_and(|text| text.matches("\"step\"").count() > n);
+    while !steps(2) {
+        assert!(child.try_wait().unwrap().is_none(), "ended before it could be stopped");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(ended.status.code(), Some(1), "{said}");
+    assert!(said.contains("stopped after step") && said.contains("go on"), "{said}");
+    assert!(resume.read_dir().unwrap().count() > 0);
+    llamero(pretrain_args(&run, &slow)).ok();
+    let calm = tmp.path().join("calm");
+    llamero(pretrain_args(&calm, &slow)).ok();
+    assert_eq!(weights(&run), weights(&calm));
+}
+
+#[test]
+fn a_job_that_is_broken_while_it_runs_ends_with_the_bytes_of_a_calm_one() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (calm, broken) = (tmp.path().join("calm"), tmp.path().join("broken"));
+    let mesh = ["--mesh", "dp=2,pp=2", "--set", "run.checkpoint_seconds=0"];
+    llamero(pretrain_args(&calm, &mesh)).ok();
+    let chaos = ["--supervise", "--chaos", "3", "--mtbf", "0.3s", "--hang-after", "2s", "--json"];
+    let said = llamero(pretrain_args(&broken, &[&mesh[..], &chaos[..]].concat())).json();
+    assert!(said["goodput"]["injected"].as_u64().unwrap() > 0, "{said}");
+    assert_eq!(weights(&calm), weights(&broken));
+}
+
+#[test]
+fn a_job_that_fails_before_it_trains_is_not_started_again() {
+    let tmp = tempfile::tempdir().unwrap();
+    let run = tmp.path().join("run");
+    let missing = ["--supervise", "--set", "curate.sources=[\"/nowhere\"]"];
+    let said = llamero(pretrain_args(&run, &missing)).fails(1, &["/nowhere"]);
+    assert!(!said.contains("starting again"), "{said}");
+}

@@ -1,0 +1,168 @@
+//! Keeps a training job alive: starts it, watches its ledger for signs of life, ends a job that hangs, and starts the next one,
+//! which goes on from the newest checkpoint that is whole. Gives up, with a report, when jobs fail again and again without getting
+//! any further. In chaos mode it also breaks the job on purpose.
+
+use std::io;
+use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::chaos::Chaos;
+use crate::{Event, Ledger};
+
+/// How a job is watched.
+#[derive(Clone, Debug)]
+pub struct Supervisor {
+    /// What the job writes its steps to.
+    pub ledger: Ledger,
+    /// A job that trains and adds nothing to the ledger for so long hangs.
+    pub hang_after: Duration,
+    /// Most jobs that are started after the first.
+    pub restarts: u32,
+    /// Faults to inject.
+    pub chaos: Option<Chaos>,
+}
+
+/// Jobs in a row that may fail without a step that no job had made before.
+const FRUITLESS: u32 = 3;
+
+/// Time between two looks at the job.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The job did all its work.
+    Done,
+    /// The job ended with this code and there is no use in another: it was wrong usage, it failed before the first step of
+    /// all, or it was asked to stop.
+    Left(i32),
+    /// Too many failures: what was seen of each.
+    GaveUp(Vec<String>),
+}
+
+/// What the ledger tells, read on from where it was read to.
+#[derive(Default)]
+struct Life {
+    read_to: u64,
+    makes: String,
+    /// Training has begun and has not ended.
+    trains: bool,
+    /// The furthest step of all jobs that make the same.
+    best: Option<u64>,
+}
+
+impl Life {
+    /// Reads what is new. Returns whether the job has written any of it.
+    fn follow(&mut self, ledger: &Ledger) -> io::Result<bool> {
+        let mut sign = false;
+        for entry in ledger.read_from(&mut self.read_to)? {
+            sign |= !matches!(entry.event, Event::Injected { .. } | Event::Failed { .. });
+            match entry.event {
+                Event::Launched { makes, .. } => {
+                    if makes != self.makes {
+                        (self.makes, self.best) = (makes, None);
+                    }
+                    self.trains = false;
+                }
+                Event::Failed { .. } | Event::Done { .. } => self.trains = false,
+                Event::Ready { .. } => self.trains = true,
+                Event::Step { step } => self.best = self.best.max(Some(step)),
+                Event::Saved { .. } | Event::Injected { .. } => {}
+            }
+        }
+        Ok(sign)
+    }
+}
+
+impl Supervisor {
+    /// Runs jobs of `command` until one has done its work. `stop` (set by a signal) is passed on to the job as SIGTERM, so
+    /// that it leaves a checkpoint. `say` gets a line for everything that happens.
+    pub fn run(
+        mut self,
+        command: &mut dyn FnMut() -> Command,
+        stop: &AtomicBool,
+        say: &mut dyn FnMut(&str),
+    ) -> io::Result<Ended> {
+        let (mut failures, mut fruitless, mut life) = (Vec::new(), 0, Life::default());
+        loop {
+            life.follow(&self.ledger)?;
+            let before = life.best;
+            let mut child = command().spawn()?;
+            let ended = self.watch(&mut child, &mut life, stop, say)?;
+            life.follow(&self.ledger)?;
+            let (reason, hung) = match ended {
+                Watched::Ended(status) if status.success() => return Ok(Ended::Done),
+                Watched::Ended(status) => {
+                    // What fails before the first step of all fails the next time too; 2 is wrong usage.
+                    let hopeless = life.best.is_none() || status.code() == Some(2);
+                    if let Some(code) = status.code().filter(|_| hopeless) {
+                        return Ok(Ended::Left(code));
+                    }
+                    (format!("the job ended ({status})"), false)
+                }
+                Watched::Hung(waited) => (format!("no sign of life for {:.1} s", waited.as_secs_f64()), true),
+            };
+            if stop.load(Ordering::Relaxed) {
+                return Ok(Ended::Left(1));
+            }
+            self.ledger.note(Event::Failed { reason: reason.clone(), hung })?;
+            fruitless = if life.best > before { 0 } else { fruitless + 1 };
+            failures.push(format!("after {} steps: {reason}", life.best.map_or(0, |best| best + 1)));
+            if fruitless >= FRUITLESS || failures.len() > self.restarts as usize {
+                return Ok(Ended::GaveUp(failures));
+            }
+            say(&format!("{reason}; starting again ({} of {} times)", failures.len(), self.restarts));
+        }
+    }
+
+    /// Waits until the job ends or hangs; then it is dead.
+    fn watch(
+        &mut self,
+        child: &mut Child,
+        life: &mut Life,
+        stop: &AtomicBool,
+        say: &mut dyn FnMut(&str),
+    ) -> io::Result<Watched> {
+        let (mut told, mut last_sign) = (false, Instant::now());
+        if let Some(chaos) = &mut self.chaos {
+            chaos.begin();
+        }
+        loop {
+            if let Some(status) = child.try_wait()? {
+                return Ok(Watched::Ended(status));
+            }
+            if stop.load(Ordering::Relaxed) && !told {
+                told = true;
+                signal(child, Signal::TERM);
+            }
+            if life.follow(&self.ledger)? || !life.trains {
+                last_sign = Instant::now();
+            }
+            if let Some(chaos) = self.chaos.as_mut().filter(|_| life.trains && !told)
+                && let Some(fault) = chaos.strike(child)?
+            {
+                self.ledger.note(Event::Injected { fault: fault.clone() })?;
+                say(&format!("chaos: {fault}"));
+            }
+            if last_sign.elapsed() >= self.hang_after {
+                child.kill()?;
+                child.wait()?;
+                return Ok(Watched::Hung(last_sign.elapsed()));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+}
+
+enum Watched {
+    Ended(ExitStatus),
+    Hung(Duration),
+}
+
+/// Sends a signal; a job that ended meanwhile does not need it.
+pub(crate) fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_child(child), signal).ok();
+}

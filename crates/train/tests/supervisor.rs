@@ -1,0 +1,74 @@
+//! The supervisor over jobs that are a few lines of shell.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
+use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use llamero_train::{Ended, Entry, Event, Goodput, Ledger, Supervisor};
+
+/// Supervises a script whose `$LEDGER` is the ledger; returns how it ended, what was said and what is in the ledger.
+fn supervise(script: &str, stop: bool) -> (Ended, Vec<String>, Vec<Entry>) {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::new(dir.path().join("ledger.jsonl"));
+    let supervisor =
+        Supervisor { ledger: ledger.clone(), hang_after: Duration::from_secs(1), restarts: 10, chaos: None };
+    let note = r#"note() { echo '{"at":'$(date +%s.%N)','"$1"'}' >> "$LEDGER"; }"#;
+    let mut job = || {
+        let mut sh = Command::new("sh");
+        sh.arg("-c").arg(format!("{note}\n{script}")).env("LEDGER", ledger.path()).current_dir(dir.path());
+        sh
+    };
+    let mut said = Vec::new();
+    let stop = AtomicBool::new(stop);
+    let ended = supervisor.run(&mut job, &stop, &mut |line| said.push(line.to_owned())).unwrap();
+    (ended, said, ledger.read().unwrap())
+}
+
+const START: &str = r#"
+note '"event":"launched","makes":"a","ranks":1'
+note '"event":"ready","step":0'
+"#;
+
+#[test]
+fn a_job_that_gets_nowhere_is_given_up_after_three() {
+    let script = format!("{START}\nnote '\"event\":\"step\",\"step\":4'\nkill -9 $$");
+    let (ended, said, entries) = supervise(&script, false);
+    let Ended::GaveUp(failures) = ended else { panic!("{ended:?}") };
+    // The first made a step that was new.
+    assert_eq!((failures.len(), said.len()), (4, 3), "{failures:?}");
+    assert!(failures.iter().all(|f| f.contains("after 5 steps") && f.contains("signal: 9")), "{failures:?}");
+    let sum = Goodput::of(&entries);
+    assert_eq!(sum.failures, 4);
+}
+
+#[test]
+fn a_job_that_hangs_is_killed_and_the_next_goes_on() {
+    let script = format!("{START}\nif [ -e second ]; then exit 0; fi\ntouch second\nexec sleep 1000");
+    let (ended, said, entries) = supervise(&script, false);
+    assert_eq!(ended, Ended::Done);
+    assert!(said[0].contains("no sign of life"), "{said:?}");
+    assert!(entries.iter().any(|entry| matches!(entry.event, Event::Failed { hung: true, .. })));
+    let sum = Goodput::of(&entries);
+    assert!(sum.stalled >= 0.9 && sum.failures == 1, "{sum:?}");
+}
+
+#[test]
+fn a_signal_is_passed_on_and_nothing_is_started_after_it() {
+    // Whether the job leaves by itself or the signal ends it.
+    for script in
+        [format!("trap 'exit 1' TERM\n{START}\nwhile :; do sleep 0.05; done"), "exec sleep 1000".into()]
+    {
+        let (ended, said, _) = supervise(&script, true);
+        assert_eq!(ended, Ended::Left(1));
+        assert!(said.is_empty(), "{said:?}");
+    }
+}
+
+#[test]
+fn wrong_usage_and_what_never_trained_end_at_once() {
+    for (script, code) in [("exit 2", 2), ("exit 1", 1)] {
+        assert_eq!(supervise(script, false).0, Ended::Left(code));
+    }
+}
