@@ -35,8 +35,8 @@ pub use ledger::{Entry, Event, Goodput, Ledger};
 pub use memory::{Kernels, MemoryEstimate, RankMemory, RankOf, Zero, estimate_memory, rank_memory};
 pub use mesh::{Mesh, MeshPlace, Ranks};
 pub use mesh_plan::{
-    Axes, AxisTraffic, Bandwidth, BatchPlan, Device, MeshPlan, MeshQuestion, MfuSource, StagePlan, Traffic,
-    plan_mesh,
+    Axes, AxisTraffic, Bandwidth, BatchPlan, Device, Kind as MessageKind, KindTraffic, MeshPlan,
+    MeshQuestion, MfuSource, StagePlan, Traffic, plan_mesh,
 };
 pub use optimizer::Optimizer;
 pub use phases::{Annealing, MixStage, RampStage, StepSettings};

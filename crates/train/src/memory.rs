@@ -55,14 +55,18 @@ impl fmt::Display for MemoryEstimate {
             ("head chunk", self.head_chunk),
             ("process", self.process_base),
         ];
-        for (i, (name, bytes)) in parts.into_iter().enumerate() {
-            let comma = if i == 0 { "" } else { ", " };
-            let mib = bytes as f64 / f64::from(1 << 20);
-            let (n, unit) = if mib < 10_240.0 { (mib, "MiB") } else { (mib / 1024.0, "GiB") };
-            write!(f, "{comma}{name} {n:.1} {unit}")?;
-        }
-        Ok(())
+        write_parts(f, &parts)
     }
+}
+
+fn write_parts(f: &mut fmt::Formatter<'_>, parts: &[(&str, u64)]) -> fmt::Result {
+    for (i, (name, bytes)) in parts.iter().enumerate() {
+        let comma = if i == 0 { "" } else { ", " };
+        let mib = *bytes as f64 / f64::from(1 << 20);
+        let (n, unit) = if mib < 10_240.0 { (mib, "MiB") } else { (mib / 1024.0, "GiB") };
+        write!(f, "{comma}{name} {n:.1} {unit}")?;
+    }
+    Ok(())
 }
 
 /// What the work space of the CPU's kernels depends on, beside the model.

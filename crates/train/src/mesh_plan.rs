@@ -16,7 +16,7 @@ use llamero_tensor::DType;
 use serde::{Deserialize, Serialize};
 
 pub use self::device::{Bandwidth, Device};
-pub use self::traffic::{AxisTraffic, Traffic};
+pub use self::traffic::{AxisTraffic, Kind, KindTraffic, Traffic};
 use crate::memory::{local_params, pipeline, placements};
 use crate::phases::Phase;
 use crate::{Action, Mesh, Pipeline, RankMemory, RankOf, TrainConfig, TrainError, Zero, rank_memory};
@@ -161,6 +161,10 @@ pub struct MeshPlan {
     pub flops_per_step: f64,
     /// Tokens of a step.
     pub tokens_per_step: u64,
+    /// Sequences of a step.
+    pub batch: usize,
+    /// Sequences of a forward pass.
+    pub micro_batch: usize,
     /// Steps; `None` where the recipe leaves them open.
     pub steps: Option<u64>,
     /// Tokens of all steps.
@@ -188,9 +192,9 @@ impl MeshPlan {
         self.stages.iter().all(|stage| stage.fits)
     }
 
-    /// The stage that takes most memory.
+    /// The stage that takes most memory; the first of several.
     pub fn fullest(&self) -> Option<&StagePlan> {
-        self.stages.iter().max_by_key(|stage| stage.memory.total())
+        self.stages.iter().rev().max_by_key(|stage| stage.memory.total())
     }
 }
 
@@ -232,6 +236,8 @@ pub fn plan_mesh(question: &MeshQuestion<'_>) -> Result<MeshPlan, TrainError> {
         flops_per_token: flops_per_token(model, config.sequence),
         flops_per_step,
         tokens_per_step,
+        batch: config.batch,
+        micro_batch: config.micro_batch,
         steps,
         tokens: steps.map(|steps| run.tokens_before(steps)),
         mfu,

@@ -10,6 +10,7 @@ use llamero_artifact::{WORK_STATE, recipe as files};
 use llamero_train::{Chaos, Ended, Goodput, Ledger, Mesh, Supervisor};
 use serde::Serialize;
 
+use super::dry_run::{DeviceArg, dry_run};
 use super::{print, print_json};
 use crate::pipeline::{self, Pretrained};
 use crate::recipe::{Recipe, parse_duration};
@@ -23,10 +24,14 @@ use crate::termination::Termination;
     With --supervise a second process watches the first: it starts it again when it dies or hangs, from the newest checkpoint \
     that is whole, and gives up when that happens too often or three times without a new step. RUN/pretrain.ledger.jsonl tells \
     where the time went.\n\n\
+    --dry-run prints what a run will take, from the recipe alone: memory of a rank by kind, messages by axis and kind, the bubble of \
+    the pipeline, steps, tokens, hours, checkpoints. It reads no data and writes nothing, so it plans any mesh anywhere.\n\n\
     Examples:\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2,pp=2 --chunks 2 --supervise\n  \
-    llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --supervise --chaos 1 --mtbf 20s"
+    llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --supervise --chaos 1 --mtbf 20s\n  \
+    llamero pretrain recipes/llama3-405b.toml --mesh dp=64,pp=16,tp=8 --chunks 8 --dry-run --device h100\n  \
+    llamero pretrain RUN/recipe.toml --mesh dp=2 --dry-run --json"
 )]
 pub(crate) struct PretrainArgs {
     /// The recipe, a TOML file.
@@ -40,6 +45,15 @@ pub(crate) struct PretrainArgs {
     /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
     #[arg(long)]
     chunks: Option<usize>,
+    /// Say what the run would take, and stop there.
+    #[arg(long, conflicts_with = "supervise")]
+    dry_run: bool,
+    /// What ranks run on, in that plan.
+    #[arg(long, value_enum, default_value = "cpu", requires = "dry_run")]
+    device: DeviceArg,
+    /// Share of the device's peak to reckon with; published values or 0.4 when absent.
+    #[arg(long, value_name = "SHARE", requires = "dry_run")]
+    mfu: Option<f64>,
     /// Watch the job and start it again when it dies or hangs.
     #[arg(long)]
     supervise: bool,
@@ -80,6 +94,9 @@ struct Summary {
 
 pub(crate) fn pretrain(args: &PretrainArgs) -> Result<()> {
     let sets = args.sets();
+    if args.dry_run {
+        return dry_run(&args.recipe, &sets, (args.device, args.mfu), args.json);
+    }
     if args.supervise {
         return supervise(args, &sets);
     }

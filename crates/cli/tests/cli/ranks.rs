@@ -70,7 +70,13 @@ fn a_signal_leaves_a_checkpoint_that_the_next_call_goes_on_from() {
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(1), "{said}");
     assert!(said.contains("stopped after step") && said.contains("go on"), "{said}");
-    assert!(resume.read_dir().unwrap().count() > 0);
+    // As large as planned.
+    let newest = resume.read_dir().unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
+    let files = newest.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let shards = files.filter(|path| path.extension().is_some_and(|ext| ext == "f32"));
+    let bytes: u64 = shards.map(|path| fs::metadata(path).unwrap().len()).sum();
+    let plan = llamero(pretrain_args(&run, &[&slow[..], &["--dry-run", "--json"]].concat())).json();
+    assert_eq!(plan["checkpoint_bytes"], bytes);
     llamero(pretrain_args(&run, &slow)).ok();
     let calm = tmp.path().join("calm");
     llamero(pretrain_args(&calm, &slow)).ok();

@@ -4,6 +4,8 @@
 //! and of a whole row of `wqkv`'s output. Between the products of a block a rank has its share of the rows, within them all
 //! rows of its part of the sequence and its share of the columns.
 
+use std::fmt;
+
 use llamero_model::{Config, Placement, Recompute};
 use llamero_tensor::DType;
 use serde::{Deserialize, Serialize};
@@ -69,6 +71,35 @@ impl RankMemory {
             + self.working_space
             + self.head_chunk
             + self.communication
+    }
+}
+
+impl std::iter::Sum for RankMemory {
+    fn sum<I: Iterator<Item = Self>>(ranks: I) -> Self {
+        ranks.fold(Self::default(), |a, b| Self {
+            weights: a.weights + b.weights,
+            optimizer: a.optimizer + b.optimizer,
+            gradients: a.gradients + b.gradients,
+            kept_activations: a.kept_activations + b.kept_activations,
+            working_space: a.working_space + b.working_space,
+            head_chunk: a.head_chunk + b.head_chunk,
+            communication: a.communication + b.communication,
+        })
+    }
+}
+
+impl fmt::Display for RankMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            ("weights", self.weights),
+            ("optimiser", self.optimizer),
+            ("gradients", self.gradients),
+            ("kept activations", self.kept_activations),
+            ("working space", self.working_space),
+            ("head chunk", self.head_chunk),
+            ("messages", self.communication),
+        ];
+        super::write_parts(f, &parts)
     }
 }
 

@@ -28,8 +28,8 @@ pub struct Device {
     pub reserved_bytes: u64,
     /// Operations a second at most, in the dtype of the computation.
     pub peak_flops: f64,
-    /// What one rank sends.
-    pub bandwidth: Bandwidth,
+    /// What one rank sends, where that is known.
+    pub bandwidth: Option<Bandwidth>,
     /// The CPU's kernels; other devices are taken to need no work space to speak of.
     #[serde(skip)]
     pub kernels: Option<Kernels>,
@@ -46,20 +46,21 @@ impl Device {
             memory_bytes: 80_000_000_000,
             reserved_bytes: 2_000_000_000,
             peak_flops: 989.5e12,
-            bandwidth: Bandwidth { tp: server, cp: network, pp: network, dp: network },
+            bandwidth: Some(Bandwidth { tp: server, cp: network, pp: network, dp: network }),
             kernels: None,
         }
     }
 
-    /// A rank on some threads of this machine's processor. What ranks of threads send each other they share or copy, at
-    /// about `copied` bytes a second.
-    pub fn cpu(kernels: Kernels, memory_bytes: u64, peak_flops: f64, copied: f64) -> Self {
+    /// A rank on some threads of this machine's processor, with its share of memory and of the processor's speed. What ranks of
+    /// threads send each other they share or copy; how long that takes is not known.
+    pub fn cpu(kernels: Kernels, memory_bytes: u64, peak_flops: f64) -> Self {
+        let s = if kernels.threads == 1 { "" } else { "s" };
         Self {
-            name: format!("CPU, {} threads", kernels.threads),
+            name: format!("CPU, {} thread{s}", kernels.threads),
             memory_bytes,
-            reserved_bytes: 12 << 20,
+            reserved_bytes: 0,
             peak_flops,
-            bandwidth: Bandwidth { tp: copied, cp: copied, pp: copied, dp: copied },
+            bandwidth: None,
             kernels: Some(kernels),
         }
     }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use llamero_model::Recompute;
 
-use super::{Axes, BatchPlan, MeshPlan, MfuSource, StagePlan, Traffic};
+use super::{Axes, AxisTraffic, BatchPlan, KindTraffic, MeshPlan, MfuSource, StagePlan};
 use crate::{RankMemory, Zero};
 
 impl fmt::Display for Axes {
@@ -37,7 +37,9 @@ fn bytes(x: u64) -> String {
 }
 
 fn seconds(x: f64) -> String {
-    if x >= 100.0 {
+    if x >= 36_000.0 {
+        format!("{:.0} h", x / 3600.0)
+    } else if x >= 100.0 {
         format!("{x:.0} s")
     } else if x >= 1.0 {
         format!("{x:.1} s")
@@ -101,27 +103,22 @@ fn memory_row(stage: &StagePlan) -> Vec<String> {
 }
 
 fn traffic_row(stage: &StagePlan) -> Vec<String> {
-    let Traffic { tp, cp, pp, dp } = stage.traffic;
     let mut row = vec![stage.stage.to_string()];
-    for axis in [tp, cp, pp, dp] {
-        let nothing = axis.bytes == 0;
-        row.push(if nothing { "–".into() } else { bytes(axis.bytes) });
-        row.push(if nothing { String::new() } else { seconds(axis.seconds) });
+    for (_, axis) in stage.traffic.axes() {
+        row.push(if axis.bytes == 0 { "–".into() } else { bytes(axis.bytes) });
+        row.push(axis.seconds.filter(|_| axis.bytes > 0).map_or(String::new(), seconds));
     }
     row
 }
 
-/// Runs of stages that differ in nothing but their number, by what a row says of them.
-fn merged(stages: &[StagePlan], row: impl Fn(&StagePlan) -> Vec<String>) -> Vec<Vec<String>> {
-    let mut rows: Vec<(usize, Vec<String>)> = Vec::new();
-    for stage in stages {
-        let row = row(stage);
-        match rows.last_mut() {
-            Some((first, last)) if last[1..] == row[1..] => last[0] = format!("{first}–{}", stage.stage),
-            _ => rows.push((stage.stage, row)),
-        }
-    }
-    rows.into_iter().map(|(_, row)| row).collect()
+/// What a stage sends, kind by kind.
+fn kind_rows(stage: &StagePlan) -> Vec<Vec<String>> {
+    let axes = stage.traffic.axes();
+    let of_axis = |(name, axis): &(&str, &AxisTraffic)| {
+        let row = |sent: &KindTraffic| vec![format!("{name}: {}", sent.kind.name()), bytes(sent.bytes)];
+        axis.kinds.iter().map(row).collect::<Vec<_>>()
+    };
+    axes.iter().flat_map(of_axis).collect()
 }
 
 fn percent(x: f64) -> String {
@@ -140,9 +137,11 @@ impl MeshPlan {
         writeln!(f, "model: {params} parameters, {}, recompute {recompute}", self.dtype)?;
         let (tokens, micros, sequence) =
             (scaled(self.tokens_per_step as f64), self.micro_batches, self.sequence);
+        let (batch, micro) = (self.batch, self.micro_batch);
         writeln!(
             f,
-            "step: {tokens} tokens, {micros} micro-batches a data-parallel rank, sequences of {sequence}"
+            "step: {tokens} tokens, {batch} sequences of {sequence}; on each of {} data-parallel ranks {micros} micro-batches of {micro}",
+            self.axes.dp
         )?;
         self.ramp(f)?;
         let (of_work, of_step) = (percent(self.bubble), percent(self.bubble_share));
@@ -181,11 +180,12 @@ impl MeshPlan {
             "arithmetic: {token}FLOP a token, {step}FLOP a step, {time} at {mfu} of the peak ({source})"
         )?;
         let (Some(steps), Some(tokens), Some(hours)) = (self.steps, self.tokens, self.device_hours) else {
-            return Ok(());
+            return writeln!(f, "run: the recipe leaves its length open");
         };
         let days = self.run_seconds.unwrap_or(0.0) / 86_400.0;
+        let days = if days < 1e4 { format!("{days:.1}") } else { scaled(days) };
         let (tokens, hours) = (scaled(tokens as f64), scaled(hours));
-        writeln!(f, "run: {steps} steps, {tokens} tokens, {hours} device hours, {days:.1} days")
+        writeln!(f, "run: {steps} steps, {tokens} tokens, {hours} device hours, {days} days")
     }
 
     fn memory(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -197,16 +197,34 @@ impl MeshPlan {
             Zero::Two => "ZeRO-2, which no run does yet",
             Zero::Three => "ZeRO-3, which no run does yet",
         };
-        writeln!(f, "memory: {total} of {all} and {reserved} for the device itself: {verdict} ({zero})")?;
+        let device = if self.device.reserved_bytes == 0 {
+            String::new()
+        } else {
+            format!(" and {reserved} for the device itself")
+        };
+        writeln!(f, "memory: {total} of {all}{device}: {verdict} ({zero})")?;
         let each = bytes(self.checkpoint_bytes / self.axes.ranks() as u64);
         writeln!(f, "checkpoint: {}, {each} a rank on average", bytes(self.checkpoint_bytes))
     }
 }
 
-/// A summary, the memory of a rank of each stage, and what it sends in a step and how long that takes by itself.
+impl MeshPlan {
+    /// The stages that are shown: the first, the one with most memory, the one that sends most, and the last.
+    fn shown(&self) -> Vec<&StagePlan> {
+        let busiest = self.stages.iter().rev().max_by_key(|stage| stage.traffic.bytes());
+        let ends = [self.stages.first(), self.fullest(), busiest, self.stages.last()];
+        let mut shown: Vec<&StagePlan> = ends.into_iter().flatten().collect();
+        shown.sort_by_key(|stage| stage.stage);
+        shown.dedup_by_key(|stage| stage.stage);
+        shown
+    }
+}
+
+/// A summary, the memory of a rank of some stages, and what it sends in a step and how long that takes by itself.
 impl fmt::Display for MeshPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.summary(f)?;
+        let shown = self.shown();
         writeln!(f)?;
         let mut rows = vec![heading(&[
             "stage",
@@ -223,11 +241,17 @@ impl fmt::Display for MeshPlan {
             "in all",
             "fits",
         ])];
-        rows.extend(merged(&self.stages, memory_row));
+        rows.extend(shown.iter().map(|stage| memory_row(stage)));
         aligned(f, &rows)?;
+        let Some(busiest) = shown.iter().max_by_key(|stage| stage.traffic.bytes()) else { return Ok(()) };
+        if busiest.traffic.bytes() == 0 {
+            return Ok(());
+        }
         writeln!(f)?;
         let mut rows = vec![heading(&["stage", "tp sends", "", "cp", "", "pp", "", "dp", ""])];
-        rows.extend(merged(&self.stages, traffic_row));
-        aligned(f, &rows)
+        rows.extend(shown.iter().map(|stage| traffic_row(stage)));
+        aligned(f, &rows)?;
+        writeln!(f, "\nof stage {}, in a step", busiest.stage)?;
+        aligned(f, &kind_rows(busiest))
     }
 }

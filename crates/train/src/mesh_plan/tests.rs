@@ -87,7 +87,7 @@ fn messages_of_a_block_are_as_documented() {
     let plan =
         plan_mesh(&MeshQuestion { zero: Zero::One, ..question(&model, &config, "dp=64,pp=16,tp=8", 1) })
             .unwrap();
-    let of_second = plan.stages[1].traffic;
+    let of_second = &plan.stages[1].traffic;
     // 8 blocks, 10 collectives each, of 32 · 8,192 tokens, 16,384 wide, in bf16, of which 7/8 leave the rank; and gradients of
     // 16 norms, divided by dp, there and back.
     let hidden: u64 = 32 * 8192 * 16_384 * 2;
@@ -97,7 +97,7 @@ fn messages_of_a_block_are_as_documented() {
     // f32 gradients to the ranks that update them, bf16 weights back: 6 bytes a parameter, 63/64 of them.
     let expected = 6.0 * plan.stages[1].params as f64 * 63.0 / 64.0;
     assert!((of_second.dp.bytes as f64 / expected - 1.0).abs() < 1e-9);
-    assert_eq!((of_second.cp.bytes, of_second.dp.seconds), (0, of_second.dp.bytes as f64 / 50e9));
+    assert_eq!((of_second.cp.bytes, of_second.dp.seconds), (0, Some(of_second.dp.bytes as f64 / 50e9)));
     // 16 ranks share sequences of 131,072: in 8 blocks keys and values of one head of 128 are gathered twice and their
     // gradients added up once, 15/16 of 16 sequences.
     let long = TrainConfig { sequence: 131_072, batch: 128, ..config };

@@ -10,17 +10,81 @@ use super::MeshQuestion;
 use crate::memory::{local_params, placements};
 use crate::{Pipeline, Zero};
 
+/// A kind of message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Rows of activations and of their gradients, gathered before a product.
+    ActivationsGathered,
+    /// The same, added up after a product.
+    ActivationsSummed,
+    /// Two numbers a row of the logits.
+    LossesGathered,
+    /// Gradients of norms, added up over the ranks that have them alike.
+    NormsSummed,
+    /// Keys and values.
+    ContextGathered,
+    /// Gradients of keys and values.
+    ContextSummed,
+    /// Hidden states, to the next stage.
+    HiddenSent,
+    /// Their gradients, to the stage before.
+    HiddenGradientsSent,
+    /// Gradients, to the rank that updates them.
+    GradientsSummed,
+    /// Weights, from the rank that updated them.
+    WeightsGathered,
+}
+
+impl Kind {
+    /// In words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::ActivationsGathered => "activations gathered",
+            Kind::ActivationsSummed => "activations added up",
+            Kind::LossesGathered => "losses of rows",
+            Kind::NormsSummed => "gradients of norms added up",
+            Kind::ContextGathered => "keys and values gathered",
+            Kind::ContextSummed => "gradients of keys and values added up",
+            Kind::HiddenSent => "hidden states sent on",
+            Kind::HiddenGradientsSent => "gradients of hidden states sent back",
+            Kind::GradientsSummed => "gradients added up",
+            Kind::WeightsGathered => "weights gathered",
+        }
+    }
+}
+
+/// How much of a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KindTraffic {
+    /// The kind.
+    pub kind: Kind,
+    /// Bytes that a rank sends.
+    pub bytes: u64,
+}
+
 /// Along one axis.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AxisTraffic {
     /// Bytes that a rank sends.
     pub bytes: u64,
-    /// How long that takes, if nothing else is done meanwhile.
-    pub seconds: f64,
+    /// How long that takes, if nothing else is done meanwhile; `None` where the bandwidth is not known.
+    pub seconds: Option<f64>,
+    /// What it consists of.
+    pub kinds: Vec<KindTraffic>,
+}
+
+impl AxisTraffic {
+    fn new(kinds: &[(Kind, u64)], bandwidth: Option<f64>) -> Self {
+        let some = kinds.iter().filter(|(_, bytes)| *bytes > 0);
+        let kinds: Vec<_> = some.map(|&(kind, bytes)| KindTraffic { kind, bytes }).collect();
+        let bytes = kinds.iter().map(|sent| sent.bytes).sum();
+        Self { bytes, seconds: bandwidth.map(|speed| bytes as f64 / speed), kinds }
+    }
 }
 
 /// Along every axis.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Traffic {
     /// Tensor parallel: activations, gathered before and added up after the products; the losses; gradients of norms.
     pub tp: AxisTraffic,
@@ -30,6 +94,18 @@ pub struct Traffic {
     pub pp: AxisTraffic,
     /// Data parallel: gradients, then weights.
     pub dp: AxisTraffic,
+}
+
+impl Traffic {
+    /// Every axis by its name.
+    pub fn axes(&self) -> [(&'static str, &AxisTraffic); 4] {
+        [("tp", &self.tp), ("cp", &self.cp), ("pp", &self.pp), ("dp", &self.dp)]
+    }
+
+    /// Bytes in all.
+    pub fn bytes(&self) -> u64 {
+        self.axes().iter().map(|(_, axis)| axis.bytes).sum()
+    }
 }
 
 /// What all ranks but one send to it, of `bytes` in all.
@@ -42,68 +118,77 @@ pub(super) fn of_stage(question: &MeshQuestion<'_>, schedule: &Pipeline, stage: 
     // Sequences of a step on a data-parallel rank; how they are cut into micro-batches does not matter here.
     let sequences = question.config.batch / question.mesh.dp;
     let tokens = (sequences * question.config.sequence).div_ceil(question.cp) as u64;
+    let whole = (sequences * question.config.sequence) as u64;
     let speed = question.device.bandwidth;
-    let along = |bytes: u64, speed: f64| AxisTraffic { bytes, seconds: bytes as f64 / speed };
     Traffic {
-        tp: along(tensor(question, &places, tokens), speed.tp),
-        cp: along(context(question, &places, (sequences * question.config.sequence) as u64), speed.cp),
-        pp: along(pipeline(question, &places, tokens), speed.pp),
-        dp: along(data(question, &places, schedule), speed.dp),
+        tp: AxisTraffic::new(&tensor(question, &places, tokens), speed.map(|s| s.tp)),
+        cp: AxisTraffic::new(&context(question, &places, whole), speed.map(|s| s.cp)),
+        pp: AxisTraffic::new(&pipeline(question, &places, tokens), speed.map(|s| s.pp)),
+        dp: AxisTraffic::new(&data(question, &places, schedule), speed.map(|s| s.dp)),
     }
 }
 
-/// Collectives of `[T, C]` in a step, for every token.
-fn collectives(place: &Placement, recompute: Recompute) -> u64 {
-    // Two gathers and two sums forwards and as many backwards; what was gathered, again; all of forward, again.
+/// Gathers and sums of `[T, C]` in a step, for every token.
+fn collectives(place: &Placement, recompute: Recompute) -> [u64; 2] {
+    // Two of each forwards and as many backwards; what was gathered, again; all of forward, again.
     let block = match recompute {
-        Recompute::Nothing => 8,
-        Recompute::Selective => 10,
-        Recompute::Blocks => 14,
+        Recompute::Nothing => [4, 4],
+        Recompute::Selective => [6, 4],
+        Recompute::Blocks => [8, 6],
     };
-    let embedding = if place.first { 2 } else { 0 };
-    let head = if place.last { 2 } else { 0 };
-    block * place.layers.len() as u64 + embedding + head
+    // The embedding is added up and its gradient gathered; before the head it is the other way round.
+    let ends = u64::from(place.first) + u64::from(place.last);
+    block.map(|n| n * place.layers.len() as u64 + ends)
 }
 
-fn tensor(question: &MeshQuestion<'_>, places: &[Placement], tokens: u64) -> u64 {
+fn tensor(question: &MeshQuestion<'_>, places: &[Placement], tokens: u64) -> [(Kind, u64); 4] {
     let (model, tp) = (question.model, question.mesh.tp);
-    if tp == 1 {
-        return 0;
-    }
-    let hidden = tokens * model.dim as u64 * question.dtype.bytes() as u64;
-    let count: u64 = places.iter().map(|place| collectives(place, question.config.recompute)).sum();
+    let hidden = sent(tokens * model.dim as u64 * question.dtype.bytes() as u64, tp);
+    let counts = places.iter().map(|place| collectives(place, question.config.recompute));
+    let [gathers, sums] = counts.fold([0, 0], |[a, b], [gathers, sums]| [a + gathers, b + sums]);
     // Two numbers a row to every other rank.
     let losses = if places.iter().any(|p| p.last) { 8 * tokens * (tp as u64 - 1) } else { 0 };
     let norms: u64 =
         places.iter().map(|p| local_params(model, (p, tp), |_, name| name.contains("norm"))).sum();
-    count * sent(hidden, tp) + losses + 2 * sent(4 * norms.div_ceil(question.mesh.dp as u64), tp)
+    [
+        (Kind::ActivationsGathered, gathers * hidden),
+        (Kind::ActivationsSummed, sums * hidden),
+        (Kind::LossesGathered, losses),
+        (Kind::NormsSummed, 2 * sent(4 * norms.div_ceil(question.mesh.dp as u64), tp)),
+    ]
 }
 
-fn context(question: &MeshQuestion<'_>, places: &[Placement], tokens: u64) -> u64 {
+fn context(question: &MeshQuestion<'_>, places: &[Placement], tokens: u64) -> [(Kind, u64); 2] {
     let Config { kv_heads, head_dim, .. } = *question.model;
     let width = (2 * kv_heads.div_ceil(question.mesh.tp) * head_dim) as u64;
     let layers: u64 = places.iter().map(|place| place.layers.len() as u64).sum();
-    let times = if question.config.recompute == Recompute::Blocks { 4 } else { 3 };
-    layers * times * sent(tokens * width * question.dtype.bytes() as u64, question.cp)
+    let gathers = if question.config.recompute == Recompute::Blocks { 3 } else { 2 };
+    let each = layers * sent(tokens * width * question.dtype.bytes() as u64, question.cp);
+    [(Kind::ContextGathered, gathers * each), (Kind::ContextSummed, each)]
 }
 
-fn pipeline(question: &MeshQuestion<'_>, places: &[Placement], tokens: u64) -> u64 {
-    if question.mesh.pp == 1 {
-        return 0;
-    }
+fn pipeline(question: &MeshQuestion<'_>, places: &[Placement], tokens: u64) -> [(Kind, u64); 2] {
     let rows = tokens.div_ceil(question.mesh.tp as u64);
     let hidden = rows * question.model.dim as u64 * question.dtype.bytes() as u64;
-    let ways = places.iter().map(|place| u64::from(!place.last) + u64::from(!place.first));
-    hidden * ways.sum::<u64>()
+    let chunks = |there: fn(&Placement) -> bool| places.iter().filter(|place| there(place)).count() as u64;
+    // Chunks that follow each other on one rank, where there is one stage, send nothing.
+    let hidden = if question.mesh.pp == 1 { 0 } else { hidden };
+    [
+        (Kind::HiddenSent, chunks(|place| !place.last) * hidden),
+        (Kind::HiddenGradientsSent, chunks(|place| !place.first) * hidden),
+    ]
 }
 
 /// Sums of gradients are made in f32, over the ranks that share sequences too.
-fn data(question: &MeshQuestion<'_>, places: &[Placement], schedule: &Pipeline) -> u64 {
+fn data(question: &MeshQuestion<'_>, places: &[Placement], schedule: &Pipeline) -> [(Kind, u64); 2] {
     let MeshQuestion { model, mesh, cp, zero, dtype, .. } = *question;
     let params: u64 = places.iter().map(|place| local_params(model, (place, mesh.tp), |_, _| true)).sum();
     let micros = schedule.micros as u64;
     let sums = if zero == Zero::One { 1 } else { micros };
     // Sharded weights come for every forward and every backward pass.
     let gathers = if zero == Zero::Three { 2 * micros } else { 1 };
-    sums * sent(4 * params, mesh.dp * cp) + gathers * sent(dtype.bytes() as u64 * params, mesh.dp)
+    [
+        (Kind::GradientsSummed, sums * sent(4 * params, mesh.dp * cp)),
+        (Kind::WeightsGathered, gathers * sent(dtype.bytes() as u64 * params, mesh.dp)),
+    ]
 }
