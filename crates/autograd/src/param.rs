@@ -52,6 +52,13 @@ impl<'b> Gradients<'b> {
         self.by_id.get_mut(id)?.take()
     }
 
+    /// Puts back a gradient that was handed over.
+    pub fn put(&mut self, id: usize, gradient: Tensor) {
+        if let Some(place) = self.by_id.get_mut(id) {
+            *place = Some(gradient);
+        }
+    }
+
     /// Hands over all gradients, by parameter.
     pub fn into_by_id(self) -> BTreeMap<usize, Tensor> {
         self.by_id.into_iter().enumerate().filter_map(|(id, g)| Some((id, g?))).collect()

@@ -31,12 +31,17 @@ pub struct World {
     wire: Arc<dyn Wire>,
     options: WorldOptions,
     recorder: Arc<FlightRecorder>,
+    /// Nanoseconds spent waiting for messages.
+    waited: Arc<AtomicU64>,
+    /// Not 0: which bit of the next message to turn over.
+    damage: Arc<AtomicU64>,
 }
 
 impl World {
     /// The world on a wire.
     pub fn new(wire: Arc<dyn Wire>, options: WorldOptions) -> Self {
-        Self { wire, options, recorder: Arc::new(FlightRecorder::new(options.records)) }
+        let recorder = Arc::new(FlightRecorder::new(options.records));
+        Self { wire, options, recorder, waited: Arc::default(), damage: Arc::default() }
     }
 
     /// This rank.
@@ -52,6 +57,16 @@ impl World {
     /// What this rank did last.
     pub fn recorder(&self) -> &Arc<FlightRecorder> {
         &self.recorder
+    }
+
+    /// How long this rank has waited for messages of others, in all its groups together.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.waited.load(Ordering::Relaxed))
+    }
+
+    /// A fault to be found: the next message of this rank arrives with a bit turned over, chosen by `random`.
+    pub fn damage_next(&self, random: u64) {
+        self.damage.store(random.max(1), Ordering::Relaxed);
     }
 
     /// The group of `members`, in this order; this rank is one of them. Every member makes it, with the same members and
@@ -102,6 +117,18 @@ fn hash(body: &Body) -> u64 {
     u64::from_le_bytes(first)
 }
 
+/// The body, or one with a bit turned over when somebody asked for that.
+fn damaged(body: Body, damage: &AtomicU64) -> Body {
+    if damage.load(Ordering::Relaxed) == 0 {
+        return body;
+    }
+    let random = damage.swap(0, Ordering::Relaxed);
+    let mut bytes = body.to_vec();
+    let bit = random % (8 * bytes.len() as u64);
+    bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
+    bytes.into()
+}
+
 impl Group {
     /// The name.
     pub fn name(&self) -> &str {
@@ -126,6 +153,7 @@ impl Group {
 
     fn post(&self, to: usize, channel: u32, (op, seq): (Op, u64), body: Body) -> Result<(), CommError> {
         let hash = if self.world.options.hash { hash(&body) } else { 0 };
+        let body = if body.is_empty() { body } else { damaged(body, &self.world.damage) };
         let message = Message { header: Header { seq, op, hash }, body };
         let peer = self.members[to];
         let lost = |_| CommError::PeerLost { op: op.name(), rank: self.rank, peer };
@@ -138,6 +166,7 @@ impl Group {
         let (begun, peer) = (Instant::now(), self.members[from]);
         let never = || begun + Duration::from_secs(u64::from(u32::MAX));
         let deadline = begun.checked_add(options.timeout).unwrap_or_else(never);
+        let waited = Waited(begun, &self.world.waited);
         let message = loop {
             let early = || self.early.lock().unwrap_or_else(PoisonError::into_inner);
             if channel == self.channel
@@ -175,6 +204,7 @@ impl Group {
                 return Err(CommError::OutOfTurn { group, rank, from, found, expected: seq });
             }
         };
+        drop(waited);
         let Message { header, body } = message;
         if header.op != op {
             return Err(CommError::Mismatch {
@@ -201,6 +231,16 @@ impl Group {
             }
         }
         Ok(body)
+    }
+}
+
+/// Adds the time since it began when it ends.
+struct Waited<'a>(Instant, &'a AtomicU64);
+
+impl Drop for Waited<'_> {
+    fn drop(&mut self) {
+        let nanoseconds = u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.1.fetch_add(nanoseconds, Ordering::Relaxed);
     }
 }
 

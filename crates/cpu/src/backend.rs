@@ -515,4 +515,12 @@ impl Backend for Cpu {
     fn sum_of_squares(&self, x: &Tensor) -> f64 {
         typed!(data("sum_of_squares", x), x => ops::sum_of_squares(&self.exec, x))
     }
+
+    fn checksum(&self, x: &Tensor) -> u64 {
+        typed!(data("checksum", x), x => ops::checksum(&self.exec, bytemuck::cast_slice(x)))
+    }
+
+    fn checksum_low(&self, low: &LowHalves) -> u64 {
+        ops::checksum(&self.exec, bytemuck::cast_slice(low_halves("checksum_low", low)))
+    }
 }

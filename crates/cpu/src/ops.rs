@@ -227,3 +227,14 @@ pub(crate) fn sum_of_squares<E: Element>(exec: &Exec, x: &[E]) -> f64 {
     });
     sums.iter().sum()
 }
+
+/// [`llamero_tensor::checksum`] on all threads.
+pub(crate) fn checksum(exec: &Exec, bytes: &[u8]) -> u64 {
+    const PART: usize = 1 << 18;
+    let mut sums = vec![0; bytes.len().div_ceil(PART)];
+    exec.chunks(&mut sums, 1, bytes.len() as f64 * 0.1, |i, sum| {
+        let part = &bytes[i * PART..bytes.len().min((i + 1) * PART)];
+        sum[0] = llamero_tensor::checksum(part, (i * PART / 8) as u64);
+    });
+    sums.into_iter().fold(0, u64::wrapping_add)
+}

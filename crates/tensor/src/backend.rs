@@ -11,7 +11,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::{CachedSegment, DType, Heads, LowHalves, RopeDirection, RopeTable, Segments, Shape, Tensor};
+use crate::{
+    CachedSegment, DType, Heads, LowHalves, RopeDirection, RopeTable, Segments, Shape, Tensor, checksum,
+};
 
 /// The target of a row that takes no part in the loss.
 pub const NO_TARGET: u32 = u32::MAX;
@@ -325,4 +327,16 @@ pub trait Backend: Send + Sync {
 
     /// Σ x² in f64, in a fixed order.
     fn sum_of_squares(&self, x: &Tensor) -> f64;
+
+    /// [`checksum`] of the elements as they are stored.
+    fn checksum(&self, x: &Tensor) -> u64 {
+        checksum(&self.download_raw(x, 0..x.rows()), 0)
+    }
+
+    /// A sum over lower halves that one changed bit changes, like [`Backend::checksum`].
+    fn checksum_low(&self, low: &LowHalves) -> u64 {
+        // Beside ones, no bits of a half make a NaN.
+        let ones = self.upload(&vec![1.0; low.shape().elements()], low.shape(), DType::Bf16);
+        self.checksum(&self.join(&ones, low))
+    }
 }

@@ -11,6 +11,7 @@
 //! Feature `testing` adds the scalar oracle and the op suite that every backend must pass.
 
 mod backend;
+mod checksum;
 mod layout;
 mod tensor;
 #[cfg(feature = "testing")]
@@ -19,5 +20,6 @@ pub mod testing;
 pub use backend::{
     AdamW, AdamWState, Attention, Backend, CrossEntropy, Master, Memory, NO_TARGET, RowLoss, TARGET_ELSEWHERE,
 };
+pub use checksum::checksum;
 pub use layout::{CachedSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces};
 pub use tensor::{DType, LowHalves, Shape, Tensor};

@@ -53,6 +53,8 @@ enum Fault {
     SplitRoundsToEven,
     JoinForgetsLowHalves,
     SquaresInF32,
+    ChecksumOfValues,
+    ChecksumOfUpperBits,
 }
 
 struct Faulty {
@@ -327,6 +329,19 @@ impl Backend for Faulty {
         }
         self.inner.sum_of_squares(x)
     }
+    fn checksum(&self, x: &Tensor) -> u64 {
+        if self.is(Fault::ChecksumOfValues) {
+            return self.download(x).iter().fold(0, |sum, v| sum ^ u64::from(v.to_bits()));
+        }
+        self.inner.checksum(x)
+    }
+    fn checksum_low(&self, low: &LowHalves) -> u64 {
+        if self.is(Fault::ChecksumOfUpperBits) {
+            let whole = self.inner.join(&self.inner.zeros(low.shape(), DType::Bf16), low);
+            return self.inner.checksum(&self.inner.cast(&whole, DType::Bf16));
+        }
+        self.inner.checksum_low(low)
+    }
 }
 
 fn caught(group: Group, fault: Fault) {
@@ -391,4 +406,6 @@ fn faults_in_gate_embedding_head_and_optimizer_are_caught() {
     caught(suite::optimizer::split, Fault::JoinForgetsLowHalves);
     caught(suite::optimizer::adamw_split, Fault::AdamWForgetsLowHalves);
     caught(suite::optimizer::sum_of_squares, Fault::SquaresInF32);
+    caught(suite::storage::checksum, Fault::ChecksumOfValues);
+    caught(suite::storage::checksum, Fault::ChecksumOfUpperBits);
 }

@@ -129,9 +129,6 @@ pub struct TrainConfig {
     /// How the stages of a pipeline share the work, where there are several. Not part of a recipe: it changes no result.
     #[serde(skip)]
     pub pipeline: PipelineConfig,
-    /// Compare the weights that several ranks hold alike before every so many steps; never when 0. Not part of a recipe.
-    #[serde(skip)]
-    pub check_replicas: u64,
 }
 
 impl Default for TrainConfig {
@@ -152,7 +149,6 @@ impl Default for TrainConfig {
             max_skipped_steps: 5,
             recompute: Recompute::default(),
             pipeline: PipelineConfig::default(),
-            check_replicas: 0,
         }
     }
 }

@@ -31,10 +31,13 @@ pub enum TrainError {
         /// What it said.
         reason: String,
     },
-    /// Weights that must be the same on several ranks are not.
-    #[error("before step {step}: weights changed silently: {found}\nhint: go on from the newest checkpoint")]
+    /// Memory or arithmetic of a rank goes wrong, and going back did not help or was not possible.
+    #[error(
+        "step {step} is corrupt: {found}\nhint: the machine of that rank has bad memory or a bad processor; take it out and go on \
+         from the newest checkpoint"
+    )]
     Corrupted {
-        /// The step that was not begun.
+        /// The step.
         step: u64,
         /// Tensors and ranks.
         found: String,

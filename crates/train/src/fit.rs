@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use llamero_data::{DataError, Loader, Place, Sequence};
 use serde::{Deserialize, Serialize};
 
-use crate::{Checkpoints, TrainError, Trainer};
+use crate::{Checkpoints, Finding, TrainError, Trainer};
 
 /// Where sequences come from: a pure function of their number.
 pub trait SequenceSource {
@@ -107,6 +107,11 @@ pub trait Observer {
     /// A step was made; `rate` is tokens per second since this process started.
     fn step(&mut self, record: &StepRecord, rate: f64);
 
+    /// Something was found to be wrong in `step`; the state of the newest checkpoint comes back, and `ready` is called again.
+    fn corrupted(&mut self, step: u64, found: &[Finding]) {
+        let _ = (step, found);
+    }
+
     /// A checkpoint with the state after `step` steps was written.
     fn saved(&mut self, step: u64) {
         let _ = step;
@@ -131,7 +136,15 @@ pub fn train(
     config.validate()?;
     let (resumed, mut remarks) = checkpoints.load(trainer)?;
     let resumed_at = resumed.as_ref().map(|p| p.step);
+    let fresh = resumed.is_none();
     let mut progress = resumed.unwrap_or_default();
+    trainer.seal();
+    if fresh && trainer.guard().is_on() {
+        // Something to go back to.
+        checkpoints.save(trainer, &progress)?;
+        observer.saved(progress.step);
+    }
+    let mut rollbacks = Rollbacks::default();
     let (started, tokens_before) = (Instant::now(), progress.tokens);
     let mut saved_at = resumed_at;
     observer.ready(progress.step);
@@ -139,20 +152,29 @@ pub fn train(
     while progress.step < config.num_steps() {
         let begun = Instant::now();
         let step = progress.step;
-        if config.check_replicas > 0 && step.is_multiple_of(config.check_replicas) {
-            let found = trainer.check_replicas()?;
-            if !found.is_empty() {
-                let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-                return Err(TrainError::Corrupted { step, found: found.join("; ") });
-            }
-        }
         let settings = config.at(step);
         let first = settings.first_sequence;
-        let sequences = trainer
-            .own_sequences(step)
-            .map(|i| source.read(&settings.place(i)))
-            .collect::<Result<Vec<_>, _>>()?;
+        let read = |places: std::ops::Range<usize>| {
+            places.map(|i| source.read(&settings.place(i))).collect::<Result<Vec<_>, _>>()
+        };
+        if let Some(places) = trainer.repeated_sequences(step) {
+            trainer.repeat(read(places)?);
+        }
+        let sequences = read(trainer.own_sequences(step))?;
         let outcome = trainer.step(progress.step, sequences)?;
+        let found = trainer.findings(step)?;
+        if !found.is_empty() {
+            observer.corrupted(step, &found);
+            rollbacks.after(step, &found)?;
+            let (resumed, passed_over) = checkpoints.load(trainer)?;
+            remarks.extend(found.iter().map(|finding| format!("rolled back: {finding}")));
+            remarks.extend(passed_over);
+            let Some(resumed) = resumed else { return Err(corrupted(step, &found)) };
+            progress = resumed;
+            trainer.seal();
+            observer.ready(progress.step);
+            continue;
+        }
         progress.tokens += outcome.tokens;
         let record = StepRecord {
             step: progress.step,
@@ -206,6 +228,28 @@ pub fn train(
     let (history, seconds): (Vec<_>, Vec<_>) = progress.history.into_iter().unzip();
     remarks.extend(skips(&history));
     Ok(TrainReport { history, seconds, resumed_at, remarks })
+}
+
+/// Corruption without progress between: a rank that goes wrong again and again is not worth going back for.
+#[derive(Default)]
+struct Rollbacks {
+    furthest: Option<u64>,
+    in_vain: u32,
+}
+
+impl Rollbacks {
+    const MOST_IN_VAIN: u32 = 3;
+
+    fn after(&mut self, step: u64, found: &[Finding]) -> Result<(), TrainError> {
+        self.in_vain = if Some(step) > self.furthest { 1 } else { self.in_vain + 1 };
+        self.furthest = self.furthest.max(Some(step));
+        if self.in_vain < Self::MOST_IN_VAIN { Ok(()) } else { Err(corrupted(step, found)) }
+    }
+}
+
+fn corrupted(step: u64, found: &[Finding]) -> TrainError {
+    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+    TrainError::Corrupted { step, found: found.join("; ") }
 }
 
 /// What comes after a step.

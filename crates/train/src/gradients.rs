@@ -7,6 +7,8 @@ use llamero_comm::{Comm, CommError, Op, Pending};
 use llamero_tensor::{Backend, DType, Shape, Tensor};
 
 use crate::Ranks;
+use crate::faults::flipped;
+use crate::guard::GradientSeals;
 use crate::optimizer::owned_rows;
 
 /// Adds up gradients over micro-batches. In the sweep of the last one each gradient is sent off as soon as it is final,
@@ -17,20 +19,75 @@ pub(crate) struct GradientShares<'b, 'r> {
     tied: bool,
     gradients: Gradients<'b>,
     last: bool,
+    /// Sums of gradients that wait, where the state is guarded.
+    seals: Option<GradientSeals>,
+    /// Sums of the gradients of the first micro-batch, by parameter, where it is repeated.
+    first: Option<BTreeMap<usize, u64>>,
+    /// Whether the micro-batch is the first.
+    is_first: bool,
+    /// Only the sums are wanted.
+    only_sums: bool,
     /// Gradients under way: parameter, its shape, and what to wait for.
     sent: Vec<(usize, Shape, Pending)>,
     failure: Option<CommError>,
 }
 
+/// Sums of gradients over all ranks.
+pub(crate) struct Summed {
+    /// This rank's rows, by parameter.
+    pub(crate) by_id: BTreeMap<usize, Tensor>,
+    /// Parameters whose gradient changed while it waited.
+    pub(crate) changed: Vec<usize>,
+    /// Checksums of `by_id`, where the state is guarded.
+    pub(crate) sums: Option<BTreeMap<usize, u64>>,
+}
+
 impl<'b, 'r> GradientShares<'b, 'r> {
     pub(crate) fn new(backend: &'b dyn Backend, ranks: &'r Ranks, tied: bool) -> Self {
         let gradients = Gradients::new(backend);
-        Self { backend, ranks, tied, gradients, last: false, sent: Vec::new(), failure: None }
+        Self {
+            backend,
+            ranks,
+            tied,
+            gradients,
+            last: false,
+            seals: None,
+            first: None,
+            is_first: false,
+            only_sums: false,
+            sent: Vec::new(),
+            failure: None,
+        }
     }
 
-    /// Whether the sweep that comes is the last that adds to its gradients.
-    pub(crate) fn last_micro_batch(&mut self, last: bool) {
-        self.last = last;
+    /// Sums gradients while they wait (`seal`), and those of the first micro-batch to be compared (`first`).
+    pub(crate) fn watched(self, seal: bool, first: bool) -> Self {
+        Self { seals: seal.then(GradientSeals::default), first: first.then(BTreeMap::new), ..self }
+    }
+
+    /// For a repeat: gradients are summed and forgotten.
+    pub(crate) fn only_sums(self) -> Self {
+        Self { only_sums: true, first: Some(BTreeMap::new()), ..self }
+    }
+
+    /// Which of how many micro-batches the sweep that comes is about.
+    pub(crate) fn micro_batch(&mut self, micro: usize, of: usize) {
+        (self.is_first, self.last) = (micro == 0, micro + 1 == of);
+    }
+
+    /// Sums of the gradients of the first micro-batch.
+    pub(crate) fn take_first(&mut self) -> BTreeMap<usize, u64> {
+        self.first.take().unwrap_or_default()
+    }
+
+    /// Turns over a bit of a gradient that waits, if one does.
+    pub(crate) fn damage(&mut self, random: u64) -> bool {
+        let waiting: Vec<usize> = self.gradients.iter().map(|(id, _)| id).collect();
+        let Some(&id) = waiting.get((random >> 40) as usize % waiting.len().max(1)) else { return false };
+        if let Some(gradient) = self.gradients.take(id) {
+            self.gradients.put(id, flipped(self.backend, &gradient, random & 0xff_ffff_ffff));
+        }
+        true
     }
 
     /// The first failure of a message, if there was one.
@@ -40,6 +97,9 @@ impl<'b, 'r> GradientShares<'b, 'r> {
 
     fn send(&mut self, id: usize) {
         let Some(gradient) = self.gradients.take(id) else { return };
+        if let Some(seals) = &mut self.seals {
+            seals.open(id, || self.backend.checksum(&gradient));
+        }
         let (dp, shape) = (&self.ranks.dp, gradient.shape());
         let rows = |rank| owned_rows(shape.rows, id, (rank, dp.size()));
         let parts = (0..dp.size()).map(|rank| self.backend.download_raw(&gradient, rows(rank))).collect();
@@ -53,15 +113,15 @@ impl<'b, 'r> GradientShares<'b, 'r> {
 
     /// This rank's rows of the sum over all ranks, by parameter. `whole` says which parameters every tensor-parallel rank
     /// holds: each has the gradient of its rows of the activations only.
-    pub(crate) fn finish(
-        mut self,
-        whole: impl Fn(usize) -> bool,
-    ) -> Result<BTreeMap<usize, Tensor>, CommError> {
+    pub(crate) fn finish(mut self, whole: impl Fn(usize) -> bool) -> Result<Summed, CommError> {
         self.check()?;
         let (backend, ranks) = (self.backend, self.ranks);
         let mut by_id = BTreeMap::new();
         if ranks.dp.size() == 1 {
             by_id = self.gradients.into_by_id();
+            if let Some(seals) = &mut self.seals {
+                by_id.iter().for_each(|(id, gradient)| seals.open(*id, || backend.checksum(gradient)));
+            }
         } else {
             // What was held back, or was in no sweep of the last micro-batch.
             let rest: Vec<usize> = self.gradients.iter().map(|(id, _)| id).collect();
@@ -105,19 +165,40 @@ impl<'b, 'r> GradientShares<'b, 'r> {
         if self.tied {
             all_reduce(&*ranks.ends, &[0], &mut by_id)?;
         }
-        Ok(by_id)
+        let changed = self.seals.map(|seals| seals.changed);
+        let sum = |(id, gradient): (&usize, &Tensor)| (*id, backend.checksum(gradient));
+        let sums = changed.is_some().then(|| by_id.iter().map(sum).collect());
+        Ok(Summed { by_id, changed: changed.unwrap_or_default(), sums })
     }
 }
 
 impl GradSink for GradientShares<'_, '_> {
     fn buffer(&mut self, param: &Param) -> &mut Tensor {
-        self.gradients.buffer(param)
+        let buffer = self.gradients.buffer(param);
+        if let Some(seals) = &mut self.seals {
+            seals.open(param.id, || self.backend.checksum(buffer));
+        }
+        buffer
     }
 
     fn ready(&mut self, param: &Param) {
         // A tied table may get more from another chunk of this rank.
         let held_back = self.tied && param.id == 0;
-        if self.last && self.ranks.dp.size() > 1 && !held_back {
+        let sent_now = self.last && self.ranks.dp.size() > 1 && !held_back;
+        if self.only_sums || (self.seals.is_some() && !sent_now) || (self.is_first && self.first.is_some()) {
+            let sum = self.gradients.get(param.id).map_or(0, |gradient| self.backend.checksum(gradient));
+            if let Some(first) = self.first.as_mut().filter(|_| self.is_first && !held_back) {
+                first.insert(param.id, sum);
+            }
+            if self.only_sums {
+                drop(self.gradients.take(param.id));
+                return;
+            }
+            if let Some(seals) = self.seals.as_mut().filter(|_| !sent_now) {
+                seals.put(param.id, sum);
+            }
+        }
+        if sent_now {
             self.send(param.id);
         }
     }

@@ -163,6 +163,8 @@ pub struct Ranks {
     pub ends: Arc<dyn Comm>,
     /// Everybody.
     pub all: Arc<dyn Comm>,
+    /// What the groups are made of; `None` for a rank alone.
+    pub world: Option<World>,
 }
 
 impl Ranks {
@@ -179,6 +181,7 @@ impl Ranks {
             dp: groups(),
             ends: groups(),
             all: groups(),
+            world: None,
         }
     }
 
@@ -209,6 +212,7 @@ impl Ranks {
             dp: group("dp", 3, (0..mesh.dp).map(|dp| MeshPlace { dp, ..at }).collect()),
             ends: group("ends", 4, ends),
             all: group("all", 5, (0..mesh.size()).map(|rank| mesh.place(rank)).collect()),
+            world: Some(world.clone()),
         }
     }
 }

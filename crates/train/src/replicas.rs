@@ -1,46 +1,24 @@
 //! Silent corruption of weights: what several ranks hold alike must stay alike.
 //!
 //! Data-parallel ranks hold the same weights, tensor-parallel ranks the same norms, and the two ends of a pipeline the same tied
-//! table. A bit that turned over on one of them shows in a hash. (Moments and the lower halves of masters are held once and are
-//! not covered.)
+//! table. A bit that turned over on one of them shows in a checksum. (Moments and the lower halves of masters are held once and
+//! are not covered here.)
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use llamero_comm::{Comm, CommError, Op};
 use llamero_model::Shard;
-use serde::{Deserialize, Serialize};
 
 use crate::mesh::MeshPlace;
-use crate::{TrainError, Trainer};
+use crate::{Finding, Sign, TrainError, Trainer};
 
-/// A tensor of which some ranks hold something else than the others.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Divergence {
-    /// The tensor.
-    pub tensor: String,
-    /// Ranks of the world that differ from most of those that hold the same; all of them where there is no majority.
-    pub ranks: Vec<usize>,
-}
-
-impl fmt::Display for Divergence {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` differs on rank", self.tensor)?;
-        if self.ranks.len() > 1 {
-            write!(f, "s")?;
-        }
-        let ranks: Vec<String> = self.ranks.iter().map(usize::to_string).collect();
-        write!(f, " {}", ranks.join(", "))
-    }
-}
-
-/// Bytes of a hash that are compared.
-const HASH: usize = 8;
+/// Bytes of a checksum.
+const HASH: usize = size_of::<u64>();
 
 impl Trainer<'_> {
     /// Compares what ranks hold alike. Every rank calls it at the same time and gets the same list, in order; empty when all
     /// is well.
-    pub fn check_replicas(&self) -> Result<Vec<Divergence>, TrainError> {
+    pub fn check_replicas(&self, step: u64) -> Result<Vec<Finding>, TrainError> {
         let (ranks, backend) = (self.ranks(), self.backend());
         let (mesh, at) = (ranks.mesh, ranks.at);
         let config = &self.model().config;
@@ -48,12 +26,7 @@ impl Trainer<'_> {
         // By parameter; of a tied table on one rank that holds it twice, the first.
         let mut hashes: BTreeMap<usize, [u8; HASH]> = BTreeMap::new();
         for param in self.stages().iter().flat_map(|stage| stage.params()) {
-            hashes.entry(param.id).or_insert_with(|| {
-                let bytes = backend.download_raw(&param.value, 0..param.value.rows());
-                let mut hash = [0; HASH];
-                hash.copy_from_slice(&blake3::hash(&bytes).as_bytes()[..HASH]);
-                hash
-            });
+            hashes.entry(param.id).or_insert_with(|| backend.checksum(&param.value).to_ne_bytes());
         }
         let dp = |dp: usize| mesh.rank(MeshPlace { dp, ..at });
         let tp = |tp: usize| mesh.rank(MeshPlace { tp, ..at });
@@ -85,7 +58,8 @@ impl Trainer<'_> {
                 let apart = outliers(&of);
                 if !apart.is_empty() {
                     let ranks = apart.into_iter().map(rank).collect();
-                    found.push(Divergence { tensor: table[*id].name.clone(), ranks });
+                    let tensor = table[*id].name.clone();
+                    found.push(Finding { step, tensor, sign: Sign::Replicas, ranks });
                 }
             }
         }
@@ -93,7 +67,7 @@ impl Trainer<'_> {
             .map_err(|e| TrainError::OtherRank { rank: ranks.all.rank(), reason: e.to_string() })?;
         let mut all = Vec::new();
         for (rank, body) in ranks.all.all_gather(text.into())?.iter().enumerate() {
-            let of_rank: Vec<Divergence> = serde_json::from_slice(body)
+            let of_rank: Vec<Finding> = serde_json::from_slice(body)
                 .map_err(|e| TrainError::OtherRank { rank, reason: format!("its findings: {e}") })?;
             all.extend(of_rank);
         }

@@ -9,9 +9,11 @@ use llamero_data::{Batch, Sequence};
 use llamero_model::{Config, Input, Llama, ParamSpec, Placement, Shard};
 use llamero_tensor::{Backend, DType, NO_TARGET, RowLoss, Segments, Shape, Tensor};
 
-use crate::gradients::GradientShares;
+use crate::faults::damage;
+use crate::gradients::{GradientShares, Summed};
+use crate::guard::Watch;
 use crate::pipeline::{Action, Pipeline, stage_layers};
-use crate::{Optimizer, Ranks, TrainConfig, TrainError};
+use crate::{Finding, Optimizer, Ranks, Sign, TrainConfig, TrainError};
 
 /// What one step did.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +44,7 @@ pub struct Trainer<'b> {
     ranks: Ranks,
     /// Exponential mean of the losses of steps that were made, for recognising spikes.
     pub(crate) mean_loss: Option<f64>,
+    pub(crate) watch: Watch,
 }
 
 /// Weight of the newest loss in the running mean.
@@ -96,6 +99,8 @@ pub struct StepGradients {
     pub square: f64,
     /// By parameter, of the rows that this rank updates.
     pub by_id: BTreeMap<usize, Tensor>,
+    /// Their checksums, where the state is guarded.
+    sums: Option<BTreeMap<usize, u64>>,
 }
 
 impl<'b> Trainer<'b> {
@@ -109,7 +114,8 @@ impl<'b> Trainer<'b> {
         let optimizer = Optimizer::new(&stages, backend, &*ranks.dp);
         let places = places(&stages[0].config, &config, &ranks);
         assert_eq!(places.len(), stages.len(), "a trainer has the chunks that its configuration says");
-        Self { stages, places, optimizer, backend, config, ranks, mean_loss: None }
+        let watch = Watch::default();
+        Self { stages, places, optimizer, backend, config, ranks, mean_loss: None, watch }
     }
 
     /// The whole model, or the first chunk of it on this rank.
@@ -174,11 +180,21 @@ impl<'b> Trainer<'b> {
         while sequences.peek().is_some() {
             batches.push(Batch::pack(sequences.by_ref().take(micro_batch)));
         }
-        let mut shares = GradientShares::new(self.backend, ranks, self.stages[0].config.tied);
+        let repeated = self.watch.repeat.as_ref().map(|other| self.repeated(other, targets)).transpose()?;
+        let shares = GradientShares::new(self.backend, ranks, self.stages[0].config.tied);
+        let mut shares = shares.watched(self.watch.guard.state, repeated.is_some());
         let sums = self.passes(&batches, targets, &mut shares)?;
         drop(batches);
+        if let Some(repeated) = &repeated {
+            self.compare_repeat(step, &shares.take_first(), repeated)?;
+        }
         let table = self.stages[0].config.params();
-        let by_id = shares.finish(|id| table[id].shard == Shard::Whole)?;
+        let Summed { mut by_id, changed, sums: checksums } =
+            shares.finish(|id| table[id].shard == Shard::Whole)?;
+        changed.into_iter().for_each(|id| self.gradient_changed(step, id));
+        if let Some(random) = self.watch.take_damage() {
+            damage(self.backend, &mut by_id, random);
+        }
         // Every parameter once: what several ranks hold alike counts on the first of them. Squares are added in the order of
         // the table, so that the number of stages does not show.
         let mut own = vec![0.0; table.len() + 2];
@@ -196,7 +212,21 @@ impl<'b> Trainer<'b> {
         let total = |i: usize| all.iter().map(|own| own[i]).sum::<f64>();
         let square = (0..table.len()).map(total).sum();
         let [loss, lse_square] = [0, 1].map(|i| total(table.len() + i) / targets);
-        Ok(StepGradients { loss, lse_square, tokens, square, by_id })
+        Ok(StepGradients { loss, lse_square, tokens, square, by_id, sums: checksums })
+    }
+
+    /// Sums of the gradients of another rank's micro-batch.
+    fn repeated(&self, other: &[Sequence], targets: f64) -> Result<BTreeMap<usize, u64>, TrainError> {
+        let shares = GradientShares::new(self.backend, &self.ranks, self.stages[0].config.tied);
+        let mut shares = shares.only_sums();
+        self.passes(&[Batch::pack(other.iter().cloned())], targets, &mut shares)?;
+        Ok(shares.take_first())
+    }
+
+    /// Notes that a gradient is not what it was.
+    fn gradient_changed(&self, step: u64, id: usize) {
+        let (tensor, rank) = (self.stages[0].config.params()[id].name.clone(), self.ranks.all.rank());
+        self.watch.note(Finding { step, tensor, sign: Sign::Gradient, ranks: vec![rank] });
     }
 
     /// Every pass of this rank's schedule. Returns the sums of the losses and, where there is a z-loss, of the squared
@@ -249,7 +279,10 @@ impl<'b> Trainer<'b> {
                     let Some(Flight { tape, input, hidden }) = flights.remove(&(chunk, micro)) else {
                         unreachable!("a schedule goes forwards before it goes backwards")
                     };
-                    shares.last_micro_batch(micro + 1 == batches.len());
+                    if self.watch.damages() && micro > 0 {
+                        self.watch.take_damage().map(|random| shares.damage(random));
+                    }
+                    shares.micro_batch(micro, batches.len());
                     let d_input = if stage + 1 == pipeline.stages() {
                         let batch = &batches[micro];
                         let shape = Shape::new(batch.tokens.len(), 1);
@@ -321,7 +354,14 @@ impl<'b> Trainer<'b> {
     }
 
     fn update(&mut self, step: u64, sequences: Vec<Sequence>) -> Result<StepOutcome, TrainError> {
-        let StepGradients { loss, lse_square, tokens, square, by_id } = self.gradients(step, sequences)?;
+        self.obey();
+        let StepGradients { loss, lse_square, tokens, square, by_id, sums } =
+            self.gradients(step, sequences)?;
+        self.watch.repeat = None;
+        self.verify(step);
+        let same = |(id, sum): (&usize, u64)| by_id.get(id).is_some_and(|x| self.backend.checksum(x) == sum);
+        let changed = sums.iter().flatten().filter(|(id, sum)| !same((id, **sum)));
+        changed.for_each(|(id, _)| self.gradient_changed(step, *id));
         let (grad_norm, settings) = (square.sqrt(), self.config.at(step));
         let lr = settings.lr;
         let skipped = self.refusal(loss, grad_norm);
@@ -335,6 +375,9 @@ impl<'b> Trainer<'b> {
         }
         if settings.averaged {
             self.add_to_average();
+        }
+        if skipped.is_none() || settings.averaged {
+            self.seal();
         }
         let z_loss = (self.config.z_loss != 0.0).then_some(self.config.z_loss * lse_square);
         Ok(StepOutcome { loss, z_loss, grad_norm, lr, tokens, skipped })

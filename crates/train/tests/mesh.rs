@@ -363,7 +363,7 @@ fn a_bit_turned_over_on_one_replica_is_found_and_named() {
                     let sequences = own.clone().map(|i| Made.sequence(step + i as u64).unwrap()).collect();
                     trainer.step(step, sequences).unwrap();
                 }
-                assert_eq!(trainer.check_replicas().unwrap(), [], "{name}: a clean step");
+                assert_eq!(trainer.check_replicas(0).unwrap(), [], "{name}: a clean step");
                 // The same dice on every rank.
                 let mut dice = step + 1;
                 let mut roll = |n: usize| splitmix(&mut dice) as usize % n;
@@ -378,7 +378,7 @@ fn a_bit_turned_over_on_one_replica_is_found_and_named() {
                     param.value = backend.upload(&values, param.value.shape(), DType::Bf16);
                     (param.name.clone(), original)
                 });
-                let divergences = trainer.check_replicas().unwrap();
+                let divergences = trainer.check_replicas(0).unwrap();
                 if let Some((tensor, _)) = &planted {
                     let seen = divergences.iter().find(|d| d.tensor == *tensor);
                     // Slices of other ranks are not copies: only norms are compared along `tp`.
@@ -394,7 +394,7 @@ fn a_bit_turned_over_on_one_replica_is_found_and_named() {
                     trainer.model_mut().params_mut().nth(param).unwrap().value = original;
                 }
             }
-            assert_eq!(trainer.check_replicas().unwrap(), []);
+            assert_eq!(trainer.check_replicas(0).unwrap(), []);
             trainer.ranks().all.barrier().unwrap();
             found
         };

@@ -74,6 +74,7 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("optimizer::split", optimizer::split),
     ("optimizer::adamw_split", optimizer::adamw_split),
     ("optimizer::sum_of_squares", optimizer::sum_of_squares),
+    ("storage::checksum", storage::checksum),
     ("contract::shapes_that_do_not_fit", contract::shapes_that_do_not_fit),
     ("contract::shared_storage", contract::shared_storage),
 ];

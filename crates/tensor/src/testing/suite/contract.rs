@@ -187,6 +187,7 @@ pub fn fingerprint(backend: &dyn Backend) -> Vec<(String, u64)> {
         note("adamw split", &backend.join(&high, &low));
         let sum = backend.sum_of_squares(&dy).to_bits();
         hashes.push((format!("sum_of_squares {dtype}"), sum));
+        hashes.push((format!("checksum {dtype}"), backend.checksum(&x)));
     }
     hashes
 }

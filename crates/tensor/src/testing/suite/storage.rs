@@ -77,6 +77,34 @@ pub fn copy_rows(backend: &dyn Backend) {
     }
 }
 
+/// A tensor's checksum is that of its bytes, and every bit of halves counts.
+pub fn checksum(backend: &dyn Backend) {
+    let bench = Bench::new(backend);
+    for dtype in DTYPES {
+        for (t, c) in [(0, 5), (1, 1), (3, 7), (130, 257), (517, 301)] {
+            let x = bench.random(1, Shape::new(t, c), dtype, 1.0).device;
+            let bytes = backend.download_raw(&x, 0..t);
+            let (got, want) = (backend.checksum(&x), crate::checksum(&bytes, 0));
+            assert!(got == want, "checksum {dtype} [{t}, {c}]: got {got:x}, want {want:x}");
+        }
+    }
+    for (t, c) in [(1, 1), (3, 7), (130, 257)] {
+        let host = random(3, t * c, 1.0);
+        let low = |host: &[f32]| backend.split(&backend.upload(host, Shape::new(t, c), DType::F32)).1;
+        let sum = backend.checksum_low(&low(&host));
+        assert!(backend.checksum_low(&low(&host)) == sum, "checksum_low [{t}, {c}]: another sum of the same");
+        for bit in 0..15 {
+            let mut other = host.clone();
+            let last = t * c - 1;
+            other[last] = f32::from_bits(other[last].to_bits() ^ (1 << bit));
+            assert!(
+                backend.checksum_low(&low(&other)) != sum,
+                "checksum_low [{t}, {c}]: bit {bit} does not count"
+            );
+        }
+    }
+}
+
 /// The live bytes grow with tensors and return to where they were after the last drop; the peak keeps the maximum.
 pub fn memory(backend: &dyn Backend) {
     let start = backend.memory().live_bytes;
