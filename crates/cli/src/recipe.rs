@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::ValueEnum;
 use llamero_align::InstructConfig;
 use llamero_curate::CurateConfig;
 use llamero_data::DataConfig;
@@ -39,7 +40,7 @@ pub(crate) struct Recipe {
 pub(crate) struct RunSection {
     /// Folder that holds the run.
     pub(crate) dir: String,
-    /// Threads; all cores when absent.
+    /// Threads; all cores when absent. Ranks that are threads divide them; each that is a process has so many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) threads: Option<usize>,
     /// Seconds between two checkpoints of a training stage, so what a kill loses at most; 10 when absent.
@@ -52,11 +53,38 @@ pub(crate) struct RunSection {
     /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) chunks: Option<usize>,
+    /// What the ranks of the mesh are.
+    #[serde(skip_serializing_if = "Transport::is_threads")]
+    pub(crate) transport: Transport,
+}
+
+/// What ranks are, and so how messages go between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Transport {
+    /// Threads of one process
+    #[default]
+    Threads,
+    /// Processes that `mpirun` or `srun` has started, on one machine or many
+    Mpi,
+}
+
+impl Transport {
+    fn is_threads(&self) -> bool {
+        *self == Self::Threads
+    }
 }
 
 impl Default for RunSection {
     fn default() -> Self {
-        Self { dir: "runs/default".into(), threads: None, checkpoint_seconds: None, mesh: None, chunks: None }
+        Self {
+            dir: "runs/default".into(),
+            threads: None,
+            checkpoint_seconds: None,
+            mesh: None,
+            chunks: None,
+            transport: Transport::Threads,
+        }
     }
 }
 

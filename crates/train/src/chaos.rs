@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::Checkpoints;
-use crate::supervisor::signal;
+use crate::family::{kill, signal};
 
 /// What happens, and how often of twenty. Most interruptions of the run in "The Llama 3 Herd of Models" (table 5) killed the job;
 /// the rest is more often here, so that a short run meets all.
@@ -80,7 +80,7 @@ impl Chaos {
         });
         Ok(Some(match fault.map_or(Fault::Kill, |(fault, _)| *fault) {
             Fault::Kill => {
-                child.kill()?;
+                kill(child)?;
                 "killed".into()
             }
             Fault::Hang => {
@@ -93,8 +93,7 @@ impl Chaos {
                 "slowed".into()
             }
             Fault::Torn => {
-                child.kill()?;
-                child.wait()?;
+                kill(child)?;
                 match self.tear()? {
                     Some(what) => format!("killed, and {what}"),
                     None => "killed".into(),

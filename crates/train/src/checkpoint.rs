@@ -117,7 +117,7 @@ impl Checkpoints {
         Self { interval, ..self }
     }
 
-    /// Training stops with a checkpoint as soon as somebody sets `stop` (a signal, say) on the first rank.
+    /// Training stops with a checkpoint as soon as somebody sets `stop` (a signal, say) on any rank.
     pub fn until(self, stop: Arc<AtomicBool>) -> Self {
         Self { stop, ..self }
     }

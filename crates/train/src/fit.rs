@@ -260,18 +260,13 @@ enum Due {
     SaveAndStop,
 }
 
-/// What the first rank decides, by its clock and its signals.
+/// The most that any rank wants: clocks differ, and a signal may have come to one rank alone.
 fn everybody_does(trainer: &Trainer<'_>, due: Due) -> Result<Due, TrainError> {
-    let mut code = [match due {
-        Due::Nothing => 0.0,
-        Due::Save => 1.0,
-        Due::SaveAndStop => 2.0,
-    }];
-    trainer.ranks().all.broadcast(&mut code, 0)?;
-    Ok(match code[0] {
-        0.0 => Due::Nothing,
-        1.0 => Due::Save,
-        _ => Due::SaveAndStop,
+    let wanted = trainer.ranks().all.all_gather(vec![due as u8].into())?;
+    Ok(match wanted.iter().filter_map(|code| code.first()).max() {
+        None | Some(0) => Due::Nothing,
+        Some(1) => Due::Save,
+        Some(_) => Due::SaveAndStop,
     })
 }
 

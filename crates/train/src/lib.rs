@@ -11,6 +11,7 @@ mod chaos;
 mod checkpoint;
 mod config;
 mod error;
+mod family;
 mod faults;
 mod fit;
 mod gradients;

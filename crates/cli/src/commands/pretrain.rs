@@ -2,26 +2,31 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
-use llamero_artifact::{WORK_STATE, recipe as files};
+use clap::{Args, ValueEnum};
+use llamero_artifact::{ArtifactError, WORK_STATE, recipe as files};
 use llamero_train::{Chaos, Ended, Goodput, Ledger, Mesh, Supervisor};
 use serde::Serialize;
 
 use super::dry_run::{DeviceArg, dry_run};
 use super::{print, print_json};
-use crate::pipeline::{self, Pretrained};
-use crate::recipe::{Recipe, parse_duration};
+use crate::failure;
+use crate::pipeline::{self, Order, Pretrained};
+use crate::processes::{Processes, Quiet, can_join};
+use crate::recipe::{Recipe, Transport, parse_duration};
 use crate::termination::Termination;
 
 #[derive(Args)]
 #[command(
     after_help = "Makes what the model learns from (documents, tokenizer, tokens) and then the model, RUN/pretrain; what is there \
     already is kept, what was interrupted is resumed, on the same mesh or another. `llamero run` goes on from there.\n\n\
-    Ranks are threads of one process. On SIGTERM training leaves a checkpoint and ends with code 1; the same command goes on.\n\n\
-    With --supervise a second process watches the first: it starts it again when it dies or hangs, from the newest checkpoint \
+    Ranks are threads of one process, or, with --transport mpi, as many processes as `mpirun` or `srun` starts. On SIGTERM or \
+    SIGUSR1 training leaves a checkpoint and ends with code 1; the same command goes on. (`mpirun` kills its ranks a second after \
+    SIGTERM; SIGUSR1 it passes on.)\n\n\
+    With --supervise another process watches the job: it starts it again when it dies or hangs, from the newest checkpoint \
     that is whole, and gives up when that happens too often or three times without a new step. RUN/pretrain.ledger.jsonl tells \
     where the time went.\n\n\
     --dry-run prints what a run will take, from the recipe alone: memory of a rank by kind, messages by axis and kind, the bubble of \
@@ -30,6 +35,8 @@ use crate::termination::Termination;
     llamero pretrain recipes/quickstart.toml --mesh dp=2\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2,pp=2 --chunks 2 --supervise\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --supervise --chaos 1 --mtbf 20s\n  \
+    mpirun -n 4 llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --transport mpi\n  \
+    llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --transport mpi --supervise --launcher \"mpirun --oversubscribe\"\n  \
     llamero pretrain recipes/llama3-405b.toml --mesh dp=64,pp=16,tp=8 --chunks 8 --dry-run --device h100\n  \
     llamero pretrain RUN/recipe.toml --mesh dp=2 --dry-run --json"
 )]
@@ -45,6 +52,9 @@ pub(crate) struct PretrainArgs {
     /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
     #[arg(long)]
     chunks: Option<usize>,
+    /// What ranks are (the same as `--set run.transport=…`).
+    #[arg(long, value_enum)]
+    transport: Option<Transport>,
     /// Say what the run would take, and stop there.
     #[arg(long, conflicts_with = "supervise")]
     dry_run: bool,
@@ -57,6 +67,9 @@ pub(crate) struct PretrainArgs {
     /// Watch the job and start it again when it dies or hangs.
     #[arg(long)]
     supervise: bool,
+    /// What starts the ranks of a supervised job over MPI; `-n RANKS` and the command follow it.
+    #[arg(long, value_name = "COMMAND", default_value = "mpirun", requires = "supervise")]
+    launcher: String,
     /// Most restarts.
     #[arg(long, value_name = "N", default_value_t = 1000, requires = "supervise")]
     restarts: u32,
@@ -79,15 +92,18 @@ impl PretrainArgs {
     fn sets(&self) -> Vec<String> {
         let mesh = self.mesh.map(|mesh| format!("run.mesh=\"{mesh}\""));
         let chunks = self.chunks.map(|chunks| format!("run.chunks={chunks}"));
-        self.sets.iter().cloned().chain(mesh).chain(chunks).collect()
+        let transport = self.transport.and_then(|transport| {
+            Some(format!("run.transport={}", transport.to_possible_value()?.get_name()))
+        });
+        self.sets.iter().cloned().chain(mesh).chain(chunks).chain(transport).collect()
     }
 }
 
 /// What is printed at the end.
 #[derive(Serialize)]
-struct Summary {
+struct Summary<'a> {
     #[serde(flatten)]
-    pretrained: Pretrained,
+    pretrained: &'a Pretrained,
     goodput: Goodput,
     effective_training_time: f64,
 }
@@ -100,7 +116,15 @@ pub(crate) fn pretrain(args: &PretrainArgs) -> Result<()> {
     if args.supervise {
         return supervise(args, &sets);
     }
-    let pretrained = pipeline::pretrain(&args.recipe, &sets)?;
+    let recipe = files::load::<Recipe>(&args.recipe, &sets);
+    let in_recipe = recipe.as_ref().ok().map(|recipe| recipe.run.transport);
+    match args.transport.or(in_recipe).unwrap_or_default() {
+        Transport::Threads => report(args, &pipeline::pretrain(&args.recipe, &sets, None)?),
+        Transport::Mpi => on_processes(args, &sets, recipe),
+    }
+}
+
+fn report(args: &PretrainArgs, pretrained: &Pretrained) -> Result<()> {
     let goodput = Goodput::of(&Ledger::new(&pretrained.ledger).read()?);
     if args.json {
         return print_json(&Summary { pretrained, effective_training_time: goodput.effective(), goodput });
@@ -108,6 +132,25 @@ pub(crate) fn pretrain(args: &PretrainArgs) -> Result<()> {
     print(format!("{goodput}"))?;
     print(format!("loss {:.4} after {} tokens", pretrained.loss, pretrained.tokens))?;
     print(format!("model: {}", pretrained.model.display()))
+}
+
+/// As one of the processes of a mesh.
+fn on_processes(args: &PretrainArgs, sets: &[String], recipe: Result<Recipe, ArtifactError>) -> Result<()> {
+    let processes = Rc::new(Processes::join()?);
+    if !processes.leads() {
+        return pipeline::follow(&processes);
+    }
+    let work = || {
+        processes.check(recipe?.run.mesh()?)?;
+        report(args, &pipeline::pretrain(&args.recipe, sets, Some(Rc::clone(&processes)))?)
+    };
+    let done = work();
+    if let Err(error) = &done {
+        // Before the others leave: when one of them has, `mpirun` ends this one.
+        say!("error: {}", failure::text(error));
+    }
+    processes.give(&Order::Leave { failed: done.is_err() })?;
+    done.map_err(|_| Quiet.into())
 }
 
 /// Runs this very command without `--supervise`, again and again until it is done.
@@ -127,8 +170,26 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
         chaos: args.chaos.map(|seed| Chaos::new(seed, mtbf, checkpoints)),
     };
     let own = std::env::current_exe().context("the path of this program")?;
+    let launcher: Vec<&str> = match recipe.run.transport {
+        Transport::Threads => Vec::new(),
+        Transport::Mpi => args.launcher.split_whitespace().collect(),
+    };
+    if recipe.run.transport == Transport::Mpi {
+        can_join()?;
+        if launcher.is_empty() {
+            bail!("`--launcher` is empty\nhint: `mpirun`, or e.g. `srun --mpi=pmix`");
+        }
+    }
+    let ranks = recipe.run.mesh()?.size().to_string();
     let mut command = || {
-        let mut job = Command::new(&own);
+        let mut job = match launcher.split_first() {
+            None => Command::new(&own),
+            Some((program, flags)) => {
+                let mut job = Command::new(program);
+                job.args(flags).args(["-n", &ranks]).arg(&own);
+                job
+            }
+        };
         job.arg("pretrain").arg(&args.recipe).args(sets.iter().flat_map(|set| ["--set", set.as_str()]));
         if args.json {
             job.arg("--json");
@@ -136,7 +197,9 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
         job
     };
     let stop = Termination::listen()?.hold();
-    match supervisor.run(&mut command, &stop, &mut |line| say!("supervisor: {line}"))? {
+    let ended = supervisor.run(&mut command, &stop, &mut |line| say!("supervisor: {line}"));
+    let started = launcher.first().copied().unwrap_or("the job");
+    match ended.with_context(|| format!("`{started}` cannot be started, or its ledger not be read"))? {
         Ended::Done => Ok(()),
         // The job has said why.
         Ended::Left(code) => std::process::exit(code),

@@ -1,7 +1,7 @@
 //! Training on the ranks of a mesh, as one stage of a run does it.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use llamero_artifact::Draft;
@@ -9,10 +9,12 @@ use llamero_comm::{Comm, Solo};
 use llamero_model::{Config, Llama, ParamSpec, Placement};
 use llamero_tensor::{Backend, DType};
 use llamero_train::{
-    Checkpoints, Event, Ledger, Mesh, Observer, SequenceSource, StepRecord, TrainConfig, TrainReport,
-    Trainer, build_stages, train,
+    Checkpoints, Event, Ledger, Mesh, Observer, Ranks, SequenceSource, StepRecord, TrainConfig, TrainError,
+    TrainReport, Trainer, build_stages, train,
 };
 
+use super::follow::{Lesson, Order};
+use crate::processes::Processes;
 use crate::progress::Progress;
 use crate::ranks;
 
@@ -26,6 +28,17 @@ pub(super) struct Job<'a> {
     pub(super) dtype: DType,
     pub(super) values: &'a Values<'a>,
     pub(super) source: &'a (dyn SequenceSource + Sync),
+}
+
+/// On what a job runs.
+pub(super) struct Place<'a, 'b> {
+    pub(super) mesh: Mesh,
+    /// Of all ranks that are threads, or of each that is a process.
+    pub(super) threads: Option<usize>,
+    /// Where the whole model is at the end.
+    pub(super) backend: &'b dyn Backend,
+    /// Ranks that are processes, and what the others must know to do the same.
+    pub(super) processes: Option<(&'a Processes, Lesson)>,
 }
 
 /// Where a job notes how it goes on.
@@ -44,35 +57,32 @@ pub(super) struct Trained<'b> {
 }
 
 impl Job<'_> {
-    /// Trains to the end on `mesh`, with `threads` threads in all.
+    /// Trains to the end.
     pub(super) fn run<'b>(
         &self,
-        (mesh, threads): (Mesh, Option<usize>),
-        backend: &'b dyn Backend,
+        place: &Place<'_, 'b>,
         checkpoints: &Checkpoints,
         notes: &Notes<'_>,
     ) -> Result<Trained<'b>> {
+        let (mesh, backend) = (place.mesh, place.backend);
         mesh.check(self.sizes, &self.config)?;
         let launched = Event::Launched { makes: notes.draft.id(), ranks: mesh.size() };
         notes.ledger.note(launched).with_context(|| format!("`{}`", notes.ledger.path().display()))?;
+        let mut watch = notes.watch(&self.config, checkpoints);
         if mesh.size() == 1 {
             let mut trainer = self.whole(backend, self.config.clone())?;
-            let mut watch = notes.watch(&self.config, checkpoints);
             let report = train(&mut trainer, self.source, checkpoints, &mut watch)?;
             return Ok(Trained { trainer, report, peak_bytes: backend.memory().peak_bytes });
         }
-        let cpus = ranks::devices(mesh, threads)?;
-        let reports = ranks::on_threads(mesh, &cpus, |cpu, ranks| {
-            let first = ranks.all.rank() == 0;
-            let stages = build_stages(self.sizes, &self.config, &ranks, (cpu, self.dtype), self.values)?;
-            let mut trainer = Trainer::on_mesh(stages, ranks, cpu, self.config.clone());
-            let mut watch: Box<dyn Observer> =
-                if first { Box::new(notes.watch(&self.config, checkpoints)) } else { Box::new(Nobody) };
-            let report = train(&mut trainer, self.source, checkpoints, &mut *watch)?;
-            Ok((report, cpu.memory().peak_bytes))
-        })?;
-        drop(cpus);
-        let peak_bytes = reports.iter().map(|(_, peak)| peak).sum();
+        let (of_first, peak_bytes) = match &place.processes {
+            Some((processes, lesson)) => {
+                processes.give(&Order::Train(lesson.clone()))?;
+                processes.work(mesh, place.threads, |cpu, ranks| {
+                    self.one_rank((cpu, ranks), checkpoints, &mut watch)
+                })?
+            }
+            None => self.on_threads(place, checkpoints, watch)?,
+        };
         // The last checkpoint of a mesh is that of its last step: one rank takes it whole.
         let alone = TrainConfig { pipeline: Default::default(), ..self.config.clone() };
         let mut trainer = self.whole(backend, alone)?;
@@ -83,9 +93,47 @@ impl Job<'_> {
                 "the last checkpoint of {mesh} cannot be read back: {remarks}\nhint: run the same command again"
             );
         }
-        let Some((of_first, _)) = reports.into_iter().next() else { unreachable!("a mesh has ranks") };
         let report = TrainReport { resumed_at: of_first.resumed_at, remarks: of_first.remarks, ..whole };
         Ok(Trained { trainer, report, peak_bytes })
+    }
+
+    /// Ranks that are threads; what the first came to.
+    fn on_threads(
+        &self,
+        place: &Place<'_, '_>,
+        checkpoints: &Checkpoints,
+        watch: Watch<'_>,
+    ) -> Result<(TrainReport, usize)> {
+        let cpus = ranks::devices(place.mesh, place.threads)?;
+        let watch = Mutex::new(Some(watch));
+        let done = ranks::on_threads(place.mesh, &cpus, |cpu, ranks| {
+            let first = ranks.all.rank() == 0;
+            let watch = first.then(|| watch.lock().ok()?.take()).flatten();
+            let mut observer: Box<dyn Observer> = match watch {
+                Some(watch) => Box::new(watch),
+                None => Box::new(Nobody),
+            };
+            self.one_rank((cpu, ranks), checkpoints, &mut *observer)
+        })?;
+        let Some(of_first) = done.into_iter().next() else { unreachable!("a mesh has ranks") };
+        Ok(of_first)
+    }
+
+    /// What each rank of a mesh does: its report, and the bytes of tensors on all ranks at their peaks.
+    pub(super) fn one_rank(
+        &self,
+        (cpu, ranks): (&dyn Backend, Ranks),
+        checkpoints: &Checkpoints,
+        observer: &mut dyn Observer,
+    ) -> Result<(TrainReport, usize)> {
+        let all = Arc::clone(&ranks.all);
+        let stages = build_stages(self.sizes, &self.config, &ranks, (cpu, self.dtype), self.values)?;
+        let mut trainer = Trainer::on_mesh(stages, ranks, cpu, self.config.clone());
+        let report = train(&mut trainer, self.source, checkpoints, observer)?;
+        let peak = cpu.memory().peak_bytes.to_le_bytes().to_vec();
+        let peaks = all.all_gather(peak.into()).map_err(TrainError::from)?;
+        let peaks = peaks.iter().filter_map(|bytes| Some(usize::from_le_bytes(bytes[..].try_into().ok()?)));
+        Ok((report, peaks.sum()))
     }
 
     /// A trainer of the whole model.
@@ -150,7 +198,7 @@ impl Drop for Watch<'_> {
 }
 
 /// Of a rank that is not the first.
-struct Nobody;
+pub(super) struct Nobody;
 
 impl Observer for Nobody {
     fn step(&mut self, _: &StepRecord, _: f64) {}

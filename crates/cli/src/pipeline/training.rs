@@ -5,15 +5,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use llamero_align::SftSource;
-use llamero_artifact::{Artifact, Draft, Outcome, WORK_STATE};
+use llamero_artifact::{Artifact, Draft, Outcome, WORK_STATE, recipe as files};
 use llamero_data::{Loader, TokenStore};
 use llamero_model::{Llama, ParamSpec, hf, initial_values};
 use llamero_tokenizer::Tokenizer;
 use llamero_train::{Checkpoints, Event, Ledger, StepRecord, TrainConfig, TrainReport, Trainer};
 use serde::{Deserialize, Serialize};
 
-use super::job::{Job, Notes, Trained};
+use super::follow::Lesson;
+use super::job::{Job, Notes, Place, Trained};
 use super::{Run, write_json};
+use crate::recipe::Recipe;
 
 /// File with every step of a training stage; holds no times, so it is the same in every run.
 const HISTORY_FILE: &str = "history.json";
@@ -41,21 +43,22 @@ impl Run {
         let preset = section.preset.clone().context("the plan settles `model.preset`")?;
         let sizes = self.recipe.model_config(&preset, self.recipe.tokenizer.vocab_size)?;
         self.stage("pretrain", (&section, &sizes, &config), inputs, |run, draft| {
-            let store = TokenStore::open(tokens.path(), "train")?;
             let coder = Tokenizer::load(tokenizer.path())?;
-            if store.tokenizer() != coder.fingerprint() {
+            if TokenStore::open(tokens.path(), "train")?.tokenizer() != coder.fingerprint() {
                 bail!("the tokens in `{}` were made by another tokenizer", tokens.path().display());
             }
-            let model_config = run.recipe.model_config(&preset, store.vocab())?;
-            let loader = Loader::new(store, config.longest_sequence(), config.seed)?;
-            let mix = mix_remark(&config, &loader)?;
-            let seed = section.seed;
-            let values = |spec: &ParamSpec, rows: Range<usize>| Ok(initial_values(spec, rows, seed));
-            let (config, dtype) = (config.clone(), run.recipe.dtype()?);
-            let job = Job { sizes: &model_config, config, dtype, values: &values, source: &loader };
-            let outcome = run.train_stage("pretrain", draft, tokenizer, job)?;
-            run.remarks.extend(mix);
-            Ok(outcome)
+            let lesson = Lesson {
+                recipe: files::to_toml(&run.recipe)?,
+                tokens: tokens.path().into(),
+                draft: draft.path().into(),
+            };
+            let recipe = run.recipe.clone();
+            pretraining(&recipe, tokens.path(), |job, loader| {
+                let mix = mix_remark(&job.config, loader)?;
+                let outcome = run.train_stage("pretrain", (draft, Some(lesson)), tokenizer, job)?;
+                run.remarks.extend(mix);
+                Ok(outcome)
+            })
         })
     }
 
@@ -85,18 +88,18 @@ impl Run {
             let values = |spec: &ParamSpec, rows: Range<usize>| Ok(folder.values(spec, rows)?);
             let (config, dtype) = (config.clone(), run.recipe.dtype()?);
             let job = Job { sizes: &folder.config, config, dtype, values: &values, source: &source };
-            run.train_stage("sft", draft, tokenizer, job)
+            run.train_stage("sft", (draft, None), tokenizer, job)
         })
     }
 
+    /// `lesson` is for ranks that are processes.
     fn train_stage(
         &mut self,
         name: &'static str,
-        draft: &Draft,
+        (draft, lesson): (&Draft, Option<Lesson>),
         tokenizer: &Artifact,
         mut job: Job<'_>,
     ) -> Result<Outcome> {
-        let (mesh, threads) = (self.recipe.run.mesh()?, self.recipe.run.threads);
         let seed = Some(job.config.seed);
         job.config.pipeline = self.recipe.run.pipeline()?;
         let mut checkpoints = Checkpoints::new(draft.path().join(WORK_STATE)).until(self.termination.hold());
@@ -106,7 +109,13 @@ impl Run {
         let ledger = Ledger::new(self.dir.path().join(super::ledger_file(name)));
         let notes = Notes { name, draft, ledger: &ledger };
         self.backend.reset_peak();
-        let trained = job.run((mesh, threads), &*self.backend, &checkpoints, &notes);
+        let place = Place {
+            mesh: self.recipe.run.mesh()?,
+            threads: self.recipe.run.threads,
+            backend: &*self.backend,
+            processes: self.processes.as_deref().zip(lesson),
+        };
+        let trained = job.run(&place, &checkpoints, &notes);
         self.termination.release();
         let Trained { trainer, report, peak_bytes } = trained?;
         let mut metrics = metrics(&trainer, &report, peak_bytes);
@@ -118,6 +127,22 @@ impl Run {
         let rows = [(HISTORY_FILE.to_string(), report.history.len() as u64)].into();
         Ok(Outcome { metrics: serde_json::to_value(metrics)?, rows, seed, wall_seconds })
     }
+}
+
+/// What every rank needs to pre-train, from the settled recipe and the folder of the tokens.
+pub(super) fn pretraining<T>(
+    recipe: &Recipe,
+    tokens: &Path,
+    work: impl FnOnce(Job<'_>, &Loader) -> Result<T>,
+) -> Result<T> {
+    let preset = recipe.model.preset.as_deref().context("the plan settles `model.preset`")?;
+    let store = TokenStore::open(tokens, "train")?;
+    let sizes = &recipe.model_config(preset, store.vocab())?;
+    let config = TrainConfig { pipeline: recipe.run.pipeline()?, ..recipe.pretrain.clone() };
+    let source = &Loader::new(store, config.longest_sequence(), config.seed)?;
+    let seed = recipe.model.seed;
+    let values = &|spec: &ParamSpec, rows: Range<usize>| Ok(initial_values(spec, rows, seed));
+    work(Job { sizes, config, dtype: recipe.dtype()?, values, source }, source)
 }
 
 fn metrics(trainer: &Trainer<'_>, report: &TrainReport, peak_bytes: usize) -> TrainMetrics {

@@ -7,6 +7,8 @@ mod commands;
 mod dry_run;
 mod errors;
 mod kills;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod ranks;
 mod runs;
 mod world;

@@ -50,6 +50,19 @@ fn what_is_no_mesh_is_refused_before_anything_is_done() {
     assert!(!run.join("curate").exists());
 }
 
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_binary_without_mpi_says_how_to_build_one() {
+    let tmp = tempfile::tempdir().unwrap();
+    let run = tmp.path().join("run");
+    for more in
+        [&["--transport", "mpi"][..], &["--transport", "mpi", "--supervise"], &["--set", "run.transport=mpi"]]
+    {
+        llamero(pretrain_args(&run, more)).fails(1, &["without MPI", "--features mpi", "libopenmpi-dev"]);
+    }
+    assert!(!run.join("curate").exists());
+}
+
 #[test]
 fn a_signal_leaves_a_checkpoint_that_the_next_call_goes_on_from() {
     let tmp = tempfile::tempdir().unwrap();
