@@ -1,6 +1,6 @@
 //! What a rank of a mesh is expected to take against what it takes: ranks are threads, each with its own backend.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "helpers of tests; ratios for the docs")]
 
 use std::convert::Infallible;
 
