@@ -5,7 +5,7 @@
 //! rows. [`Tape::gather_rows`] and [`Tape::sum_rows`] lead from one to the other and are each other's gradient. Sums over
 //! ranks are made in f32, in rank order, and rounded once.
 
-use llamero_comm::{Comm, CommError, Op, as_f32s, share};
+use llamero_comm::{Comm, CommError, Op, Pending, as_f32s, share};
 use llamero_tensor::{Backend, CrossEntropy, DType, NO_TARGET, Shape, TARGET_ELSEWHERE, Tensor};
 
 use crate::{GradSink, Param, Tape, Targets, Var};
@@ -39,7 +39,7 @@ impl<'m> Tape<'m> {
 
     /// The result of a collective, or, after a failure, zeros: values mean nothing then, no other collective is begun, and
     /// the sweep is never made.
-    fn whole_shape(&mut self, y: Result<Tensor, CommError>, rows: usize, like: &Tensor) -> Tensor {
+    pub(crate) fn whole_shape(&mut self, y: Result<Tensor, CommError>, rows: usize, like: &Tensor) -> Tensor {
         y.unwrap_or_else(|error| {
             self.fail(error);
             self.backend.zeros(Shape::new(rows, like.cols()), like.dtype())
@@ -60,7 +60,7 @@ impl<'m> Tape<'m> {
             .zip(ids)
             .filter_map(|(row, id)| Some((row, part.local("embed_over_ranks", *id)?)))
             .unzip();
-        let found = backend.embed(&table.value, &local);
+        let found = backend.embed(&self.whole(table), &local);
         // Row by row, where the id is this rank's, and otherwise the row of zeros at the end.
         let mut padded = backend.zeros(Shape::new(local.len() + 1, found.cols()), found.dtype());
         backend.copy_rows(&mut padded, 0, &found, 0..local.len(), 0..found.cols());
@@ -98,7 +98,7 @@ impl<'m> Tape<'m> {
         }
         self.check()?;
         let Targets { ids, loss } = targets;
-        self.finish(h, w, wanted, sink, |backend, h, dw| {
+        self.finish(h, w, wanted, sink, |backend, (h, w), dw| {
             let h = gather(backend, h, ids.len(), ranks)?;
             let here = |id: u32| part.local("finish_with_cross_entropy_over_ranks", id);
             let local: Vec<u32> = ids
@@ -111,13 +111,8 @@ impl<'m> Tape<'m> {
                     failure = over_ranks(rows, ranks).err();
                 }
             };
-            let (found, dh) = backend.linear_cross_entropy_with_gradient_of_slice(
-                loss,
-                (&h, &w.value),
-                &local,
-                dw,
-                &mut combine,
-            );
+            let (found, dh) =
+                backend.linear_cross_entropy_with_gradient_of_slice(loss, (&h, w), &local, dw, &mut combine);
             failure.map_or(Ok(()), Err)?;
             Ok((found, sum_shares(backend, &dh, ranks)?))
         })
@@ -158,22 +153,34 @@ impl VocabularyPart<'_> {
     /// The row of an entry, if it is one of these. An entry outside the vocabulary panics, as on one rank.
     fn local(&self, op: &str, id: u32) -> Option<u32> {
         assert!((id as usize) < self.entries, "{op}: id {id} is outside a vocabulary of {}", self.entries);
-        id.checked_sub(self.first as u32).filter(|row| (*row as usize) < self.weight.value.rows())
+        id.checked_sub(self.first as u32).filter(|row| (*row as usize) < self.weight.shape().rows)
     }
 }
 
 /// All ranks' rows in rank order, of which there are `rows`.
 fn gather(backend: &dyn Backend, x: &Tensor, rows: usize, comm: &dyn Comm) -> Result<Tensor, CommError> {
-    let bodies = comm.all_gather(backend.download_raw(x, 0..x.rows()))?;
+    let own = backend.download_raw(x, 0..x.rows());
+    let pending = comm.start(Op::AllGather, vec![own; comm.size()])?;
+    gathered(backend, pending, (Shape::new(rows, x.cols()), x.dtype()), comm)
+}
+
+/// What comes of a gather of shares of the rows of a tensor.
+pub(crate) fn gathered(
+    backend: &dyn Backend,
+    pending: Pending,
+    (whole, dtype): (Shape, DType),
+    comm: &dyn Comm,
+) -> Result<Tensor, CommError> {
+    let bodies = comm.finish(pending)?;
     let raw: Vec<&[u8]> = bodies.iter().map(|body| &**body).collect();
     for (from, part) in raw.iter().enumerate() {
-        let found = part.len() / x.dtype().bytes();
-        let expected = share(rows, from, comm.size()).len() * x.cols();
-        if part.len() != expected * x.dtype().bytes() {
+        let found = part.len() / dtype.bytes();
+        let expected = share(whole.rows, from, comm.size()).len() * whole.cols;
+        if part.len() != expected * dtype.bytes() {
             return Err(length(Op::AllGather, comm.rank(), from, (found, expected)));
         }
     }
-    Ok(backend.upload_raw(&raw, Shape::new(rows, x.cols()), x.dtype()))
+    Ok(backend.upload_raw(&raw, whole, dtype))
 }
 
 /// This rank's rows of the sum over ranks.

@@ -14,8 +14,8 @@ use crate::{Param, Tape, Var};
 impl<'m> Tape<'m> {
     /// `x wᵀ`: `[T, K]`, `w [N, K]` → `[T, N]`.
     pub fn linear(&mut self, x: Var, w: &'m Param) -> Var {
-        self.uses(w);
-        let y = self.backend.linear(x.value(), &w.value);
+        let (whole, weight) = self.weight(w);
+        let y = self.backend.linear(x.value(), &whole);
         let saved = self.saved(&x);
         self.op(y, [x.id()], move |sweep, dy| {
             let backend = sweep.backend;
@@ -25,7 +25,7 @@ impl<'m> Tape<'m> {
                 Ok(())
             })?;
             drop(x);
-            Ok(vec![backend.linear_backward_input(&dy, &w.value)])
+            Ok(vec![backend.linear_backward_input(&dy, &weight.into_value()?)])
         })
     }
 
@@ -38,17 +38,17 @@ impl<'m> Tape<'m> {
 
     /// Root-mean-square norm with weight `w [1, C]`.
     pub fn rms_norm(&mut self, x: Var, w: &'m Param, eps: f32) -> Var {
-        self.uses(w);
         let backend = self.backend;
-        let y = backend.rms_norm(x.value(), &w.value, eps);
+        let (whole, weight) = self.weight(w);
+        let y = backend.rms_norm(x.value(), &whole, eps);
         let saved = self.saved(&x);
-        let again = saved.clone();
+        let again = (saved.clone(), weight.clone());
         let y = self.op(y, [x.id()], move |sweep, dy| {
-            let x = saved.into_value()?;
-            let dx = sweep.accumulate(w, |dw| Ok(backend.rms_norm_backward(&dy, &x, &w.value, eps, dw)))?;
+            let (x, whole) = (saved.into_value()?, weight.into_value()?);
+            let dx = sweep.accumulate(w, |dw| Ok(backend.rms_norm_backward(&dy, &x, &whole, eps, dw)))?;
             Ok(vec![dx])
         });
-        self.cheap(&y, move || Ok(backend.rms_norm(&again.value()?, &w.value, eps)));
+        self.cheap(&y, move || Ok(backend.rms_norm(&again.0.value()?, &again.1.value()?, eps)));
         y
     }
 
@@ -68,6 +68,9 @@ impl<'m> Tape<'m> {
         if let Some(kv) = self.kv() {
             let y = kv.attend(backend, layer, qkv.value(), heads, segments);
             return self.leaf(y);
+        }
+        if let Some(part) = self.context.clone() {
+            return self.attention_over_ranks(qkv, heads, part);
         }
         let result = backend.attention(qkv.value(), heads, segments);
         let y = result.out.clone();
@@ -93,7 +96,7 @@ impl<'m> Tape<'m> {
     /// Rows of the embedding table `[V, C]`.
     pub fn embed(&mut self, table: &'m Param, ids: &'m [u32]) -> Var {
         self.uses(table);
-        let y = self.backend.embed(&table.value, ids);
+        let y = self.backend.embed(&self.whole(table), ids);
         self.op(y, [], move |sweep, dy| {
             let backend = sweep.backend;
             sweep.accumulate(table, |dtable| {
@@ -110,15 +113,15 @@ impl<'m> Tape<'m> {
     /// For losses whose gradient depends on the value; where it is known beforehand,
     /// [`Tape::finish_with_cross_entropy`] computes the logits only once.
     pub fn linear_cross_entropy(&mut self, h: Var, w: &'m Param, targets: &'m [u32]) -> Var {
-        self.uses(w);
-        let result = self.backend.linear_cross_entropy(h.value(), &w.value, targets);
+        let (whole, weight) = self.weight(w);
+        let result = self.backend.linear_cross_entropy(h.value(), &whole, targets);
         let (saved, lse) = (self.saved(&h), result.lse);
         self.op(result.nll, [h.id()], move |sweep, d_nll| {
-            let (backend, h) = (sweep.backend, saved.into_value()?);
+            let (backend, h, whole) = (sweep.backend, saved.into_value()?, weight.into_value()?);
             let dh = sweep.accumulate(w, |dw| {
                 Ok(backend.linear_cross_entropy_backward(
                     RowLoss::cross_entropy(&d_nll),
-                    (&h, &w.value),
+                    (&h, &whole),
                     targets,
                     &lse,
                     dw,

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use llamero_comm::CommError;
 use llamero_tensor::{Backend, CrossEntropy, Heads, RowLoss, Segments, Tensor};
 
-use crate::{GradSink, Param};
+use crate::{ContextPart, GradSink, Param};
 
 /// A value on a tape.
 #[derive(Clone)]
@@ -136,6 +136,10 @@ pub struct Tape<'m> {
     uses: Uses,
     /// Whether outputs of cheap ops are computed again instead of being kept.
     cheap_again: bool,
+    /// Where the rows of the batch are divided among ranks.
+    pub(crate) context: Option<ContextPart<'m>>,
+    /// Sharded parameters that an op will gather again in the sweep: which op, in order.
+    again: Vec<(usize, &'m Param)>,
     kv: Option<&'m mut dyn KvStore>,
     failure: Option<CommError>,
 }
@@ -144,7 +148,17 @@ const NOT_RECORDED: usize = usize::MAX;
 
 impl<'m> Tape<'m> {
     fn with_mode(backend: &'m dyn Backend, mode: Mode, uses: Uses) -> Self {
-        Self { backend, mode, nodes: Vec::new(), uses, cheap_again: false, kv: None, failure: None }
+        Self {
+            backend,
+            mode,
+            nodes: Vec::new(),
+            uses,
+            cheap_again: false,
+            context: None,
+            again: Vec::new(),
+            kv: None,
+            failure: None,
+        }
     }
 
     /// A tape that records for a backward sweep.
@@ -171,6 +185,10 @@ impl<'m> Tape<'m> {
     /// backward pass; their inputs are kept anyway.
     pub fn recompute_cheap(&mut self) {
         self.cheap_again = true;
+    }
+
+    pub(crate) fn recomputes_cheap(&self) -> bool {
+        self.cheap_again
     }
 
     /// Number of recorded ops.
@@ -211,6 +229,34 @@ impl<'m> Tape<'m> {
         }
     }
 
+    /// Notes that an op uses a parameter, and gives its whole value and what to remember of it: of a sharded one, how to
+    /// gather it once more, except where the sweep is about to come by.
+    pub(crate) fn weight(&mut self, param: &'m Param) -> (Tensor, Saved<'m>) {
+        self.uses(param);
+        let (whole, backend) = (self.whole(param), self.backend);
+        if !param.is_sharded() || self.mode == Mode::Replay {
+            return (whole.clone(), Saved::Kept(whole));
+        }
+        self.again.push((self.nodes.len(), param));
+        (whole, Saved::Again(Rc::new(move || param.whole(backend))))
+    }
+
+    /// The whole value of a parameter.
+    pub(crate) fn whole(&mut self, param: &Param) -> Tensor {
+        let whole = self.check().and_then(|()| param.whole(self.backend));
+        self.whole_shape(whole, param.shape().rows, &param.value)
+    }
+
+    /// Says that ops will soon use these parameters: what is elsewhere sets off while others are computed with. Each must
+    /// then be used before its value changes.
+    pub fn soon<'p>(&mut self, params: impl IntoIterator<Item = &'p Param>) {
+        let backend = self.backend;
+        let mut params = params.into_iter();
+        if let Err(error) = self.check().and_then(|()| params.try_for_each(|param| param.fetch(backend))) {
+            self.fail(error);
+        }
+    }
+
     pub(crate) fn op<const N: usize>(
         &mut self,
         value: Tensor,
@@ -248,21 +294,25 @@ impl<'m> Tape<'m> {
         let rehearsal = if self.mode == Mode::Record { Mode::Rehearse } else { Mode::Infer };
         let mut first = Tape::with_mode(self.backend, rehearsal, Rc::clone(&self.uses));
         first.failure.clone_from(&self.failure);
+        first.context.clone_from(&self.context);
         let input = first.leaf(x.value.clone());
         let y = segment(&mut first, input).value;
         if let Some(error) = first.failure {
             self.fail(error);
         }
-        let (saved, cheap_again) = (self.saved(&x), self.cheap_again);
+        let here = self.nodes.len();
+        self.again.extend(first.again.into_iter().map(|(_, param)| (here, param)));
+        let (saved, cheap_again, context) = (self.saved(&x), self.cheap_again, self.context.clone());
         self.op(y, [x.id], move |sweep, dy| {
             let mut again = Tape::with_mode(sweep.backend, Mode::Replay, Rc::clone(&sweep.uses));
             again.cheap_again = cheap_again;
+            again.context = context;
             let input = again.leaf(saved.into_value()?);
             let wanted = input.id;
             let y = segment(&mut again, input);
             again.check()?;
             let from = y.seeded(&dy);
-            let dx = run(again.nodes, (from, dy), Some(wanted), sweep)?;
+            let dx = run((again.nodes, again.again), (from, dy), Some(wanted), sweep)?;
             Ok(dx.into_iter().collect())
         })
     }
@@ -270,7 +320,7 @@ impl<'m> Tape<'m> {
     /// The backward sweep from `from` with gradient `seed`. Gradients of parameters go to `sink`; the gradient of
     /// `wanted` (a leaf) is returned when given and reached.
     pub fn backward(
-        self,
+        mut self,
         from: Var,
         seed: Tensor,
         wanted: Option<&Var>,
@@ -278,9 +328,10 @@ impl<'m> Tape<'m> {
     ) -> Result<Option<Tensor>, CommError> {
         self.check()?;
         assert!(self.records(), "backward: this tape records nothing");
+        fetch_before(&mut self.again, usize::MAX, self.backend)?;
         let mut sweep = Sweep { backend: self.backend, sink, uses: self.uses };
         let from = from.seeded(&seed);
-        run(self.nodes, (from, seed), wanted.map(|w| w.id), &mut sweep)
+        run((self.nodes, self.again), (from, seed), wanted.map(|w| w.id), &mut sweep)
     }
 }
 
@@ -306,20 +357,24 @@ impl<'m> Tape<'m> {
         sink: &mut dyn GradSink,
     ) -> Result<(CrossEntropy, Option<Tensor>), CommError> {
         let Targets { ids, loss } = targets;
-        self.finish(h, w, wanted, sink, |backend, h, dw| {
-            Ok(backend.linear_cross_entropy_with_gradient(loss, (h, &w.value), ids, dw))
+        self.finish(h, w, wanted, sink, |backend, input, dw| {
+            Ok(backend.linear_cross_entropy_with_gradient(loss, input, ids, dw))
         })
     }
 
-    /// The end of a training pass: `loss` gives the losses of the rows of `h` and its gradient, and adds that of `w` to the
-    /// buffer that it is given; then the sweep begins.
+    /// The end of a training pass: `loss` gives the losses of the rows of `h` under the whole of `w` and its gradient, and adds
+    /// that of `w` to the buffer that it is given; then the sweep begins.
     pub(crate) fn finish(
         mut self,
         h: Var,
         w: &'m Param,
         wanted: Option<&Var>,
         sink: &mut dyn GradSink,
-        loss: impl FnOnce(&dyn Backend, &Tensor, &mut Tensor) -> Result<(CrossEntropy, Tensor), CommError>,
+        loss: impl FnOnce(
+            &dyn Backend,
+            (&Tensor, &Tensor),
+            &mut Tensor,
+        ) -> Result<(CrossEntropy, Tensor), CommError>,
     ) -> Result<(CrossEntropy, Option<Tensor>), CommError> {
         self.check()?;
         assert!(self.records(), "finish: this tape records nothing");
@@ -327,9 +382,12 @@ impl<'m> Tape<'m> {
         self.uses(w);
         let backend = self.backend;
         let mut sweep = Sweep { backend, sink, uses: self.uses };
-        let (found, dh) = sweep.accumulate(w, |dw| loss(backend, h.value(), dw))?;
+        let whole = w.whole(backend)?;
+        fetch_before(&mut self.again, usize::MAX, backend)?;
+        let (found, dh) = sweep.accumulate(w, |dw| loss(backend, (h.value(), &whole), dw))?;
+        drop(whole);
         let from = h.seeded(&dh);
-        let d_wanted = run(self.nodes, (from, dh), wanted.map(|w| w.id), &mut sweep)?;
+        let d_wanted = run((self.nodes, self.again), (from, dh), wanted.map(|w| w.id), &mut sweep)?;
         Ok((found, d_wanted))
     }
 }
@@ -342,8 +400,16 @@ impl Var {
     }
 }
 
+/// Lets what the op next below `id` gathers set off, and forgets what is above.
+fn fetch_before(again: &mut Vec<(usize, &Param)>, id: usize, backend: &dyn Backend) -> Result<(), CommError> {
+    while again.pop_if(|(op, _)| *op >= id).is_some() {}
+    let Some(&(next, _)) = again.last() else { return Ok(()) };
+    let first = again.partition_point(|(op, _)| *op < next);
+    again[first..].iter().try_for_each(|(_, param)| param.fetch(backend))
+}
+
 fn run<'m>(
-    nodes: Vec<Node<'m>>,
+    (nodes, mut fetches): (Vec<Node<'m>>, Vec<(usize, &'m Param)>),
     (from, seed): (usize, Tensor),
     wanted: Option<usize>,
     sweep: &mut Sweep<'m, '_>,
@@ -354,6 +420,7 @@ fn run<'m>(
     for (id, Node { inputs, backward, again }) in nodes.into_iter().enumerate().rev() {
         drop(again);
         let Some(dy) = gradients[id].take() else { continue };
+        fetch_before(&mut fetches, id, sweep.backend)?;
         if let Some(backward) = backward {
             for (input, dx) in inputs.into_iter().zip(backward(sweep, dy)?) {
                 gradients[input] = Some(match gradients[input].take() {

@@ -4,9 +4,10 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use llamero_autograd::{GradSink, Gradients, Param, Tape, Targets, Var};
-use llamero_comm::{Comm, CommError, Solo, Threads, share};
+use llamero_comm::{Comm, CommError, Op, Solo, Threads, WorldOptions, share};
 use llamero_tensor::testing::{Oracle, random};
 use llamero_tensor::{Backend, DType, NO_TARGET, RowLoss, Shape, Tensor};
 
@@ -16,7 +17,7 @@ const ROWS: usize = 7;
 fn param(backend: &dyn Backend, id: usize) -> Param {
     let shape = Shape::new(WIDTH, WIDTH);
     let values = random(id as u64 + 1, shape.elements(), 0.7);
-    Param { id, name: format!("p{id}"), value: backend.upload(&values, shape, DType::F32) }
+    Param::new(id, format!("p{id}"), backend.upload(&values, shape, DType::F32))
 }
 
 fn input(backend: &dyn Backend, seed: u64) -> Tensor {
@@ -279,6 +280,115 @@ fn a_lost_rank_is_an_error_forwards_and_backwards() {
     }
 }
 
+/// A rank's rows of [`param`].
+fn shard(backend: &dyn Backend, id: usize, comm: &Arc<dyn Comm>) -> Param {
+    let Param { name, value, .. } = param(backend, id);
+    let rows = share(WIDTH, comm.rank(), comm.size());
+    let mut own = backend.zeros(Shape::new(rows.len(), WIDTH), DType::F32);
+    backend.copy_rows(&mut own, 0, &value, rows, 0..WIDTH);
+    Param::new(id, name, own).sharded(value.shape(), Arc::clone(comm))
+}
+
+/// Notes which parameters are on their way whenever a gradient is added to.
+struct Watch<'b, 'm> {
+    gradients: Gradients<'b>,
+    params: &'m [Param],
+    seen: Vec<(usize, Vec<usize>)>,
+}
+
+impl GradSink for Watch<'_, '_> {
+    fn buffer(&mut self, param: &Param) -> &mut Tensor {
+        let under_way = self.params.iter().filter(|p| p.is_under_way()).map(|p| p.id).collect();
+        self.seen.push((param.id, under_way));
+        self.gradients.buffer(param)
+    }
+
+    fn ready(&mut self, _: &Param) {}
+}
+
+/// Products with `p[0]`, with `p[1]` and `p[2]` in a segment, and with `p[3]`: value, gradients, and what was under way.
+type Swept = (Vec<f32>, Vec<Vec<f32>>, Vec<(usize, Vec<usize>)>);
+
+fn swept<'m>(backend: &'m Oracle, p: &'m [Param], recompute: bool) -> Swept {
+    let mut tape = Tape::record(backend);
+    tape.soon(p);
+    assert!(p.iter().all(|p| p.is_under_way() == p.is_sharded()), "what is soon used sets off");
+    let x = tape.leaf(input(backend, 11));
+    let x = tape.linear(x, &p[0]);
+    let segment = |tape: &mut Tape<'m>, x| {
+        let x = tape.linear(x, &p[1]);
+        tape.linear(x, &p[2])
+    };
+    let x = if recompute { tape.recompute(x, segment) } else { segment(&mut tape, x) };
+    let y = tape.linear(x, &p[3]);
+    assert!(!p.iter().any(Param::is_under_way), "what was used is here");
+    let value = backend.download(y.value());
+    let mut watch = Watch { gradients: Gradients::new(backend), params: p, seen: Vec::new() };
+    tape.backward(y, input(backend, 12), None, &mut watch).unwrap();
+    assert!(!p.iter().any(Param::is_under_way), "the sweep leaves no gather behind");
+    let gradients = p.iter().map(|p| backend.download(watch.gradients.get(p.id).unwrap())).collect();
+    (value, gradients, watch.seen)
+}
+
+#[test]
+fn sharded_parameters_come_ahead_of_their_use_and_change_no_bit() {
+    let oracle = Oracle::rounding();
+    let whole: Vec<Param> = (0..4).map(|id| param(&oracle, id)).collect();
+    let (value, gradients, seen) = swept(&oracle, &whole, false);
+    assert!(seen.iter().all(|(_, under_way)| under_way.is_empty()));
+    for recompute in [false, true] {
+        let worlds = Threads::world(2, WorldOptions::default()).into_iter();
+        let results: Vec<Swept> = std::thread::scope(|scope| {
+            let ranks = worlds.map(|world| {
+                scope.spawn(move || {
+                    let backend = Oracle::rounding();
+                    let comm: Arc<dyn Comm> = Arc::new(world.group("shards", 0, vec![0, 1]));
+                    let p: Vec<Param> = (0..4).map(|id| shard(&backend, id, &comm)).collect();
+                    assert!(p.iter().all(|p| p.shape() == Shape::new(WIDTH, WIDTH)));
+                    let swept = swept(&backend, &p, recompute);
+                    comm.barrier().unwrap();
+                    // Each forwards and backwards; a segment that is run again keeps what it gathers.
+                    let records = world.recorder().records();
+                    assert_eq!(records.iter().filter(|r| r.op == Op::AllGather).count(), 8);
+                    swept
+                })
+            });
+            let ranks: Vec<_> = ranks.collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+        });
+        // Its own rows are not needed yet where a weight gets its gradient, unless its segment was just run again.
+        let ahead = if recompute {
+            [(3, vec![1, 2, 3]), (2, vec![0]), (1, vec![0]), (0, vec![0])]
+        } else {
+            [(3, vec![2, 3]), (2, vec![1, 2]), (1, vec![0, 1]), (0, vec![0])]
+        };
+        for (found, of_params, seen) in results {
+            assert!(found == value && of_params == gradients, "recompute {recompute}: other bits");
+            assert_eq!(seen, ahead, "recompute {recompute}");
+        }
+    }
+}
+
+#[test]
+fn a_lost_rank_with_rows_of_a_parameter_is_an_error() {
+    let oracle = Oracle::rounding();
+    for ahead in [false, true] {
+        let mut group = Threads::group(2);
+        drop(group.pop());
+        let alone: Arc<dyn Comm> = Arc::new(group.pop().unwrap());
+        let p = shard(&oracle, 0, &alone);
+        let mut tape = Tape::record(&oracle);
+        if ahead {
+            tape.soon([&p]);
+        }
+        let x = tape.leaf(input(&oracle, 1));
+        let y = tape.linear(x, &p);
+        assert_eq!(y.value().shape(), Shape::new(ROWS, WIDTH), "values mean nothing, but shapes fit");
+        let error = tape.backward(y, input(&oracle, 2), None, &mut Spy::new(&oracle)).unwrap_err();
+        assert!(matches!(error, CommError::PeerLost { .. }), "{error}");
+    }
+}
+
 /// Two blocks of norm, product and gate, some of whose values are used twice.
 fn gated<'m>(tape: &mut Tape<'m>, p: &'m [Param], norm: &'m Param, mut x: Var) -> Var {
     for _ in 0..2 {
@@ -300,8 +410,7 @@ fn cheap_values_computed_again_change_no_bit_and_are_not_kept() {
     let oracle = Oracle::rounding();
     let p: Vec<Param> = (0..3).map(|id| param(&oracle, id)).collect();
     let values = random(7, WIDTH, 1.0);
-    let norm =
-        Param { id: 3, name: "norm".into(), value: oracle.upload(&values, Shape::new(1, WIDTH), DType::F32) };
+    let norm = Param::new(3, "norm", oracle.upload(&values, Shape::new(1, WIDTH), DType::F32));
     let run = |again: bool| {
         let mut tape = Tape::record(&oracle);
         if again {

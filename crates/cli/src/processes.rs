@@ -4,6 +4,7 @@
 //! the others wait for its orders. While ranks train together, an error of one ends all; otherwise the first says what
 //! went wrong and all leave with the same exit code.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -25,7 +26,7 @@ pub(crate) struct Quiet;
 
 /// This process among all.
 pub(crate) struct Processes {
-    world: World,
+    wire: Arc<dyn Wire>,
     orders: Group,
     /// Processes on this machine.
     here: usize,
@@ -65,25 +66,26 @@ impl Processes {
     /// Joins the others. The value must be dropped on the thread that called this.
     pub(crate) fn join() -> Result<Self> {
         let (wire, abort) = join_mpi()?;
-        let world = World::new(Arc::clone(&wire), WorldOptions::default());
         // The first rank may work for hours before it has an order, and ends the others when it fails.
-        let patient =
-            World::new(wire, WorldOptions { timeout: std::time::Duration::MAX, ..Default::default() });
+        let patient = World::new(
+            Arc::clone(&wire),
+            WorldOptions { timeout: std::time::Duration::MAX, ..Default::default() },
+        );
         let orders = patient.group("orders", ORDERS, (0..patient.size()).collect());
         let host = std::fs::read("/proc/sys/kernel/hostname").unwrap_or_default();
         let hosts = orders.all_gather(host.clone().into())?;
         let here = hosts.iter().filter(|other| other[..] == host[..]).count();
-        Ok(Self { world, orders, here, abort })
+        Ok(Self { wire, orders, here, abort })
     }
 
     /// Whether this is the first rank.
     pub(crate) fn leads(&self) -> bool {
-        self.world.rank() == 0
+        self.wire.rank() == 0
     }
 
     /// Whether there are as many processes as the mesh has ranks.
     pub(crate) fn check(&self, mesh: Mesh) -> Result<()> {
-        let (ranks, started) = (mesh.size(), self.world.size());
+        let (ranks, started) = (mesh.size(), self.wire.size());
         if ranks == started {
             return Ok(());
         }
@@ -106,23 +108,25 @@ impl Processes {
         serde_json::from_slice(&messages[0]).context("an order of the first rank")
     }
 
-    /// Does a rank's `work` of a mesh, with `threads` threads or its share of this machine. An error ends all processes, unless
-    /// every rank has stopped because it was asked to.
+    /// Does a rank's `work` of a mesh, with `threads` threads or its share of this machine; the folder `flight` is for what it did
+    /// last before a message failed to come. An error ends all processes, unless every rank has stopped because it was asked to.
     pub(crate) fn work<T>(
         &self,
-        mesh: Mesh,
-        threads: Option<usize>,
+        (mesh, threads): (Mesh, Option<usize>),
+        (options, flight): (WorldOptions, &Path),
         work: impl FnOnce(&Cpu, Ranks) -> Result<T>,
     ) -> Result<T> {
+        let world = World::new(Arc::clone(&self.wire), options);
+        world.record_to(flight.to_owned());
         let threads = threads.unwrap_or_else(|| (crate::machine::threads() / self.here).max(1));
-        let done = crate::device(Some(threads)).and_then(|cpu| work(&cpu, Ranks::new(&self.world, mesh)));
+        let done = crate::device(Some(threads)).and_then(|cpu| work(&cpu, Ranks::new(&world, mesh)));
         let Err(error) = &done else { return done };
         let found = error.downcast_ref::<TrainError>();
         if !matches!(found, Some(TrainError::Stopped { .. })) {
-            let rank = self.world.rank();
+            let rank = world.rank();
             say!("error: rank {rank}: {}", failure::text(error));
             if matches!(found, Some(TrainError::Comm(_))) {
-                say!("last collectives of rank {rank}:\n{}", self.world.recorder());
+                say!("last collectives of rank {rank}:\n{}", world.recorder());
             }
             (self.abort)();
         }

@@ -4,16 +4,18 @@
 //! may change without changing the result. A recipe with a `budget` leaves sizes open; the plan settles them, and the
 //! settled recipe, which has no budget, is written into the run folder.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::ValueEnum;
 use llamero_align::InstructConfig;
+use llamero_comm::WorldOptions;
 use llamero_curate::CurateConfig;
 use llamero_data::DataConfig;
 use llamero_model::{Config, PRESETS};
 use llamero_tensor::DType;
-use llamero_train::{Mesh, PipelineConfig, TrainConfig};
+use llamero_train::{Checkpoints, Guard, Mesh, PipelineConfig, Sharding, TrainConfig};
 use serde::{Deserialize, Serialize};
 
 /// A whole recipe.
@@ -43,9 +45,25 @@ pub(crate) struct RunSection {
     /// Threads; all cores when absent. Ranks that are threads divide them; each that is a process has so many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) threads: Option<usize>,
-    /// Seconds between two checkpoints of a training stage, so what a kill loses at most; 10 when absent.
+    /// Time between two checkpoints of a training stage, e.g. `30s`, so what a kill loses at most; or `auto`, which it is when
+    /// absent: chosen from what a checkpoint costs and how often jobs of this run failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) checkpoint_every: Option<String>,
+    /// The same in seconds, as older recipes have it; 0 is after every step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) checkpoint_seconds: Option<f64>,
+    /// Checkpoints of a training stage that are kept; 2 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) keep_checkpoints: Option<usize>,
+    /// Whether training goes on while a checkpoint is written, which takes memory for a copy of it; it does when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) checkpoint_background: Option<bool>,
+    /// A second place for checkpoints, e.g. `s3://bucket/prefix` or `file:///mnt/x`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) remote_checkpoints: Option<String>,
+    /// Whether training begins again when there are checkpoints, but none that can be used; an error when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) start_over: Option<bool>,
     /// Ranks that share the training stages, e.g. `dp=2,pp=2`; one when absent. Sums are made in another order on some
     /// meshes, so the last bits of weights may differ between meshes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,6 +71,16 @@ pub(crate) struct RunSection {
     /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) chunks: Option<usize>,
+    /// What data-parallel ranks divide among each other: `optimizer` (when absent), `gradients` too, or `parameters` too. Sums
+    /// over several micro-batches are made in another order with the latter two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) shard: Option<String>,
+    /// What is watched for silent corruption while training; everything on a mesh, nothing on one rank, when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) guard: Option<Guard>,
+    /// Longest wait of a rank for another, e.g. `10m`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) timeout: Option<String>,
     /// What the ranks of the mesh are.
     #[serde(skip_serializing_if = "Transport::is_threads")]
     pub(crate) transport: Transport,
@@ -75,14 +103,25 @@ impl Transport {
     }
 }
 
+/// Steps between two of the rare checks of the guard, where the recipe does not say.
+const RARE: u64 = 100;
+
 impl Default for RunSection {
     fn default() -> Self {
         Self {
             dir: "runs/default".into(),
             threads: None,
+            checkpoint_every: None,
             checkpoint_seconds: None,
+            keep_checkpoints: None,
+            checkpoint_background: None,
+            remote_checkpoints: None,
+            start_over: None,
             mesh: None,
             chunks: None,
+            guard: None,
+            timeout: None,
+            shard: None,
             transport: Transport::Threads,
         }
     }
@@ -108,13 +147,61 @@ impl RunSection {
         }
     }
 
+    /// What is watched for silent corruption.
+    pub(crate) fn guard(&self) -> Result<Guard> {
+        let usual = || Ok(if self.mesh()?.size() > 1 { Guard::every(RARE) } else { Guard::default() });
+        self.guard.map_or_else(usual, Ok)
+    }
+
+    /// How ranks talk to each other.
+    pub(crate) fn world(&self) -> Result<WorldOptions> {
+        let mut options = WorldOptions { hash: self.guard()?.messages, ..WorldOptions::default() };
+        if let Some(text) = &self.timeout {
+            options.timeout = Duration::from_secs_f64(parse_duration("run.timeout", text)?);
+        }
+        Ok(options)
+    }
+
+    /// What data-parallel ranks divide among each other.
+    pub(crate) fn sharding(&self) -> Result<Sharding> {
+        let parsed = self.shard.as_deref().map(str::parse).transpose();
+        parsed.map(Option::unwrap_or_default).map_err(|e| anyhow!("`run.shard` is {e}"))
+    }
+
     /// Time between two checkpoints, where it is given.
-    pub(crate) fn checkpoint_interval(&self) -> Result<Option<Duration>> {
-        let Some(seconds) = self.checkpoint_seconds else { return Ok(None) };
+    fn checkpoint_interval(&self) -> Result<Option<Duration>> {
+        let every = match self.checkpoint_every.as_deref() {
+            None | Some("auto") => None,
+            Some(every) => Some(parse_duration("run.checkpoint_every", every)?),
+        };
+        if self.checkpoint_every.is_some() && self.checkpoint_seconds.is_some() {
+            bail!("`run.checkpoint_every` and `run.checkpoint_seconds` are the same: give one");
+        }
+        let Some(seconds) = every.or(self.checkpoint_seconds) else { return Ok(None) };
         match Duration::try_from_secs_f64(seconds) {
             Ok(interval) => Ok(Some(interval)),
             Err(_) => bail!("`run.checkpoint_seconds` is {seconds}, but must be at least 0"),
         }
+    }
+
+    /// Checkpoints below `dir`, which are `what` in the second place.
+    pub(crate) fn checkpoints(&self, dir: PathBuf, what: &str) -> Result<Checkpoints> {
+        let mut checkpoints = Checkpoints::new(dir)
+            .background(self.checkpoint_background.unwrap_or(true))
+            .start_over(self.start_over.unwrap_or(false));
+        if let Some(interval) = self.checkpoint_interval()? {
+            checkpoints = checkpoints.every(interval);
+        }
+        match self.keep_checkpoints {
+            Some(0) => bail!("`run.keep_checkpoints` is 0, but must be at least 1"),
+            Some(number) => checkpoints = checkpoints.keep(number),
+            None => {}
+        }
+        if let Some(url) = &self.remote_checkpoints {
+            let place = format!("{}/{what}", url.trim_end_matches('/'));
+            checkpoints = checkpoints.remote(&place).context("`run.remote_checkpoints`")?;
+        }
+        Ok(checkpoints)
     }
 }
 
@@ -204,9 +291,10 @@ impl Recipe {
         if self.run.threads == Some(0) {
             bail!("`run.threads` is 0, but must be at least 1");
         }
-        self.run.checkpoint_interval()?;
+        self.run.checkpoints(PathBuf::new(), "")?;
         self.run.mesh()?;
         self.run.pipeline()?;
+        self.run.sharding()?;
         let context = self.pretrain.longest_sequence();
         if self.sft.sequence > context {
             bail!(
@@ -312,7 +400,7 @@ pub(crate) fn parse_duration(key: &str, text: &str) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
-    use llamero_train::{Device, MeshQuestion, Zero, plan_mesh};
+    use llamero_train::{Device, MeshQuestion, plan_mesh};
 
     use super::*;
 
@@ -396,8 +484,6 @@ mod tests {
                 config: &recipe.pretrain,
                 dtype: recipe.dtype().unwrap(),
                 mesh: mesh.parse().unwrap(),
-                cp: 1,
-                zero: Zero::One,
                 device: Device::h100(),
                 mfu: None,
             })

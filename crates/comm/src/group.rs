@@ -1,6 +1,7 @@
 //! Groups of ranks over a wire.
 
 use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,6 +32,8 @@ pub struct World {
     wire: Arc<dyn Wire>,
     options: WorldOptions,
     recorder: Arc<FlightRecorder>,
+    /// Folder for what the recorder knows when a message does not come as it should.
+    flight: Arc<Mutex<Option<PathBuf>>>,
     /// Nanoseconds spent waiting for messages.
     waited: Arc<AtomicU64>,
     /// Not 0: which bit of the next message to turn over.
@@ -41,7 +44,14 @@ impl World {
     /// The world on a wire.
     pub fn new(wire: Arc<dyn Wire>, options: WorldOptions) -> Self {
         let recorder = Arc::new(FlightRecorder::new(options.records));
-        Self { wire, options, recorder, waited: Arc::default(), damage: Arc::default() }
+        Self {
+            wire,
+            options,
+            recorder,
+            flight: Arc::default(),
+            waited: Arc::default(),
+            damage: Arc::default(),
+        }
     }
 
     /// This rank.
@@ -57,6 +67,20 @@ impl World {
     /// What this rank did last.
     pub fn recorder(&self) -> &Arc<FlightRecorder> {
         &self.recorder
+    }
+
+    /// From now on the first message that does not come as it should leaves `rank-N.txt` in this folder: the error and the last
+    /// collectives of this rank.
+    pub fn record_to(&self, folder: PathBuf) {
+        *self.flight.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder);
+    }
+
+    /// Writes what the recorder knows, once. A failure to write must not hide `error`.
+    fn record(&self, error: &CommError) {
+        let Some(folder) = self.flight.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let text = format!("{error}\n{}", self.recorder);
+        std::fs::create_dir_all(&folder).ok();
+        std::fs::write(folder.join(format!("rank-{}.txt", self.rank())), text).ok();
     }
 
     /// How long this rank has waited for messages of others, in all its groups together.
@@ -160,8 +184,13 @@ impl Group {
         self.world.wire.send(peer, channel, message).map_err(lost)
     }
 
+    /// Message `seq` of a member.
+    fn take(&self, from: usize, channel: u32, which: (Op, u64)) -> Result<Body, CommError> {
+        self.awaited(from, channel, which).inspect_err(|error| self.world.record(error))
+    }
+
     /// Message `seq` of a member. Later ones that come first are kept.
-    fn take(&self, from: usize, channel: u32, (op, seq): (Op, u64)) -> Result<Body, CommError> {
+    fn awaited(&self, from: usize, channel: u32, (op, seq): (Op, u64)) -> Result<Body, CommError> {
         let options = &self.world.options;
         let (begun, peer) = (Instant::now(), self.members[from]);
         let never = || begun + Duration::from_secs(u64::from(u32::MAX));

@@ -145,6 +145,8 @@ fn a_hanging_peer_is_named_and_the_recorder_tells_the_rest() {
     let options = WorldOptions { timeout: Duration::from_millis(100), records: 2, ..WorldOptions::default() };
     let worlds = Threads::world(3, options);
     let recorders: Vec<_> = worlds.iter().map(|w| Arc::clone(w.recorder())).collect();
+    let folder = std::env::temp_dir().join(format!("llamero-flight-{}", std::process::id()));
+    worlds.iter().for_each(|world| world.record_to(folder.clone()));
     let groups = worlds.iter().map(|w| w.group("dp", 0, vec![0, 1, 2])).collect();
     drop(worlds);
     let begun = Instant::now();
@@ -169,7 +171,11 @@ fn a_hanging_peer_is_named_and_the_recorder_tells_the_rest() {
         assert_eq!(seen, [(1, Op::AllReduce, true), (2, Op::AllReduce, false)]);
         let text = recorders[rank].to_string();
         assert!(text.contains("all_reduce") && text.contains("not done"), "{text}");
+        let file = std::fs::read_to_string(folder.join(format!("rank-{rank}.txt"))).unwrap();
+        assert!(file.contains("rank 1") && file.contains("not done"), "{file}");
     }
+    assert!(!folder.join("rank-1.txt").exists());
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[test]

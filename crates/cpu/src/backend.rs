@@ -6,13 +6,11 @@ use std::ops::Range;
 use bytes::Bytes;
 use half::bf16;
 use llamero_tensor::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
-    Memory, RopeDirection, RopeTable, RowLoss, Segments, Shape, TARGET_ELSEWHERE, Tensor,
+    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, GatheredSegment, Heads,
+    LowHalves, Master, Memory, RopeDirection, RopeTable, RowLoss, Segments, Shape, TARGET_ELSEWHERE, Tensor,
 };
 
 use crate::Cpu;
-use crate::attention::{Document, Gradient, Job, attend, attention_backward};
-use crate::exec::Tile;
 use crate::gemm::{Mat, Out, Right, gemm, pack_panels};
 use crate::loss::{self, Head, Outputs, OverSlices, Saved};
 use crate::master::{join_all, split_all};
@@ -38,12 +36,14 @@ macro_rules! with_type {
                 $body
             }
             DType::Bf16 => {
-                type $e = bf16;
+                type $e = half::bf16;
                 $body
             }
         }
     };
 }
+
+mod attention;
 
 impl Cpu {
     /// `[m, n]` of the given dtype from a product.
@@ -83,25 +83,6 @@ impl Cpu {
         }));
         let [nll, lse] = [nll, lse].map(|x| Tensor::from_storage(shape, DType::F32, Storage::F32(x)));
         (CrossEntropy { nll, lse }, dh)
-    }
-
-    fn forward_attention<E: Stored>(
-        &self,
-        qkv: &Tensor,
-        heads: Heads,
-        documents: Vec<Document<'_>>,
-        op: &str,
-    ) -> Attention {
-        let (rows, width) = (qkv.rows(), heads.query_width());
-        let exec = &self.exec;
-        let mut lse = exec.memory.stale::<f32>(rows * heads.query);
-        let out = produce::<E>(exec, Shape::new(rows, width), |out| {
-            let out = Tile::new(out, rows, width, width);
-            let lse = Tile::new(&mut lse, rows, heads.query, heads.query);
-            attend(exec, &Job { heads, queries: mat(op, qkv), documents, out, lse });
-        });
-        let lse = Tensor::from_storage(Shape::new(rows, heads.query), DType::F32, Storage::F32(lse));
-        Attention { out, lse }
     }
 }
 
@@ -324,22 +305,7 @@ impl Backend for Cpu {
     }
 
     fn attention(&self, qkv: &Tensor, heads: Heads, segments: &Segments) -> Attention {
-        check_heads("attention", qkv, heads, segments.total_rows());
-        assert!(
-            segments.iter().all(|s| s.past == 0),
-            "attention: a segment has a past; use `attention_cached`"
-        );
-        let all = mat("attention", qkv);
-        let (keys, values) = (heads.query_width(), heads.query_width() + heads.kv_width());
-        let documents = segments.iter().filter(|s| !s.rows.is_empty()).map(|s| Document {
-            first_row: s.rows.start,
-            rows: s.rows.len(),
-            past: 0,
-            keys: all.from(s.rows.start, keys),
-            values: all.from(s.rows.start, values),
-        });
-        let documents = documents.collect();
-        with_type!(qkv.dtype(), E => self.forward_attention::<E>(qkv, heads, documents, "attention"))
+        attention::forward(self, qkv, heads, segments)
     }
 
     fn attention_backward(
@@ -350,53 +316,45 @@ impl Backend for Cpu {
         heads: Heads,
         segments: &Segments,
     ) -> Tensor {
-        const OP: &str = "attention_backward";
-        check_heads(OP, qkv, heads, segments.total_rows());
-        let (y, lse) = (&saved.out, &saved.lse);
-        let rows = qkv.rows();
-        let fits = dy.shape() == y.shape()
-            && dy.shape() == Shape::new(rows, heads.query_width())
-            && lse.shape() == Shape::new(rows, heads.query);
-        fits!("attention_backward", fits, dy, qkv, y, lse);
-        let all = mat(OP, qkv);
-        let lse = f32s(OP, lse);
-        with_type!(qkv.dtype(), E => {
-            let (dy, y) = (elements::<E>(OP, dy), elements::<E>(OP, y));
-            produce::<E>(&self.exec, qkv.shape(), |out| {
-                let out = Tile::new(out, rows, heads.width(), heads.width());
-                let job = Gradient { heads, segments, qkv: all, dy, y, lse, out };
-                attention_backward(&self.exec, &job, Mat::new(E::data(dy), heads.query_width()));
-            })
-        })
+        attention::backward(self, dy, qkv, saved, (heads, segments))
     }
 
     fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
-        const OP: &str = "attention_cached";
-        let total = segments.last().map_or(0, |s| s.segment.rows.end);
-        check_heads(OP, qkv, heads, total);
-        let mut next = 0;
-        let mut documents = Vec::with_capacity(segments.len());
-        for CachedSegment { segment, keys, values } in segments {
-            let valid = segment.past + segment.rows.len();
-            let fits = segment.rows.start == next
-                && [keys.dtype(), values.dtype()] == [qkv.dtype(); 2]
-                && keys.cols() == heads.kv_width()
-                && values.cols() == heads.kv_width()
-                && keys.rows() >= valid
-                && values.rows() >= valid;
-            fits!("attention_cached", fits, qkv, heads, segment, keys, values);
-            next = segment.rows.end;
-            if !segment.rows.is_empty() {
-                documents.push(Document {
-                    first_row: segment.rows.start,
-                    rows: segment.rows.len(),
-                    past: segment.past,
-                    keys: mat(OP, keys),
-                    values: mat(OP, values),
-                });
-            }
-        }
-        with_type!(qkv.dtype(), E => self.forward_attention::<E>(qkv, heads, documents, OP).out)
+        attention::cached(self, qkv, heads, segments)
+    }
+
+    fn attention_gathered(
+        &self,
+        qkv: &Tensor,
+        kv: &Tensor,
+        heads: Heads,
+        segments: &[GatheredSegment],
+    ) -> Attention {
+        attention::gathered(self, (qkv, kv), heads, segments)
+    }
+
+    fn attention_gathered_backward(
+        &self,
+        dy: &Tensor,
+        input: (&Tensor, &Tensor),
+        saved: &Attention,
+        heads: Heads,
+        segments: &[GatheredSegment],
+    ) -> (Tensor, Tensor) {
+        attention::gathered_backward(self, dy, input, saved, (heads, segments))
+    }
+
+    fn concat_columns(&self, left: &Tensor, right: &Tensor) -> Tensor {
+        fits!("concat_columns", left.rows() == right.rows(), left, right);
+        let shape = Shape::new(left.rows(), left.cols() + right.cols());
+        with_type!(left.dtype(), E => {
+            let left = (elements::<E>("concat_columns", left), left.cols());
+            typed!(data("concat_columns", right), x => {
+                produce::<E>(&self.exec, shape, |out| {
+                    ops::concat_columns(&self.exec, left, (x, right.cols()), out);
+                })
+            })
+        })
     }
 
     fn swiglu(&self, gate_up: &Tensor) -> Tensor {

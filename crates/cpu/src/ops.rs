@@ -37,6 +37,28 @@ pub(crate) fn add_assign<A: Element, E: Element>(exec: &Exec, acc: &mut [A], x: 
     });
 }
 
+/// Rows of two arrays side by side, each with its number of columns.
+pub(crate) fn concat_columns<A: Element, B: Element>(
+    exec: &Exec,
+    (left, left_cols): (&[A], usize),
+    (right, right_cols): (&[B], usize),
+    out: &mut [A],
+) {
+    let cols = left_cols + right_cols;
+    if cols == 0 {
+        return;
+    }
+    let step = exec.rows_per_task(out.len() / cols);
+    let ns = out.len() as f64 * 0.3;
+    exec.chunks(out, step * cols, ns, |task, out| {
+        for (i, out) in out.chunks_exact_mut(cols).enumerate() {
+            let (row, (a, b)) = (task * step + i, out.split_at_mut(left_cols));
+            a.copy_from_slice(&left[row * left_cols..][..left_cols]);
+            exec.run(Convert { x: &right[row * right_cols..][..right_cols], out: b });
+        }
+    });
+}
+
 /// The sum of several arrays, in order.
 pub(crate) fn sum<E: Element>(exec: &Exec, parts: &[Cow<'_, [E]>], out: &mut [f32]) {
     let Some((first, rest)) = parts.split_first() else { return out.fill(0.0) };

@@ -16,7 +16,7 @@ mod rope;
 
 pub use config::{Config, ConfigError, PRESETS, RopeScaling};
 pub use init::initial_values;
-pub use linear::{Linear, Vocabulary};
+pub use linear::{Division, Linear, Vocabulary};
 pub use llama::{Block, Input, Llama, Recompute};
 pub use params::{Group, Init, ParamPart, ParamSpec, Placement, Shard};
 pub use rope::{half_split_rows, interleaved_rows, rope_table};

@@ -13,11 +13,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use llamero_autograd::{GradSink, Param, Tape, Targets, Var};
-use llamero_comm::{Comm, CommError};
-use llamero_tensor::{Backend, CrossEntropy, DType, Heads, RopeTable, Segments, Shape, Tensor, pieces};
+use llamero_comm::CommError;
+use llamero_tensor::{Backend, CrossEntropy, DType, Heads, RopeTable, Segments, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::{Config, Linear, ParamSpec, Placement, Shard, Vocabulary, rope_table};
+use crate::{Config, Division, Linear, ParamSpec, Placement, Shard, Vocabulary, rope_table};
 
 /// One decoder block.
 pub struct Block {
@@ -54,6 +54,18 @@ impl Block {
         let h = tape.swiglu(h);
         let h = self.w2.forward(tape, h, rows);
         tape.add(x, h)
+    }
+
+    /// Its parameters, in the order of the table.
+    fn params(&self) -> [&Param; 6] {
+        [
+            &self.attention_norm,
+            &self.wqkv.weight,
+            &self.wo.weight,
+            &self.ffn_norm,
+            &self.w13.weight,
+            &self.w2.weight,
+        ]
     }
 }
 
@@ -106,12 +118,17 @@ impl Llama {
         if recompute != Recompute::Nothing {
             tape.recompute_cheap();
         }
+        tape.soon(self.blocks.first().into_iter().flat_map(Block::params));
         let mut x = match (input, &self.embedding) {
             (Input::Tokens(ids), Some(table)) => tape.embed_over_ranks(self.vocabulary.part(table), ids),
             (Input::Hidden(x), _) => x,
             (Input::Tokens(_), None) => panic!("forward: tokens given to a stage without an embedding"),
         };
-        for block in &self.blocks {
+        for (i, block) in self.blocks.iter().enumerate() {
+            match self.blocks.get(i + 1) {
+                Some(next) => tape.soon(next.params()),
+                None => tape.soon(self.head()),
+            }
             x = match recompute {
                 Recompute::Nothing | Recompute::Selective => block.forward(tape, x, segments),
                 Recompute::Blocks => {
@@ -153,30 +170,21 @@ impl Llama {
         config: &Config,
         place: &Placement,
         device: (&dyn Backend, DType),
-        ranks: &Arc<dyn Comm>,
+        division: impl Into<Division>,
         mut values: impl FnMut(&ParamSpec, Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
-        let (backend, dtype) = device;
-        let mut params = Vec::new();
-        for spec in config.params().into_iter().filter(|s| place.holds(config, s)) {
-            let mut value = backend.zeros(spec.local_shape(place), dtype);
-            let (cols, mut at) = (spec.shape.cols, 0);
-            for rows in spec.local_rows(place).flat_map(|run| pieces(run, cols)) {
-                let part = Shape::new(rows.len(), cols);
-                let piece = backend.upload(&values(&spec, rows)?, part, dtype);
-                backend.copy_rows(&mut value, at, &piece, 0..part.rows, spec.local_cols(place));
-                at += part.rows;
-            }
-            params.push((spec.shard, Param { id: spec.id, name: spec.name, value }));
+        let (mut params, division) = (Vec::new(), division.into());
+        for spec in config.params().iter().filter(|s| place.holds(config, s)) {
+            params.push((spec.shard, division.param(spec, place, device, &mut values)?));
         }
-        Ok(Self::assemble(config, place, ranks, params))
+        Ok(Self::assemble(config, place, &division, params))
     }
 
     /// Puts the parameters, in the order of the table, where they belong.
     fn assemble(
         config: &Config,
         place: &Placement,
-        ranks: &Arc<dyn Comm>,
+        division: &Division,
         params: Vec<(Shard, Param)>,
     ) -> Self {
         let rope = rope_table(config, config.context);
@@ -190,7 +198,8 @@ impl Llama {
         let embedding = named("tok_embeddings.weight").map(|(_, p)| p);
         let mut must =
             |name: &str| named(name).expect("the table lists every parameter of a block in this order");
-        let linear = |(shard, weight): (Shard, Param)| Linear::new(weight, shard, Arc::clone(ranks));
+        let linear =
+            |(shard, weight): (Shard, Param)| Linear::new(weight, shard, Arc::clone(&division.slices));
         let mut blocks = Vec::with_capacity(place.layers.len());
         for layer in place.layers.clone() {
             blocks.push(Block {
@@ -208,15 +217,13 @@ impl Llama {
         }
         let norm = named("norm.weight").map(|(_, p)| p);
         let output = named("output.weight").map(|(_, p)| p);
-        let vocabulary = Vocabulary::new(config.vocab, Arc::clone(ranks));
+        let vocabulary = Vocabulary::new(config.vocab, Arc::clone(&division.slices));
         Self { config: config.clone(), embedding, blocks, norm, output, vocabulary }
     }
 
     /// Every parameter held, in the order of the table.
     pub fn params(&self) -> impl Iterator<Item = &Param> {
-        let blocks = self.blocks.iter().flat_map(|b| {
-            [&b.attention_norm, &b.wqkv.weight, &b.wo.weight, &b.ffn_norm, &b.w13.weight, &b.w2.weight]
-        });
+        let blocks = self.blocks.iter().flat_map(Block::params);
         self.embedding.iter().chain(blocks).chain(&self.norm).chain(&self.output)
     }
 

@@ -119,6 +119,17 @@ impl ParamSpec {
         })
     }
 
+    /// Those of [`ParamSpec::local_rows`] that are rows `own` of the rank's slice.
+    pub fn rows_of_slice(&self, place: &Placement, own: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+        let mut first = 0;
+        self.local_rows(place).filter_map(move |run| {
+            let (from, to) = (own.start.max(first), own.end.min(first + run.len()));
+            let rows = (from < to).then(|| run.start + from - first..run.start + to - first);
+            first += run.len();
+            rows
+        })
+    }
+
     /// Columns of the whole tensor that one rank holds.
     pub fn local_cols(&self, place: &Placement) -> Range<usize> {
         let cols = self.shape.cols;

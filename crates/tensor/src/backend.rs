@@ -12,7 +12,8 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::{
-    CachedSegment, DType, Heads, LowHalves, RopeDirection, RopeTable, Segments, Shape, Tensor, checksum,
+    CachedSegment, DType, GatheredSegment, Heads, LowHalves, RopeDirection, RopeTable, Segments, Shape,
+    Tensor, checksum,
 };
 
 /// The target of a row that takes no part in the loss.
@@ -130,6 +131,11 @@ pub trait Backend: Send + Sync {
     /// work must not wait for other users of the same backend: the thread may be needed for their calls.
     fn scope(&self, work: &mut (dyn FnMut() + Send)) {
         work();
+    }
+
+    /// What a device that checks itself found wrong since it was last asked, in words.
+    fn take_faults(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Starts a new measurement of the peak.
@@ -252,6 +258,31 @@ pub trait Backend: Send + Sync {
     /// [`Backend::attention`] of rows whose earlier keys and values are cached; the queries come from `qkv`, all keys
     /// and values from the caches. Same bits as `attention` over the whole document.
     fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor;
+
+    /// [`Backend::attention`] of rows whose documents' keys and values are rows of `kv [S, 2·G·D]` (keys, then values); those in
+    /// `qkv [T, (H+2G)·D]` are not read. Same bits, of outputs and log-sum-exps, as `attention` over the whole documents.
+    fn attention_gathered(
+        &self,
+        qkv: &Tensor,
+        kv: &Tensor,
+        heads: Heads,
+        segments: &[GatheredSegment],
+    ) -> Attention;
+
+    /// Gradient of [`Backend::attention_gathered`] for its `input` (`qkv`, `kv`): that of the queries, `[T, H·D]`, has the bits
+    /// of [`Backend::attention_backward`] over the whole documents; that of `kv`, `[S, 2·G·D]`, is f32, a part of a sum, and zero
+    /// where no query sees a key.
+    fn attention_gathered_backward(
+        &self,
+        dy: &Tensor,
+        input: (&Tensor, &Tensor),
+        saved: &Attention,
+        heads: Heads,
+        segments: &[GatheredSegment],
+    ) -> (Tensor, Tensor);
+
+    /// `left [T, A]` and `right [T, B]` side by side, `[T, A + B]`, in the dtype of `left`.
+    fn concat_columns(&self, left: &Tensor, right: &Tensor) -> Tensor;
 
     /// `silu(gate) · up`: `gate_up [T, 2F]` with the gate in the left half → `[T, F]` (Shazeer 2020).
     fn swiglu(&self, gate_up: &Tensor) -> Tensor;

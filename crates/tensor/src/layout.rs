@@ -48,7 +48,7 @@ impl Heads {
 pub struct Segment {
     /// Rows of the packed batch.
     pub rows: Range<usize>,
-    /// Position of the first row inside its document; above zero only when earlier rows are in a cache.
+    /// Position of the first row inside its document; above zero only when earlier rows are in a cache or in another batch.
     pub past: usize,
 }
 
@@ -123,6 +123,40 @@ pub struct CachedSegment<'a> {
     pub values: &'a Tensor,
 }
 
+/// A run of query rows whose document's keys and values are rows of a tensor of their own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatheredSegment {
+    /// The rows among the packed queries and the number of earlier positions.
+    pub segment: Segment,
+    /// The row of the keys and values that belongs to position 0 of the document.
+    pub first: usize,
+}
+
+impl GatheredSegment {
+    /// The rows of keys and values that some of the queries see.
+    pub fn keys(&self) -> Range<usize> {
+        self.first..self.first + self.segment.past + self.segment.rows.len()
+    }
+
+    /// Whether `segments` are `queries` packed rows without gaps over `keys` rows of keys and values. Several may belong to one
+    /// document, earlier positions first; otherwise documents follow each other and share no key.
+    pub fn fit(segments: &[Self], queries: usize, keys: usize) -> bool {
+        let (mut next, mut document, mut seen) = (0, 0, 0..0);
+        for s in segments {
+            let in_order = if s.first == document {
+                s.keys().start + s.segment.past >= seen.end
+            } else {
+                s.first >= seen.end
+            };
+            if s.segment.rows.start != next || s.segment.rows.end < next || !in_order || s.keys().end > keys {
+                return false;
+            }
+            (next, document, seen) = (s.segment.rows.end, s.first, s.keys());
+        }
+        next == queries
+    }
+}
+
 /// Which way to rotate: the backward pass of a rotation is the opposite rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopeDirection {
@@ -155,6 +189,20 @@ impl RopeTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gathered_segments_are_in_order_and_inside() {
+        let of = |rows: Range<usize>, past, first| GatheredSegment { segment: Segment { rows, past }, first };
+        let (a, b, c) = (of(0..3, 2, 0), of(3..5, 7, 0), of(5..6, 0, 9));
+        assert!(GatheredSegment::fit(&[a.clone(), b.clone(), c.clone()], 6, 10));
+        assert!(GatheredSegment::fit(&[], 0, 0));
+        // Too few queries, too few keys, a gap, positions that go back, a document inside another.
+        assert!(!GatheredSegment::fit(&[a.clone(), b.clone(), c.clone()], 7, 10));
+        assert!(!GatheredSegment::fit(&[a.clone(), b.clone(), c.clone()], 6, 9));
+        assert!(!GatheredSegment::fit(&[a.clone(), c], 6, 10));
+        assert!(!GatheredSegment::fit(&[a.clone(), of(3..5, 4, 0)], 5, 10));
+        assert!(!GatheredSegment::fit(&[a, b, of(5..6, 0, 8)], 6, 10));
+    }
 
     #[test]
     fn pieces_are_small_and_make_up_the_rows() {

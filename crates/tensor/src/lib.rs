@@ -11,6 +11,7 @@
 //! Feature `testing` adds the scalar oracle and the op suite that every backend must pass.
 
 mod backend;
+mod checked;
 mod checksum;
 mod layout;
 mod tensor;
@@ -20,6 +21,9 @@ pub mod testing;
 pub use backend::{
     AdamW, AdamWState, Attention, Backend, CrossEntropy, Master, Memory, NO_TARGET, RowLoss, TARGET_ELSEWHERE,
 };
+pub use checked::CheckedProducts;
 pub use checksum::checksum;
-pub use layout::{CachedSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces};
+pub use layout::{
+    CachedSegment, GatheredSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces,
+};
 pub use tensor::{DType, LowHalves, Shape, Tensor};

@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use llamero_tensor::testing::Oracle;
 use llamero_tensor::testing::suite::{self, Group};
 use llamero_tensor::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
-    Memory, RopeDirection, RopeTable, RowLoss, Segment, Segments, Shape, Tensor,
+    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, GatheredSegment, Heads,
+    LowHalves, Master, Memory, RopeDirection, RopeTable, RowLoss, Segment, Segments, Shape, Tensor,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -35,6 +35,9 @@ enum Fault {
     AttentionGradientForgetsOutput,
     AttentionDependsOnPacking,
     CachedMissesLastRow,
+    GatheredPositionsFromZero,
+    GatheredForgetsEarlierRuns,
+    ConcatTruncates,
     SwigluSwapped,
     SwigluGradientOfSigmoid,
     EmbedGradientOnce,
@@ -236,6 +239,54 @@ impl Backend for Faulty {
         });
         self.inner.attention_cached(qkv, heads, &earlier.collect::<Vec<_>>())
     }
+    fn attention_gathered(
+        &self,
+        qkv: &Tensor,
+        kv: &Tensor,
+        heads: Heads,
+        segments: &[GatheredSegment],
+    ) -> Attention {
+        if self.is(Fault::GatheredPositionsFromZero) {
+            let moved = |s: &GatheredSegment| GatheredSegment {
+                segment: Segment { past: 0, ..s.segment.clone() },
+                first: s.first + s.segment.past,
+            };
+            return self.inner.attention_gathered(
+                qkv,
+                kv,
+                heads,
+                &segments.iter().map(moved).collect::<Vec<_>>(),
+            );
+        }
+        self.inner.attention_gathered(qkv, kv, heads, segments)
+    }
+    fn attention_gathered_backward(
+        &self,
+        dy: &Tensor,
+        input: (&Tensor, &Tensor),
+        saved: &Attention,
+        heads: Heads,
+        segments: &[GatheredSegment],
+    ) -> (Tensor, Tensor) {
+        let (dq, d_kv) = self.inner.attention_gathered_backward(dy, input, saved, heads, segments);
+        if !self.is(Fault::GatheredForgetsEarlierRuns) {
+            return (dq, d_kv);
+        }
+        // Rows of an earlier run of a document push nothing to its keys.
+        let later = |row: usize| {
+            let own = segments.iter().position(|s| s.segment.rows.contains(&row));
+            own.is_some_and(|n| segments.get(n + 1).is_none_or(|next| next.first != segments[n].first))
+        };
+        let last = self.map(dy, |i, v| if later(i / dy.cols()) { v } else { 0.0 });
+        (dq, self.inner.attention_gathered_backward(&last, input, saved, heads, segments).1)
+    }
+    fn concat_columns(&self, left: &Tensor, right: &Tensor) -> Tensor {
+        if self.is(Fault::ConcatTruncates) && left.dtype() == DType::Bf16 {
+            let cut = self.map(right, |_, v| f32::from_bits(v.to_bits() & 0xffff_0000));
+            return self.inner.concat_columns(left, &cut);
+        }
+        self.inner.concat_columns(left, right)
+    }
     fn swiglu(&self, gate_up: &Tensor) -> Tensor {
         if self.is(Fault::SwigluSwapped) {
             let (values, half) = (self.download(gate_up), gate_up.cols() / 2);
@@ -384,6 +435,9 @@ fn faults_in_norm_rope_and_attention_are_caught() {
     caught(suite::attention::packed_documents, Fault::AttentionDependsOnPacking);
     caught(suite::attention::backward, Fault::AttentionGradientForgetsOutput);
     caught(suite::attention::cached, Fault::CachedMissesLastRow);
+    caught(suite::gathered::attention_of_parts, Fault::GatheredPositionsFromZero);
+    caught(suite::gathered::attention_of_parts, Fault::GatheredForgetsEarlierRuns);
+    caught(suite::gathered::concat_columns, Fault::ConcatTruncates);
 }
 
 #[test]

@@ -28,7 +28,7 @@ impl Trainer<'_> {
         if count == 0 {
             return Ok(());
         }
-        let (backend, dp) = (self.backend(), std::sync::Arc::clone(&self.ranks().dp));
+        let (backend, shards) = (self.backend(), std::sync::Arc::clone(self.ranks().shards()));
         let (stages, optimizer) = self.parts_mut();
         let mut sent = Vec::new();
         let params = stages.iter_mut().flat_map(|stage| stage.params_mut());
@@ -38,13 +38,13 @@ impl Trainer<'_> {
             if let Some(low) = &mut state.low {
                 (own, *low) = backend.split(&own);
             }
-            if dp.size() == 1 {
+            if shards.size() == 1 || param.is_sharded() {
                 param.value = own;
             } else {
-                sent.push((param, send_rows(&own, backend, &*dp)?));
+                sent.push((param, send_rows(&own, backend, &*shards)?));
             }
         }
-        receive_rows(sent, backend, &*dp)
+        sent.into_iter().try_for_each(|sent| receive_rows(sent, backend, &*shards))
     }
 }
 

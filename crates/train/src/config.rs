@@ -3,7 +3,7 @@
 use llamero_model::{Group, Recompute};
 use serde::{Deserialize, Serialize};
 
-use crate::{Annealing, MixStage, PipelineConfig, RampStage, TrainError};
+use crate::{Annealing, MixStage, PipelineConfig, RampStage, Sharding, TrainError};
 
 /// AdamW and the learning-rate schedule.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -129,6 +129,9 @@ pub struct TrainConfig {
     /// How the stages of a pipeline share the work, where there are several. Not part of a recipe: it changes no result.
     #[serde(skip)]
     pub pipeline: PipelineConfig,
+    /// What data-parallel ranks divide among each other. Not part of a recipe: it changes the order of sums at most.
+    #[serde(skip)]
+    pub sharding: Sharding,
 }
 
 impl Default for TrainConfig {
@@ -149,6 +152,7 @@ impl Default for TrainConfig {
             max_skipped_steps: 5,
             recompute: Recompute::default(),
             pipeline: PipelineConfig::default(),
+            sharding: Sharding::default(),
         }
     }
 }

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use llamero_comm::CommError;
 use llamero_data::DataError;
 
+use crate::Finding;
+
 /// Errors of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -22,6 +24,34 @@ pub enum TrainError {
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
+    },
+    /// A checkpoint could not be saved although it was tried, and there is no going on without one.
+    #[error("{reason} (failed in a row: {times})")]
+    NotSaved {
+        /// How many failed in a row.
+        times: u32,
+        /// What the last one said.
+        reason: String,
+    },
+    /// There are checkpoints, but none that can be used.
+    #[error(
+        "no checkpoint in `{}` can be used:\n  {reason}\n\
+         hint: put a whole one there, remove them, or begin again with `run.start_over=true`",
+        dir.display()
+    )]
+    NoCheckpoint {
+        /// The folder.
+        dir: PathBuf,
+        /// What is wrong with each.
+        reason: String,
+    },
+    /// The second place for checkpoints cannot be used.
+    #[error("remote checkpoints `{url}`: {reason}")]
+    Remote {
+        /// The place.
+        url: String,
+        /// Why not.
+        reason: String,
     },
     /// Another rank failed in something that all ranks do together.
     #[error("rank {rank}: {reason}")]
@@ -97,4 +127,12 @@ pub enum TrainError {
         /// What to do.
         hint: String,
     },
+}
+
+impl TrainError {
+    /// The findings in words.
+    pub(crate) fn corrupted(step: u64, found: &[Finding]) -> Self {
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        Self::Corrupted { step, found: found.join("; ") }
+    }
 }

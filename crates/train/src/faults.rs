@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::Trainer;
 
 /// What goes wrong on a rank.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fault {
     /// A bit of a weight turns over.
@@ -100,6 +100,24 @@ impl Orders {
         let text = std::fs::read(&path).ok()?;
         std::fs::remove_file(path).ok()?;
         serde_json::from_slice(&text).ok()
+    }
+
+    fn full_disk(&self, rank: usize) -> PathBuf {
+        self.dir.join(format!("full-disk-{rank}"))
+    }
+
+    /// The next file that `rank` writes for a checkpoint meets a full disk.
+    pub fn fill_disk(&self, rank: usize) -> io::Result<()> {
+        std::fs::create_dir_all(&self.dir)?;
+        std::fs::write(self.full_disk(rank), "")
+    }
+
+    /// The error of a full disk, when that was ordered.
+    pub(crate) fn check_disk(&self, rank: usize) -> io::Result<()> {
+        match std::fs::remove_file(self.full_disk(rank)) {
+            Ok(()) => Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on device (chaos)")),
+            Err(_) => Ok(()),
+        }
     }
 
     /// Forgets all orders.

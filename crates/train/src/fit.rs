@@ -1,10 +1,12 @@
 //! The training loop: resume, step, watch, checkpoint, report.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use llamero_data::{DataError, Loader, Place, Sequence};
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Saver;
+use crate::guard::AfterStep;
 use crate::{Checkpoints, Finding, TrainError, Trainer};
 
 /// Where sequences come from: a pure function of their number.
@@ -107,14 +109,29 @@ pub trait Observer {
     /// A step was made; `rate` is tokens per second since this process started.
     fn step(&mut self, record: &StepRecord, rate: f64);
 
+    /// The step took so many seconds, and each rank did not wait for others for so many of them.
+    fn busy(&mut self, step: u64, seconds: f64, busy: &[f64]) {
+        let _ = (step, seconds, busy);
+    }
+
     /// Something was found to be wrong in `step`; the state of the newest checkpoint comes back, and `ready` is called again.
     fn corrupted(&mut self, step: u64, found: &[Finding]) {
         let _ = (step, found);
     }
 
-    /// A checkpoint with the state after `step` steps was written.
+    /// The state after `step` steps was copied: it is written while the next steps are made.
+    fn copied(&mut self, step: u64) {
+        let _ = step;
+    }
+
+    /// A checkpoint with the state after `step` steps is there. Told between two steps, so maybe a while after it was.
     fn saved(&mut self, step: u64) {
         let _ = step;
+    }
+
+    /// Something did not go as planned and the run goes on: a checkpoint that could not be written, say.
+    fn remark(&mut self, text: &str) {
+        let _ = text;
     }
 }
 
@@ -139,16 +156,14 @@ pub fn train(
     let fresh = resumed.is_none();
     let mut progress = resumed.unwrap_or_default();
     trainer.seal();
-    if fresh && trainer.guard().is_on() {
-        // Something to go back to.
-        checkpoints.save(trainer, &progress)?;
-        observer.saved(progress.step);
-    }
+    let mut saver = Saver::new(checkpoints, trainer, resumed_at);
     let mut rollbacks = Rollbacks::default();
     let (started, tokens_before) = (Instant::now(), progress.tokens);
-    let mut saved_at = resumed_at;
     observer.ready(progress.step);
-    let (mut last_checkpoint, mut pause) = (Instant::now(), checkpoints.pause_after(Duration::ZERO));
+    if fresh && trainer.guard().is_on() {
+        // Something to go back to.
+        saver.save_now(trainer, &progress, observer)?;
+    }
     while progress.step < config.num_steps() {
         let begun = Instant::now();
         let step = progress.step;
@@ -162,15 +177,18 @@ pub fn train(
         }
         let sequences = read(trainer.own_sequences(step))?;
         let outcome = trainer.step(progress.step, sequences)?;
-        let found = trainer.findings(step)?;
+        let took = begun.elapsed();
+        let AfterStep { found, busy } = trainer.after_step(step, took)?;
         if !found.is_empty() {
             observer.corrupted(step, &found);
             rollbacks.after(step, &found)?;
+            saver.before_rollback(trainer, observer)?;
             let (resumed, passed_over) = checkpoints.load(trainer)?;
             remarks.extend(found.iter().map(|finding| format!("rolled back: {finding}")));
             remarks.extend(passed_over);
-            let Some(resumed) = resumed else { return Err(corrupted(step, &found)) };
+            let Some(resumed) = resumed else { return Err(TrainError::corrupted(step, &found)) };
             progress = resumed;
+            saver.loaded(progress.step);
             trainer.seal();
             observer.ready(progress.step);
             continue;
@@ -187,6 +205,7 @@ pub fn train(
         };
         let rate = (progress.tokens - tokens_before) as f64 / started.elapsed().as_secs_f64().max(1e-9);
         observer.step(&record, rate);
+        observer.busy(step, took.as_secs_f64(), &busy);
         if let Some(reason) = &record.skipped {
             progress.skipped += 1;
             if progress.skipped >= config.max_skipped_steps {
@@ -200,31 +219,12 @@ pub fn train(
         progress.step += 1;
         progress.cursor = first + settings.batch as u64;
         let done = progress.step == config.num_steps();
-        let due = if checkpoints.asked_to_stop() && !done {
-            Due::SaveAndStop
-        } else if last_checkpoint.elapsed() >= pause && !done {
-            Due::Save
-        } else {
-            Due::Nothing
-        };
-        let due = everybody_does(trainer, due)?;
-        if due != Due::Nothing {
-            let saving = Instant::now();
-            checkpoints.save(trainer, &progress)?;
-            saved_at = Some(progress.step);
-            observer.saved(progress.step);
-            pause = checkpoints.pause_after(saving.elapsed());
-            last_checkpoint = Instant::now();
-        }
-        if due == Due::SaveAndStop {
-            return Err(TrainError::Stopped { step: progress.step });
-        }
+        saver.after_step(trainer, (&progress, done), observer)?;
     }
-    if trainer.ranks().all.size() > 1 && saved_at != Some(progress.step) {
-        checkpoints.save(trainer, &progress)?;
-        observer.saved(progress.step);
-    }
+    saver.finish(trainer, &progress, observer)?;
     trainer.finish_average()?;
+    saver.end_uploads(observer);
+    remarks.append(&mut saver.remarks);
     let (history, seconds): (Vec<_>, Vec<_>) = progress.history.into_iter().unzip();
     remarks.extend(skips(&history));
     Ok(TrainReport { history, seconds, resumed_at, remarks })
@@ -243,31 +243,8 @@ impl Rollbacks {
     fn after(&mut self, step: u64, found: &[Finding]) -> Result<(), TrainError> {
         self.in_vain = if Some(step) > self.furthest { 1 } else { self.in_vain + 1 };
         self.furthest = self.furthest.max(Some(step));
-        if self.in_vain < Self::MOST_IN_VAIN { Ok(()) } else { Err(corrupted(step, found)) }
+        if self.in_vain < Self::MOST_IN_VAIN { Ok(()) } else { Err(TrainError::corrupted(step, found)) }
     }
-}
-
-fn corrupted(step: u64, found: &[Finding]) -> TrainError {
-    let found: Vec<String> = found.iter().map(ToString::to_string).collect();
-    TrainError::Corrupted { step, found: found.join("; ") }
-}
-
-/// What comes after a step.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Due {
-    Nothing,
-    Save,
-    SaveAndStop,
-}
-
-/// The most that any rank wants: clocks differ, and a signal may have come to one rank alone.
-fn everybody_does(trainer: &Trainer<'_>, due: Due) -> Result<Due, TrainError> {
-    let wanted = trainer.ranks().all.all_gather(vec![due as u8].into())?;
-    Ok(match wanted.iter().filter_map(|code| code.first()).max() {
-        None | Some(0) => Due::Nothing,
-        Some(1) => Due::Save,
-        Some(_) => Due::SaveAndStop,
-    })
 }
 
 fn skips(history: &[StepRecord]) -> impl Iterator<Item = String> + '_ {

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use llamero_data::Sequence;
 use llamero_tensor::Tensor;
@@ -22,6 +23,10 @@ use crate::{Orders, TrainError, Trainer};
 pub struct Guard {
     /// Weights, moments and gradients are summed whenever they have changed and before they are used.
     pub state: bool,
+    /// Messages between ranks carry a hash of their bytes.
+    pub messages: bool,
+    /// Of so many matrix products one is checked by sums over its rows; 0 means none.
+    pub products: u64,
     /// Steps between two comparisons of what several ranks hold alike; 0 means never.
     pub replicas: u64,
     /// Steps between two repeats of a micro-batch on the next data-parallel rank; 0 means never.
@@ -29,14 +34,14 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Everything, and the rare checks every `steps` steps.
+    /// Everything but products, which repeats cover; the rare checks every `steps` steps.
     pub fn every(steps: u64) -> Self {
-        Self { state: true, replicas: steps, repeat: steps }
+        Self { state: true, messages: true, products: 0, replicas: steps, repeat: steps }
     }
 
     /// Whether anything is watched.
     pub fn is_on(&self) -> bool {
-        self.state || self.replicas > 0 || self.repeat > 0
+        self.state || self.products > 0 || self.replicas > 0 || self.repeat > 0
     }
 
     /// Whether a micro-batch of this step is computed twice.
@@ -63,6 +68,8 @@ pub enum Sign {
     Gradient,
     /// Ranks that must hold the same do not.
     Replicas,
+    /// A matrix product is wrong.
+    Product,
     /// A repeat of the same work on another rank came to something else.
     Repeat,
 }
@@ -72,7 +79,7 @@ pub enum Sign {
 pub struct Finding {
     /// The step in which it was seen.
     pub step: u64,
-    /// The tensor; of a parameter, its name.
+    /// The tensor: of a parameter, its name; of a product, what is wrong with it.
     pub tensor: String,
     /// What shows it.
     pub sign: Sign,
@@ -93,6 +100,7 @@ impl fmt::Display for Finding {
             Sign::WeightSum => "the sum of weights changed between two updates",
             Sign::Gradient => "the gradient changed while it waited",
             Sign::Replicas => "it differs from its copies",
+            Sign::Product => return write!(f, "step {step}, rank{s} {list}: {tensor}"),
             Sign::Repeat => "its gradient has other bits when another rank repeats the micro-batch",
         };
         write!(f, "step {step}, rank{s} {list}: `{tensor}`: {what}")
@@ -108,6 +116,8 @@ pub(crate) struct Watch {
     findings: Mutex<Vec<Finding>>,
     /// Sequences of another rank's first micro-batch, to be repeated in the next step.
     pub(crate) repeat: Option<Vec<Sequence>>,
+    /// How long this rank had waited for others at the end of the last step.
+    waited: Duration,
     /// Where faults to be injected come from.
     pub(crate) orders: Option<Orders>,
     /// A gradient to be damaged in the next step, chosen by this number.
@@ -125,9 +135,11 @@ impl Watch {
         self.findings.lock().unwrap_or_else(PoisonError::into_inner).push(finding);
     }
 
-    /// Whether a gradient is to be damaged; where it may be, between micro-batches too.
-    pub(crate) fn damages(&self) -> bool {
-        self.damage.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|random| random % 2 == 0)
+    /// Damages a gradient that waits for another micro-batch, if that was asked for and `damage` finds one; else the update is
+    /// the next occasion.
+    pub(crate) fn damage_between(&self, mut damage: impl FnMut(u64) -> bool) {
+        let mut asked = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        *asked = asked.filter(|random| random % 2 == 1 || !damage(*random));
     }
 
     pub(crate) fn take_damage(&self) -> Option<u64> {
@@ -184,6 +196,16 @@ impl Trainer<'_> {
         }
     }
 
+    /// Looks at the state where no step follows that would. Every rank calls it.
+    pub(crate) fn check_now(&self, step: u64) -> Result<(), TrainError> {
+        if !self.guard().state {
+            return Ok(());
+        }
+        self.verify(step);
+        let found = self.everybodys(AfterStep { found: self.take_findings(), busy: Vec::new() })?.found;
+        if found.is_empty() { Ok(()) } else { Err(TrainError::corrupted(step, &found)) }
+    }
+
     /// Places of the next data-parallel rank's first micro-batch among the sequences of `step`, when this step is one that is
     /// repeated: give them to [`Trainer::repeat`].
     pub fn repeated_sequences(&self, step: u64) -> Option<std::ops::Range<usize>> {
@@ -211,7 +233,8 @@ impl Trainer<'_> {
         let (rank, size) = (ranks.dp.rank(), ranks.dp.size());
         let bytes: Vec<u8> = own.values().flat_map(|sum| sum.to_ne_bytes()).collect();
         let bodies = ranks.dp.all_gather(bytes.into())?;
-        let next = (rank + 1) % size;
+        // The same rows of the next data-parallel rank's sequences.
+        let next = (rank + ranks.mesh.cp) % size;
         let found: Vec<u64> = bodies[next].as_chunks().0.iter().map(|b| u64::from_ne_bytes(*b)).collect();
         let expected: Vec<u64> = repeated.values().copied().collect();
         if found == expected {
@@ -222,7 +245,7 @@ impl Trainer<'_> {
         let first = repeated.iter().enumerate().rev().find(wrong).map(|(_, (id, _))| *id);
         let table = self.model().config.params();
         let tensor = first.map_or("all gradients".into(), |id| table[id].name.clone());
-        let place = |dp| ranks.mesh.rank(crate::MeshPlace { dp, ..ranks.at });
+        let place = |n| ranks.mesh.rank(ranks.mesh.replica(n, ranks.at));
         let mut both = vec![place(rank), place(next)];
         both.sort_unstable();
         both.dedup();
@@ -230,31 +253,51 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// After a step: everybody's findings, the same on all ranks. Every rank calls it.
-    pub(crate) fn findings(&self, step: u64) -> Result<Vec<Finding>, TrainError> {
+    /// After a step that took this rank so long: what all ranks have to tell, the same on all of them. Every rank calls it.
+    pub(crate) fn after_step(&mut self, step: u64, took: Duration) -> Result<AfterStep, TrainError> {
         let guard = self.guard();
-        if !guard.is_on() {
-            return Ok(Vec::new());
-        }
         if guard.replicas > 0 && step.is_multiple_of(guard.replicas) {
             self.check_replicas(step)?.into_iter().for_each(|finding| self.watch.note(finding));
         }
+        for tensor in self.backend().take_faults() {
+            let ranks = vec![self.ranks().all.rank()];
+            self.watch.note(Finding { step, tensor, sign: Sign::Product, ranks });
+        }
+        let waited = self.ranks().world.as_ref().map_or(Duration::ZERO, llamero_comm::World::waited);
+        let busy = took.saturating_sub(waited.saturating_sub(self.watch.waited));
+        self.watch.waited = waited;
+        let own = AfterStep { found: self.take_findings(), busy: vec![busy.as_secs_f64()] };
+        self.everybodys(own)
+    }
+
+    /// What all ranks tell each other.
+    fn everybodys(&self, own: AfterStep) -> Result<AfterStep, TrainError> {
         let all = &self.ranks().all;
-        let own = self.take_findings();
         if all.size() == 1 {
             return Ok(own);
         }
         let failed =
             |rank: usize, e: serde_json::Error| TrainError::OtherRank { rank, reason: e.to_string() };
         let text = serde_json::to_vec(&own).map_err(|e| failed(all.rank(), e))?;
-        let mut found: Vec<Finding> = Vec::new();
+        let mut told = AfterStep::default();
         for (rank, body) in all.all_gather(text.into())?.iter().enumerate() {
-            found.extend(serde_json::from_slice::<Vec<_>>(body).map_err(|e| failed(rank, e))?);
+            let of_rank: AfterStep = serde_json::from_slice(body).map_err(|e| failed(rank, e))?;
+            told.found.extend(of_rank.found);
+            told.busy.extend(of_rank.busy);
         }
-        found.sort();
-        found.dedup();
-        Ok(found)
+        told.found.sort();
+        told.found.dedup();
+        Ok(told)
     }
+}
+
+/// What ranks have to tell after a step.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct AfterStep {
+    /// What is wrong.
+    pub(crate) found: Vec<Finding>,
+    /// Seconds that each rank did not wait for others.
+    pub(crate) busy: Vec<f64>,
 }
 
 /// Sums over gradients that lie still.

@@ -13,6 +13,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
+use crate::Strike;
+
 /// What happened, at the end of the stretch of time that it took.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -34,7 +36,12 @@ pub enum Event {
         /// Its number.
         step: u64,
     },
-    /// A checkpoint was written.
+    /// What goes into a checkpoint was copied; it is written while the next steps are made.
+    Copied {
+        /// Steps that are in it.
+        step: u64,
+    },
+    /// A checkpoint is there. Noted between two steps: the time before it is what they waited for it, if they did.
     Saved {
         /// Steps that are in it.
         step: u64,
@@ -42,7 +49,30 @@ pub enum Event {
     /// Somebody broke something on purpose. Takes no time: what follows from it does.
     Injected {
         /// What.
-        fault: String,
+        fault: Strike,
+        /// Where, where it is one rank.
+        rank: Option<usize>,
+    },
+    /// A step took much longer than usual.
+    Slow {
+        /// Its number.
+        step: u64,
+        /// The rank that the others waited for, where there was one.
+        rank: Option<usize>,
+        /// Seconds more than usual.
+        over: f64,
+    },
+    /// Something was silently wrong. The state before it comes back.
+    Corrupted {
+        /// The step in which it was seen.
+        step: u64,
+        /// Rank, tensor and what showed it.
+        found: Vec<String>,
+    },
+    /// Something did not go as planned and the run goes on: a checkpoint that could not be written, say.
+    Remark {
+        /// What.
+        text: String,
     },
     /// A job was found dead or hanging.
     Failed {
@@ -129,7 +159,7 @@ impl Ledger {
 pub struct Goodput {
     /// Steps whose result was kept.
     pub useful: f64,
-    /// Writing checkpoints.
+    /// Standing still for checkpoints.
     pub checkpoint: f64,
     /// Setting up the first job.
     pub start_up: f64,
@@ -143,6 +173,9 @@ pub struct Goodput {
     pub injected: usize,
     /// Jobs found dead or hanging.
     pub failures: usize,
+    /// Times that something silently wrong was found and undone without a new job.
+    #[serde(default)]
+    pub rollbacks: usize,
 }
 
 impl Goodput {
@@ -171,7 +204,20 @@ impl Goodput {
                     // The earlier result was thrown away.
                     sum.lost += made.insert(*step, seconds).unwrap_or(0.0);
                 }
-                Event::Saved { .. } => sum.checkpoint += seconds,
+                Event::Copied { .. } | Event::Saved { .. } => sum.checkpoint += seconds,
+                Event::Slow { step, over, .. } => {
+                    // The step was noted just before, with all that it took.
+                    let all = made.entry(*step).or_default();
+                    let over = over.clamp(0.0, *all);
+                    *all -= over;
+                    sum.stalled += over;
+                    sum.useful += seconds;
+                }
+                Event::Corrupted { .. } => {
+                    sum.rollbacks += 1;
+                    sum.lost += seconds;
+                }
+                Event::Remark { .. } => sum.checkpoint += seconds,
                 Event::Injected { .. } => {}
                 Event::Failed { hung, .. } => {
                     (sum.failures, failed) = (sum.failures + 1, true);
@@ -216,6 +262,9 @@ impl fmt::Display for Goodput {
         if self.failures > 0 {
             write!(f, "; {} failures", self.failures)?;
         }
+        if self.rollbacks > 0 {
+            write!(f, "; {} rollbacks", self.rollbacks)?;
+        }
         Ok(())
     }
 }
@@ -236,14 +285,15 @@ mod tests {
             (0.0, launched()),
             (2.0, Event::Ready { step: 0 }),
             (3.0, Event::Step { step: 0 }),
-            (3.5, Event::Saved { step: 1 }),
+            (3.5, Event::Copied { step: 1 }),
             (4.5, Event::Step { step: 1 }),
+            (4.5, Event::Saved { step: 1 }),
             (5.0, failed(false)),
             (6.0, launched()),
             (7.0, Event::Ready { step: 1 }),
             (8.0, Event::Step { step: 1 }),
             (9.0, Event::Step { step: 2 }),
-            (12.0, Event::Injected { fault: "hung".into() }),
+            (12.0, Event::Injected { fault: Strike::Hang, rank: None }),
             (19.0, failed(true)),
             (20.0, launched()),
             (21.0, Event::Ready { step: 3 }),
@@ -258,6 +308,7 @@ mod tests {
             stalled: 10.0,
             injected: 1,
             failures: 2,
+            rollbacks: 0,
         };
         assert_eq!(found, expected);
         assert!((found.elapsed() - 22.0).abs() < 1e-9);

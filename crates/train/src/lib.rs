@@ -10,12 +10,14 @@ mod average;
 mod chaos;
 mod checkpoint;
 mod config;
+mod context;
 mod error;
 mod family;
 mod faults;
 mod fit;
 mod gradients;
 mod guard;
+mod incidents;
 mod ledger;
 mod memory;
 mod mesh;
@@ -26,27 +28,32 @@ mod pipeline;
 mod plan;
 mod replicas;
 mod schedule;
+mod sharding;
+mod stragglers;
 mod supervisor;
 mod trainer;
 
 pub use chaos::Chaos;
-pub use checkpoint::Checkpoints;
+pub use checkpoint::{Checkpoints, Failures, young_daly};
 pub use config::{OptimizerConfig, TrainConfig};
 pub use error::TrainError;
 pub use faults::{Fault, Order, Orders};
 pub use fit::{Observer, SequenceSource, StepRecord, TrainReport, train};
 pub use guard::{Finding, Guard, Sign};
+pub use incidents::{Incident, IncidentTable, Strike, incidents};
 pub use ledger::{Entry, Event, Goodput, Ledger};
-pub use memory::{Kernels, MemoryEstimate, RankMemory, RankOf, Zero, estimate_memory, rank_memory};
+pub use memory::{Kernels, MemoryEstimate, RankMemory, RankOf, estimate_memory, rank_memory};
 pub use mesh::{Mesh, MeshPlace, Ranks};
 pub use mesh_plan::{
-    Axes, AxisTraffic, Bandwidth, BatchPlan, Device, Kind as MessageKind, KindTraffic, MeshPlan,
-    MeshQuestion, MfuSource, StagePlan, Traffic, plan_mesh,
+    AxisTraffic, Bandwidth, BatchPlan, Device, Kind as MessageKind, KindTraffic, MeshPlan, MeshQuestion,
+    MfuSource, StagePlan, Traffic, plan_mesh,
 };
 pub use optimizer::Optimizer;
 pub use phases::{Annealing, MixStage, RampStage, StepSettings};
 pub use pipeline::{Action, Pipeline, PipelineConfig, stage_layers};
 pub use plan::{Measurement, Plan, measure, plan};
 pub use schedule::learning_rate;
+pub use sharding::Sharding;
+pub use stragglers::{LongStep, Stragglers};
 pub use supervisor::{Ended, Supervisor};
 pub use trainer::{StepGradients, StepOutcome, Trainer, build_stages};

@@ -8,7 +8,7 @@ use llamero_model::Config;
 use llamero_tensor::DType;
 use serde::{Deserialize, Serialize};
 
-pub use self::rank::{RankMemory, RankOf, Zero, rank_memory};
+pub use self::rank::{RankMemory, RankOf, rank_memory};
 pub(crate) use self::rank::{local_params, pipeline, placements};
 use crate::{Mesh, TrainConfig};
 
@@ -25,6 +25,9 @@ pub struct MemoryEstimate {
     pub working_space: u64,
     /// Logits of a chunk and what the kernel of the head needs beside them.
     pub head_chunk: u64,
+    /// A copy of weights and moments, from which a checkpoint is written while steps go on.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub checkpoint_copy: u64,
     /// What the process takes beside its tensors: program and stacks, and gaps between blocks of the allocator.
     pub process_base: u64,
 }
@@ -37,6 +40,13 @@ impl MemoryEstimate {
             + self.kept_activations
             + self.working_space
             + self.head_chunk
+            + self.checkpoint_copy
+    }
+
+    /// The same for a run that writes checkpoints in the background: a copy of all masters and moments in f32, divided among
+    /// data-parallel ranks like these.
+    pub fn with_checkpoint_copy(self) -> Self {
+        Self { checkpoint_copy: self.weights_and_moments, ..self }
     }
 
     /// Resident bytes of the process, without the text that it reads.
@@ -53,9 +63,12 @@ impl fmt::Display for MemoryEstimate {
             ("kept activations", self.kept_activations),
             ("working space", self.working_space),
             ("head chunk", self.head_chunk),
+            ("copy for checkpoints", self.checkpoint_copy),
             ("process", self.process_base),
         ];
-        write_parts(f, &parts)
+        // Not every run copies.
+        let parts = parts.into_iter().filter(|part| part.1 > 0 || part.0 != "copy for checkpoints");
+        write_parts(f, &parts.collect::<Vec<_>>())
     }
 }
 
@@ -67,6 +80,11 @@ fn write_parts(f: &mut fmt::Formatter<'_>, parts: &[(&str, u64)]) -> fmt::Result
         write!(f, "{comma}{name} {n:.1} {unit}")?;
     }
     Ok(())
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
+fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// What the work space of the CPU's kernels depends on, beside the model.
@@ -159,7 +177,7 @@ pub fn estimate_memory(
     dtype: DType,
     kernels: Kernels,
 ) -> MemoryEstimate {
-    let alone = RankOf { mesh: Mesh::default(), cp: 1, stage: 0, zero: Zero::One, kernels: Some(kernels) };
+    let alone = RankOf { mesh: Mesh::default(), stage: 0, kernels: Some(kernels) };
     rank_memory(model, config, dtype, &alone).into()
 }
 
@@ -171,6 +189,7 @@ impl From<RankMemory> for MemoryEstimate {
             kept_activations: rank.kept_activations,
             working_space: rank.working_space + rank.communication,
             head_chunk: rank.head_chunk,
+            checkpoint_copy: 0,
             process_base: PROCESS + rank.total() / GAPS,
         }
     }

@@ -1,6 +1,6 @@
-//! The mesh of ranks: data, pipeline and tensor parallelism.
+//! The mesh of ranks: data, pipeline, context and tensor parallelism.
 //!
-//! Ranks are numbered with tensor parallelism innermost, then pipeline and data ("The Llama 3 Herd of Models" §3.3.2: the
+//! Ranks are numbered with tensor parallelism innermost, then context, pipeline and data ("The Llama 3 Herd of Models" §3.3.2: the
 //! innermost needs the most bandwidth).
 
 use std::fmt;
@@ -21,37 +21,52 @@ pub struct Mesh {
     pub dp: usize,
     /// Pipeline stages.
     pub pp: usize,
+    /// Context parallel: rows of each sequence are divided.
+    #[serde(skip_serializing_if = "is_one")]
+    pub cp: usize,
     /// Tensor parallel: weights and rows of activations are divided.
     pub tp: usize,
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
+fn is_one(n: &usize) -> bool {
+    *n == 1
+}
+
 impl Default for Mesh {
     fn default() -> Self {
-        Self { dp: 1, pp: 1, tp: 1 }
+        Self { dp: 1, pp: 1, cp: 1, tp: 1 }
     }
 }
 
 impl Mesh {
     /// Ranks in all.
     pub fn size(&self) -> usize {
-        self.dp * self.pp * self.tp
+        self.dp * self.pp * self.cp * self.tp
     }
 
     /// Where a rank is.
     pub fn place(&self, rank: usize) -> MeshPlace {
-        MeshPlace { tp: rank % self.tp, pp: rank / self.tp % self.pp, dp: rank / self.tp / self.pp }
+        let (tp, rank) = (rank % self.tp, rank / self.tp);
+        let (cp, rank) = (rank % self.cp, rank / self.cp);
+        MeshPlace { tp, cp, pp: rank % self.pp, dp: rank / self.pp }
     }
 
     /// The rank at a place.
     pub fn rank(&self, at: MeshPlace) -> usize {
-        (at.dp * self.pp + at.pp) * self.tp + at.tp
+        ((at.dp * self.pp + at.pp) * self.cp + at.cp) * self.tp + at.tp
+    }
+
+    /// The place of number `n` among the ranks that hold the same weights as the one at `at`.
+    pub(crate) fn replica(&self, n: usize, at: MeshPlace) -> MeshPlace {
+        MeshPlace { dp: n / self.cp, cp: n % self.cp, ..at }
     }
 
     /// Whether a model and its training can be divided like this.
     pub fn check(&self, model: &Config, config: &TrainConfig) -> Result<(), TrainError> {
         let wrong = |reason: String| Err(TrainError::Mesh { mesh: self.to_string(), reason });
-        let Self { dp, pp, tp } = *self;
-        if dp == 0 || pp == 0 || tp == 0 {
+        let Self { dp, pp, cp, tp } = *self;
+        if [dp, pp, cp, tp].contains(&0) {
             return wrong("every axis has at least one rank".into());
         }
         for (what, n) in [("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn)] {
@@ -80,6 +95,14 @@ impl Mesh {
                     "dp must divide `batch`, which is {sequences}\nhint: dp can be {fit}; or change `batch`"
                 ));
             }
+            let length = phase.sequence;
+            if cp > 1 && !length.is_multiple_of(2 * cp) {
+                return wrong(format!(
+                    "cp={cp} cuts each sequence into {} equal chunks, but `sequence` is {length}; use a multiple of {}",
+                    2 * cp,
+                    2 * cp
+                ));
+            }
             let micros = (sequences / dp).div_ceil(phase.micro_batch);
             if config.pipeline.chunks > 1 && micros < pp {
                 return wrong(format!(
@@ -104,7 +127,11 @@ fn divisors(fits: impl Fn(usize) -> bool, most: usize) -> String {
 
 impl fmt::Display for Mesh {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "dp={},pp={},tp={}", self.dp, self.pp, self.tp)
+        write!(f, "dp={},pp={},", self.dp, self.pp)?;
+        if self.cp > 1 {
+            write!(f, "cp={},", self.cp)?;
+        }
+        write!(f, "tp={}", self.tp)
     }
 }
 
@@ -115,7 +142,9 @@ impl FromStr for Mesh {
         let mut mesh = Self::default();
         let mut seen = Vec::new();
         for part in text.split(',') {
-            let found = || format!("`{part}` in a mesh; expected e.g. `dp=2,pp=2,tp=2`, each axis once");
+            let found = || {
+                format!("`{part}` in a mesh; expected e.g. `dp=2,pp=2,tp=2`, each of dp, pp, cp and tp once")
+            };
             let (axis, n) = part.trim().split_once('=').ok_or_else(found)?;
             let n: usize = n.trim().parse().ok().filter(|n| (1..=1 << 20).contains(n)).ok_or_else(found)?;
             if seen.contains(&axis.trim()) {
@@ -125,6 +154,7 @@ impl FromStr for Mesh {
             match axis.trim() {
                 "dp" => mesh.dp = n,
                 "pp" => mesh.pp = n,
+                "cp" => mesh.cp = n,
                 "tp" => mesh.tp = n,
                 _ => return Err(found()),
             }
@@ -140,6 +170,8 @@ pub struct MeshPlace {
     pub dp: usize,
     /// Pipeline stage.
     pub pp: usize,
+    /// On the context-parallel axis.
+    pub cp: usize,
     /// On the tensor-parallel axis.
     pub tp: usize,
 }
@@ -153,11 +185,14 @@ pub struct Ranks {
     pub at: MeshPlace,
     /// The ranks that hold the other slices of the same weights.
     pub tp: Arc<dyn Comm>,
+    /// The ranks that have the other rows of the same sequences: keys and values are gathered here.
+    pub cp: Arc<dyn Comm>,
     /// The other stages: activations go forwards here.
     pub pp: Arc<dyn Comm>,
     /// The other stages again: gradients go backwards here, so that neither waits for the other.
     pub pp_back: Arc<dyn Comm>,
-    /// The ranks with the same slice of the same stage, which train on other sequences.
+    /// The ranks with the same slice of the same stage, which train on other sequences or on other rows of them: gradients
+    /// are summed and the state of the optimiser is divided over both axes, data and context.
     pub dp: Arc<dyn Comm>,
     /// First and last stage, where both hold a tied table; elsewhere this rank alone.
     pub ends: Arc<dyn Comm>,
@@ -176,6 +211,7 @@ impl Ranks {
             mesh: Mesh::default(),
             at: MeshPlace::default(),
             tp: groups(),
+            cp: groups(),
             pp: groups(),
             pp_back: groups(),
             dp: groups(),
@@ -183,6 +219,12 @@ impl Ranks {
             all: groups(),
             world: None,
         }
+    }
+
+    /// The ranks that would hold the same state, which they divide among each other: optimiser, and as the run is set up
+    /// gradients and weights.
+    pub fn shards(&self) -> &Arc<dyn Comm> {
+        &self.dp
     }
 
     /// This rank's groups in a world of as many ranks as the mesh has.
@@ -209,9 +251,10 @@ impl Ranks {
             tp: group("tp", 0, (0..mesh.tp).map(|tp| MeshPlace { tp, ..at }).collect()),
             pp: group("pp", 1, stages()),
             pp_back: group("pp-back", 2, stages()),
-            dp: group("dp", 3, (0..mesh.dp).map(|dp| MeshPlace { dp, ..at }).collect()),
+            dp: group("dp", 3, (0..mesh.dp * mesh.cp).map(|n| mesh.replica(n, at)).collect()),
             ends: group("ends", 4, ends),
             all: group("all", 5, (0..mesh.size()).map(|rank| mesh.place(rank)).collect()),
+            cp: group("cp", 6, (0..mesh.cp).map(|cp| MeshPlace { cp, ..at }).collect()),
             world: Some(world.clone()),
         }
     }
@@ -229,8 +272,17 @@ mod tests {
             assert_eq!(mesh.rank(mesh.place(rank)), rank);
         }
         // Neighbours share a tensor-parallel group.
-        assert_eq!(mesh.place(1), MeshPlace { dp: 0, pp: 0, tp: 1 });
-        assert_eq!(mesh.place(4), MeshPlace { dp: 0, pp: 1, tp: 0 });
+        assert_eq!(mesh.place(1), MeshPlace { tp: 1, ..MeshPlace::default() });
+        assert_eq!(mesh.place(4), MeshPlace { pp: 1, ..MeshPlace::default() });
+        // Then come the rows of a sequence, before the stages.
+        let mesh: Mesh = "cp=3,dp=2,pp=2,tp=4".parse().unwrap();
+        assert_eq!((mesh.size(), mesh.to_string().as_str()), (48, "dp=2,pp=2,cp=3,tp=4"));
+        assert!((0..mesh.size()).all(|rank| mesh.rank(mesh.place(rank)) == rank));
+        assert_eq!(mesh.place(4), MeshPlace { cp: 1, ..MeshPlace::default() });
+        assert_eq!(mesh.place(12), MeshPlace { pp: 1, ..MeshPlace::default() });
+        // Ranks with the same weights, in the order of ranks.
+        let replicas: Vec<usize> = (0..6).map(|n| mesh.rank(mesh.replica(n, mesh.place(17)))).collect();
+        assert_eq!(replicas, [13, 17, 21, 37, 41, 45]);
     }
 
     #[test]

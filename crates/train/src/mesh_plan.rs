@@ -19,7 +19,7 @@ pub use self::device::{Bandwidth, Device};
 pub use self::traffic::{AxisTraffic, Kind, KindTraffic, Traffic};
 use crate::memory::{local_params, pipeline, placements};
 use crate::phases::Phase;
-use crate::{Action, Mesh, Pipeline, RankMemory, RankOf, TrainConfig, TrainError, Zero, rank_memory};
+use crate::{Action, Mesh, Pipeline, RankMemory, RankOf, Sharding, TrainConfig, TrainError, rank_memory};
 
 /// Share of the peak that is assumed where nothing is published.
 const DEFAULT_MFU: f64 = 0.4;
@@ -35,10 +35,6 @@ pub struct MeshQuestion<'a> {
     pub dtype: DType,
     /// Ranks.
     pub mesh: Mesh,
-    /// Ranks that share each sequence (context parallelism), beside those of `mesh`.
-    pub cp: usize,
-    /// What is divided along the data-parallel axis.
-    pub zero: Zero,
     /// What a rank runs on.
     pub device: Device,
     /// Share of the device's peak; from the paper where the run is one of its rows, otherwise 0.4.
@@ -55,26 +51,6 @@ pub enum MfuSource {
     Published,
     /// Nobody.
     Assumed,
-}
-
-/// Ranks along every axis.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Axes {
-    /// Data parallel.
-    pub dp: usize,
-    /// Pipeline.
-    pub pp: usize,
-    /// Context parallel.
-    pub cp: usize,
-    /// Tensor parallel.
-    pub tp: usize,
-}
-
-impl Axes {
-    /// Ranks in all.
-    pub fn ranks(&self) -> usize {
-        self.dp * self.pp * self.cp * self.tp
-    }
 }
 
 /// The ranks at one place of the pipeline axis, of which each is like the others.
@@ -129,13 +105,13 @@ pub struct BatchPlan {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MeshPlan {
     /// Ranks along every axis.
-    pub axes: Axes,
+    pub axes: Mesh,
     /// What a rank runs on.
     pub device: Device,
     /// Element type of the computation.
     pub dtype: String,
     /// What is divided along the data-parallel axis.
-    pub zero: Zero,
+    pub sharding: Sharding,
     /// What is computed again in the backward pass.
     pub recompute: Recompute,
     /// Chunks of blocks on each rank, `V`.
@@ -201,8 +177,7 @@ impl MeshPlan {
 /// Plans a run on a mesh.
 pub fn plan_mesh(question: &MeshQuestion<'_>) -> Result<MeshPlan, TrainError> {
     check(question)?;
-    let MeshQuestion { model, config: run, mesh, cp, zero, ref device, dtype, .. } = *question;
-    let axes = Axes { dp: mesh.dp, pp: mesh.pp, cp, tp: mesh.tp };
+    let MeshQuestion { model, config: run, mesh, ref device, dtype, .. } = *question;
     let largest = run.phases().into_iter().max_by_key(|phase| (phase.step_tokens(), phase.sequence));
     let config = &largest.map_or_else(|| run.clone(), |phase| run.only(&phase));
     let of_largest = MeshQuestion { config, ..question.clone() };
@@ -212,18 +187,18 @@ pub fn plan_mesh(question: &MeshQuestion<'_>) -> Result<MeshPlan, TrainError> {
     let flops_per_step = flops_per_token(model, config.sequence) * tokens_per_step as f64;
     let (mfu, mfu_source) = match question.mfu {
         Some(mfu) => (mfu, MfuSource::Given),
-        None => published_mfu(model, axes)
+        None => published_mfu(model, mesh)
             .map_or((DEFAULT_MFU, MfuSource::Assumed), |mfu| (mfu, MfuSource::Published)),
     };
-    let speed = axes.ranks() as f64 * device.peak_flops * mfu;
+    let speed = mesh.size() as f64 * device.peak_flops * mfu;
     let steps = (!run.is_open()).then(|| run.num_steps());
     let run_seconds = steps.map(|steps| flops_of_run(model, run, steps) / speed);
     let tensors = if run.averages() { 4 } else { 3 };
     Ok(MeshPlan {
-        axes,
+        axes: mesh,
         device: device.clone(),
         dtype: dtype.name().into(),
-        zero,
+        sharding: config.sharding,
         recompute: config.recompute,
         chunks: schedule.chunks,
         run: schedule.run,
@@ -244,7 +219,7 @@ pub fn plan_mesh(question: &MeshQuestion<'_>) -> Result<MeshPlan, TrainError> {
         mfu_source,
         step_seconds: flops_per_step / speed,
         run_seconds,
-        device_hours: run_seconds.map(|seconds| seconds * axes.ranks() as f64 / 3600.0),
+        device_hours: run_seconds.map(|seconds| seconds * mesh.size() as f64 / 3600.0),
         checkpoint_bytes: tensors * 4 * model.num_params(),
         stages: (0..mesh.pp).map(|stage| stage_plan(&of_largest, run, &schedule, stage)).collect(),
     })
@@ -280,18 +255,9 @@ fn flops_of_run(model: &Config, run: &TrainConfig, steps: u64) -> f64 {
 
 /// What cannot be planned. A run has more to check ([`TrainConfig::validate`]).
 fn check(question: &MeshQuestion<'_>) -> Result<(), TrainError> {
-    let MeshQuestion { model, config, mesh, cp, device, mfu, .. } = question;
+    let MeshQuestion { model, config, mesh, device, mfu, .. } = question;
     mesh.check(model, config)?;
-    let wrong = |reason: String| Err(TrainError::Mesh { mesh: format!("{mesh},cp={cp}"), reason });
-    if *cp == 0 {
-        return wrong("every axis has at least one rank".into());
-    }
-    // Each rank has two pieces of a sequence, so that all have the same amount of attention.
-    for Phase { sequence, .. } in config.phases() {
-        if *cp > 1 && !sequence.is_multiple_of(2 * cp) {
-            return wrong(format!("twice cp must divide `sequence`, which is {sequence}"));
-        }
-    }
+    let wrong = |reason: String| Err(TrainError::Mesh { mesh: mesh.to_string(), reason });
     if !(device.peak_flops > 0.0 && device.peak_flops.is_finite()) {
         return wrong(format!("the peak of `{}` is {} FLOP/s", device.name, device.peak_flops));
     }
@@ -308,9 +274,9 @@ fn stage_plan(
     schedule: &Pipeline,
     stage: usize,
 ) -> StagePlan {
-    let MeshQuestion { model, config, mesh, cp, zero, dtype, ref device, .. } = *question;
+    let MeshQuestion { model, config, mesh, dtype, ref device, .. } = *question;
     let places = placements(model, config, mesh.pp, stage);
-    let rank = RankOf { mesh, cp, stage, zero, kernels: device.kernels };
+    let rank = RankOf { mesh, stage, kernels: device.kernels };
     let memory = rank_memory(model, run, dtype, &rank);
     StagePlan {
         stage,
@@ -340,8 +306,8 @@ fn in_flight(schedule: &Pipeline, stage: usize) -> usize {
 
 /// "The Llama 3 Herd of Models", table 4. Its third row is printed with dp = 4, which makes 8,192 GPUs and 8M tokens a step; the
 /// 16,384 GPUs and 16M tokens of the same row make dp = 8. Either is taken for it.
-fn published_mfu(model: &Config, axes: Axes) -> Option<f64> {
-    let Axes { dp, pp, cp, tp } = axes;
+fn published_mfu(model: &Config, mesh: Mesh) -> Option<f64> {
+    let Mesh { dp, pp, cp, tp } = mesh;
     if (model.dim, model.layers, pp, tp) != (16384, 126, 16, 8) {
         return None;
     }

@@ -1,6 +1,6 @@
 //! AdamW over f32 master weights, of which each data-parallel rank updates its share (ZeRO, Rajbhandari et al. 2020).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 use llamero_autograd::Param;
@@ -43,6 +43,9 @@ pub struct Optimizer {
     pub(crate) updates: u64,
 }
 
+/// So many parameters' new rows may be under way while the next are computed; all at once would be a copy of the weights.
+const UNDER_WAY: usize = 2;
+
 /// The rows of parameter `id` that rank `rank` of `size` data-parallel ones updates. A parameter with fewer rows than there
 /// are ranks belongs to one of them.
 pub(crate) fn owned_rows(rows: usize, id: usize, (rank, size): (usize, usize)) -> Range<usize> {
@@ -62,7 +65,7 @@ impl Optimizer {
         for stage in stages {
             let table = stage.config.params();
             states.extend(stage.params().map(|p| {
-                let rows = owned_rows(p.value.rows(), p.id, (dp.rank(), dp.size()));
+                let rows = owned_rows(p.shape().rows, p.id, (dp.rank(), dp.size()));
                 let own = part(backend, &p.value, rows.clone());
                 let zeros = || backend.zeros(own.shape(), DType::F32);
                 let low =
@@ -79,7 +82,8 @@ impl Optimizer {
     }
 
     /// One update with gradients scaled by `grad_scale`, each of this rank's rows; then the ranks of `dp` send each other
-    /// their rows. Parameters without a gradient are left alone.
+    /// their rows of what is not sharded, which travel while the next are computed. Parameters without a gradient are left
+    /// alone.
     pub(crate) fn step(
         &mut self,
         stages: &mut [Llama],
@@ -102,7 +106,7 @@ impl Optimizer {
             bias2: bias(config.beta2),
             grad_scale: grad_scale as f32,
         };
-        let mut sent = Vec::new();
+        let mut sent = VecDeque::new();
         let params = stages.iter_mut().flat_map(Llama::params_mut);
         for (param, state) in params.zip(&mut self.states) {
             let Some(grad) = gradients.get(&param.id) else { continue };
@@ -116,15 +120,23 @@ impl Optimizer {
                 };
                 backend.adamw(AdamWState { weight, m, v }, grad, &step);
             };
-            if dp.size() == 1 {
+            if dp.size() == 1 || param.is_sharded() {
+                assert!(!param.is_under_way(), "`{}` changes while it is gathered", param.name);
+                if param.value.is_shared() {
+                    // With a message whose end the transport has not seen yet.
+                    param.value = copied(backend, &param.value, 0..rows.len());
+                }
                 update(&mut param.value);
                 continue;
             }
             let mut own = copied(backend, &param.value, rows.clone());
             update(&mut own);
-            sent.push((param, send_rows(&own, backend, dp)?));
+            sent.push_back((param, send_rows(&own, backend, dp)?));
+            if sent.len() > UNDER_WAY {
+                sent.pop_front().map_or(Ok(()), |oldest| receive_rows(oldest, backend, dp))?;
+            }
         }
-        receive_rows(sent, backend, dp)
+        sent.into_iter().try_for_each(|sent| receive_rows(sent, backend, dp))
     }
 }
 
@@ -136,25 +148,23 @@ pub(crate) fn send_rows(own: &Tensor, backend: &dyn Backend, dp: &dyn Comm) -> R
 
 /// Puts the rows that all ranks of `dp` sent in their places.
 pub(crate) fn receive_rows(
-    sent: Vec<(&mut Param, Pending)>,
+    (param, pending): (&mut Param, Pending),
     backend: &dyn Backend,
     dp: &dyn Comm,
 ) -> Result<(), TrainError> {
-    for (param, pending) in sent {
-        let bodies = dp.finish(pending)?;
-        let raw: Vec<&[u8]> = bodies.iter().map(|body| &**body).collect();
-        let Param { value, id, .. } = param;
-        for (from, part) in raw.iter().enumerate() {
-            let element = value.dtype().bytes();
-            let rows = owned_rows(value.rows(), *id, (from, dp.size()));
-            let (found, expected) = (part.len() / element, rows.len() * value.cols());
-            if part.len() != expected * element {
-                let (op, rank) = (Op::AllGather.name(), dp.rank());
-                return Err(CommError::Length { op, rank, from, found, expected }.into());
-            }
+    let bodies = dp.finish(pending)?;
+    let raw: Vec<&[u8]> = bodies.iter().map(|body| &**body).collect();
+    let Param { value, id, .. } = param;
+    for (from, part) in raw.iter().enumerate() {
+        let element = value.dtype().bytes();
+        let rows = owned_rows(value.rows(), *id, (from, dp.size()));
+        let (found, expected) = (part.len() / element, rows.len() * value.cols());
+        if part.len() != expected * element {
+            let (op, rank) = (Op::AllGather.name(), dp.rank());
+            return Err(CommError::Length { op, rank, from, found, expected }.into());
         }
-        *value = backend.upload_raw(&raw, value.shape(), value.dtype());
     }
+    *value = backend.upload_raw(&raw, value.shape(), value.dtype());
     Ok(())
 }
 

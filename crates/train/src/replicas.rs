@@ -1,10 +1,10 @@
 //! Silent corruption of weights: what several ranks hold alike must stay alike.
 //!
-//! Data-parallel ranks hold the same weights, tensor-parallel ranks the same norms, and the two ends of a pipeline the same tied
-//! table. A bit that turned over on one of them shows in a checksum. (Moments and the lower halves of masters are held once and
-//! are not covered here.)
+//! Data-parallel and context-parallel ranks hold the same weights, tensor-parallel ranks the same norms, and the two ends of a
+//! pipeline the same tied table. A bit that turned over on one of them shows in a checksum. (Moments and the lower halves of
+//! masters are held once and are not covered here; nor are, along the data-parallel axis, weights that are sharded.)
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llamero_comm::{Comm, CommError, Op};
 use llamero_model::Shard;
@@ -25,16 +25,20 @@ impl Trainer<'_> {
         let table = config.params();
         // By parameter; of a tied table on one rank that holds it twice, the first.
         let mut hashes: BTreeMap<usize, [u8; HASH]> = BTreeMap::new();
+        let mut sharded = BTreeSet::new();
         for param in self.stages().iter().flat_map(|stage| stage.params()) {
+            if param.is_sharded() {
+                sharded.insert(param.id);
+            }
             hashes.entry(param.id).or_insert_with(|| backend.checksum(&param.value).to_ne_bytes());
         }
-        let dp = |dp: usize| mesh.rank(MeshPlace { dp, ..at });
+        let dp = |n: usize| mesh.rank(mesh.replica(n, at));
         let tp = |tp: usize| mesh.rank(MeshPlace { tp, ..at });
         let ends = |end: usize| mesh.rank(MeshPlace { pp: end * (mesh.pp - 1), ..at });
         type Axis<'a> = (&'a dyn Comm, &'a dyn Fn(usize) -> usize, &'a dyn Fn(usize) -> bool);
         let whole = |id: usize| table[id].shard == Shard::Whole;
         let axes: [Axis<'_>; 3] = [
-            (&*ranks.dp, &dp, &|_| true),
+            (&*ranks.dp, &dp, &|id| !sharded.contains(&id)),
             (&*ranks.tp, &tp, &whole),
             (&*ranks.ends, &ends, &|id| id == 0 && config.tied),
         ];

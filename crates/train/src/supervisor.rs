@@ -71,7 +71,12 @@ impl Life {
                 Event::Failed { .. } | Event::Done { .. } => self.trains = false,
                 Event::Ready { .. } => self.trains = true,
                 Event::Step { step } => self.best = self.best.max(Some(step)),
-                Event::Saved { .. } | Event::Injected { .. } => {}
+                Event::Copied { .. }
+                | Event::Saved { .. }
+                | Event::Injected { .. }
+                | Event::Slow { .. }
+                | Event::Corrupted { .. }
+                | Event::Remark { .. } => {}
             }
         }
         Ok(sign)
@@ -129,7 +134,7 @@ impl Supervisor {
     ) -> io::Result<Watched> {
         let (mut told, mut last_sign) = (false, Instant::now());
         if let Some(chaos) = &mut self.chaos {
-            chaos.begin();
+            chaos.begin()?;
         }
         loop {
             if let Some(status) = child.try_wait()? {
@@ -143,11 +148,18 @@ impl Supervisor {
             if life.follow(&self.ledger)? || !life.trains {
                 last_sign = Instant::now();
             }
-            if let Some(chaos) = self.chaos.as_mut().filter(|_| life.trains && !told)
-                && let Some(fault) = chaos.strike(child)?
-            {
-                self.ledger.note(Event::Injected { fault: fault.clone() })?;
-                say(&format!("chaos: {fault}"));
+            if let Some(chaos) = &mut self.chaos {
+                chaos.relent(child);
+                if life.trains
+                    && !told
+                    && let Some(best) = life.best
+                    && let Some((fault, rank)) = chaos.due(best)
+                {
+                    // Noted first, so that nothing that follows from it comes before it.
+                    self.ledger.note(Event::Injected { fault, rank })?;
+                    let how = chaos.strike(fault, rank, child)?;
+                    say(&format!("chaos: {} ({how})", fault.name()));
+                }
             }
             if last_sign.elapsed() >= self.hang_after {
                 kill(child)?;

@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use llamero_autograd::{Tape, Targets, Var};
 use llamero_comm::{Comm, CommError, Op};
-use llamero_data::{Batch, Sequence};
-use llamero_model::{Config, Input, Llama, ParamSpec, Placement, Shard};
-use llamero_tensor::{Backend, DType, NO_TARGET, RowLoss, Segments, Shape, Tensor};
+use llamero_data::Sequence;
+use llamero_model::{Config, Division, Input, Llama, ParamSpec, Placement, Shard};
+use llamero_tensor::{Backend, DType, RowLoss, Shape, Tensor};
 
+use crate::context::MicroBatch;
 use crate::faults::damage;
 use crate::gradients::{GradientShares, Summed};
 use crate::guard::Watch;
 use crate::pipeline::{Action, Pipeline, stage_layers};
-use crate::{Finding, Optimizer, Ranks, Sign, TrainConfig, TrainError};
+use crate::{Finding, Optimizer, Ranks, Sharding, Sign, TrainConfig, TrainError};
 
 /// What one step did.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,7 +60,10 @@ pub fn build_stages<E>(
     mut values: impl FnMut(&ParamSpec, std::ops::Range<usize>) -> Result<Vec<f32>, E>,
 ) -> Result<Vec<Llama>, E> {
     let places = places(model, config, ranks);
-    places.iter().map(|place| Llama::build(model, place, device, &ranks.tp, &mut values)).collect()
+    let shards = (config.sharding == Sharding::Parameters).then(|| Arc::clone(ranks.shards()));
+    let division = Division { slices: Arc::clone(&ranks.tp), shards };
+    let build = |place| Llama::build(model, place, device, division.clone(), &mut values);
+    places.iter().map(build).collect()
 }
 
 /// What the chunks on a rank are of the whole model.
@@ -111,7 +115,7 @@ impl<'b> Trainer<'b> {
 
     /// One rank's part of a trainer at step 0, with what [`build_stages`] gave.
     pub fn on_mesh(stages: Vec<Llama>, ranks: Ranks, backend: &'b dyn Backend, config: TrainConfig) -> Self {
-        let optimizer = Optimizer::new(&stages, backend, &*ranks.dp);
+        let optimizer = Optimizer::new(&stages, backend, &**ranks.shards());
         let places = places(&stages[0].config, &config, &ranks);
         assert_eq!(places.len(), stages.len(), "a trainer has the chunks that its configuration says");
         let watch = Watch::default();
@@ -128,7 +132,7 @@ impl<'b> Trainer<'b> {
         &mut self.stages[0]
     }
 
-    /// The chunks of the model on this rank.
+    /// The chunks of the model on this rank; [`llamero_autograd::Param::whole`] puts sharded parameters together.
     pub fn stages(&self) -> &[Llama] {
         &self.stages
     }
@@ -159,6 +163,7 @@ impl<'b> Trainer<'b> {
     }
 
     /// This rank's part of the sequences of a step, given all of them: each data-parallel rank takes as many in a row.
+    /// Context-parallel ranks take the same ones, and cut their rows out of them.
     pub fn own_sequences(&self, step: u64) -> std::ops::Range<usize> {
         llamero_comm::share(self.config.at(step).batch, self.ranks.at.dp, self.ranks.mesh.dp)
     }
@@ -167,22 +172,19 @@ impl<'b> Trainer<'b> {
     /// update. The sum runs over micro-batches in order, so their size does not matter.
     pub fn gradients(&self, step: u64, sequences: Vec<Sequence>) -> Result<StepGradients, TrainError> {
         let ranks = &self.ranks;
-        let tokens: usize = sequences.iter().map(|s| s.tokens.len()).sum();
-        let targets = sequences.iter().flat_map(|s| &s.targets).filter(|&&t| t != NO_TARGET).count();
+        let micro_batches = sequences.chunks(self.config.at(step).micro_batch);
+        let batches: Vec<MicroBatch> = micro_batches.map(|sequences| self.cut(sequences)).collect();
+        drop(sequences);
+        let tokens: usize = batches.iter().map(|b| b.tokens.len()).sum();
+        let targets: usize = batches.iter().map(MicroBatch::num_targets).sum();
         let counts = everybodys(&*ranks.dp, &[targets as f64, tokens as f64])?;
         let [targets, tokens] = [0, 1].map(|i| counts.iter().map(|own| own[i]).sum::<f64>());
         let tokens = tokens as u64;
         if targets == 0.0 {
             return Err(TrainError::NoTargets { step, tokens: tokens as usize });
         }
-        let mut sequences = sequences.into_iter().peekable();
-        let (mut batches, micro_batch) = (Vec::new(), self.config.at(step).micro_batch);
-        while sequences.peek().is_some() {
-            batches.push(Batch::pack(sequences.by_ref().take(micro_batch)));
-        }
         let repeated = self.watch.repeat.as_ref().map(|other| self.repeated(other, targets)).transpose()?;
-        let shares = GradientShares::new(self.backend, ranks, self.stages[0].config.tied);
-        let mut shares = shares.watched(self.watch.guard.state, repeated.is_some());
+        let mut shares = self.gradient_shares().watched(self.watch.guard.state, repeated.is_some());
         let sums = self.passes(&batches, targets, &mut shares)?;
         drop(batches);
         if let Some(repeated) = &repeated {
@@ -215,11 +217,19 @@ impl<'b> Trainer<'b> {
         Ok(StepGradients { loss, lse_square, tokens, square, by_id, sums: checksums })
     }
 
+    /// This rank's rows of a micro-batch.
+    fn cut(&self, sequences: &[Sequence]) -> MicroBatch {
+        MicroBatch::cut(sequences, (self.ranks.at.cp, self.ranks.mesh.cp))
+    }
+
+    fn gradient_shares(&self) -> GradientShares<'b, '_> {
+        GradientShares::new(self.backend, &self.ranks, self.config.sharding, self.stages[0].config.tied)
+    }
+
     /// Sums of the gradients of another rank's micro-batch.
     fn repeated(&self, other: &[Sequence], targets: f64) -> Result<BTreeMap<usize, u64>, TrainError> {
-        let shares = GradientShares::new(self.backend, &self.ranks, self.stages[0].config.tied);
-        let mut shares = shares.only_sums();
-        self.passes(&[Batch::pack(other.iter().cloned())], targets, &mut shares)?;
+        let mut shares = self.gradient_shares().only_sums();
+        self.passes(&[self.cut(other)], targets, &mut shares)?;
         Ok(shares.take_first())
     }
 
@@ -233,7 +243,7 @@ impl<'b> Trainer<'b> {
     /// log-sum-exps, at the last stage: row by row in order, so that the cuts between micro-batches do not show in them.
     fn passes(
         &self,
-        batches: &[Batch],
+        batches: &[MicroBatch],
         targets: f64,
         shares: &mut GradientShares<'b, '_>,
     ) -> Result<[f64; 2], TrainError> {
@@ -242,8 +252,6 @@ impl<'b> Trainer<'b> {
         let run = self.config.pipeline.run.unwrap_or(size).max(size);
         let pipeline = Pipeline { ranks: size, chunks, micros: batches.len(), run };
         let (next, before) = ((rank + 1) % size, (rank + size - 1) % size);
-        let segments: Vec<Segments> =
-            batches.iter().map(|b| Segments::documents(b.documents.iter().copied())).collect();
         let mut flights: HashMap<(usize, usize), Flight<'_>> = HashMap::new();
         // Between chunks of one rank nothing is sent.
         let mut here: HashMap<(bool, usize, usize), Tensor> = HashMap::new();
@@ -253,6 +261,9 @@ impl<'b> Trainer<'b> {
                 Action::Forward { chunk, micro } => {
                     let (stage, model) = (pipeline.stage(rank, chunk), &self.stages[chunk]);
                     let mut tape = Tape::record(self.backend);
+                    if ranks.mesh.cp > 1 {
+                        tape.divide_context(batches[micro].context(&*ranks.cp));
+                    }
                     let (input, leaf) = if stage == 0 {
                         (Input::Tokens(&batches[micro].tokens), None)
                     } else {
@@ -263,7 +274,8 @@ impl<'b> Trainer<'b> {
                         let leaf = tape.leaf(x);
                         (Input::Hidden(leaf.clone()), Some(leaf))
                     };
-                    let hidden = model.forward(&mut tape, input, &segments[micro], self.config.recompute);
+                    let segments = &batches[micro].segments;
+                    let hidden = model.forward(&mut tape, input, segments, self.config.recompute);
                     tape.check()?;
                     if stage + 1 < pipeline.stages() {
                         if size == 1 {
@@ -279,9 +291,7 @@ impl<'b> Trainer<'b> {
                     let Some(Flight { tape, input, hidden }) = flights.remove(&(chunk, micro)) else {
                         unreachable!("a schedule goes forwards before it goes backwards")
                     };
-                    if self.watch.damages() && micro > 0 {
-                        self.watch.take_damage().map(|random| shares.damage(random));
-                    }
+                    self.watch.damage_between(|random| shares.damage(random));
                     shares.micro_batch(micro, batches.len());
                     let d_input = if stage + 1 == pipeline.stages() {
                         let batch = &batches[micro];
@@ -326,7 +336,7 @@ impl<'b> Trainer<'b> {
     }
 
     /// Hidden states of this rank's share of the rows of a micro-batch, or their gradient.
-    fn receive(&self, pipe: &dyn Comm, from: usize, batch: &Batch) -> Result<Tensor, TrainError> {
+    fn receive(&self, pipe: &dyn Comm, from: usize, batch: &MicroBatch) -> Result<Tensor, TrainError> {
         let body = pipe.recv(from)?;
         let (tp, model) = (&self.ranks.tp, &self.stages[0]);
         let rows = llamero_comm::share(batch.tokens.len(), tp.rank(), tp.size()).len();
@@ -368,8 +378,14 @@ impl<'b> Trainer<'b> {
         if skipped.is_none() {
             let optimizer = &self.config.optimizer;
             let scale = if grad_norm > optimizer.clip_norm { optimizer.clip_norm / grad_norm } else { 1.0 };
-            let dp = Arc::clone(&self.ranks.dp);
-            self.optimizer.step(&mut self.stages, &by_id, (self.backend, &*dp), optimizer, (lr, scale))?;
+            let shards = Arc::clone(self.ranks.shards());
+            self.optimizer.step(
+                &mut self.stages,
+                &by_id,
+                (self.backend, &*shards),
+                optimizer,
+                (lr, scale),
+            )?;
             let mean = self.mean_loss.map_or(loss, |mean| mean + MEAN_WEIGHT * (loss - mean));
             self.mean_loss = Some(mean);
         }

@@ -5,18 +5,20 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Made, config, values};
-use llamero_comm::{Threads, World, WorldOptions};
+use common::{Made, config, llama, values};
+use llamero_comm::{Solo, Threads, World, WorldOptions};
 use llamero_cpu::Cpu;
-use llamero_model::Config;
+use llamero_model::{Config, Placement};
 use llamero_tensor::testing::splitmix;
-use llamero_tensor::{Backend, DType};
+use llamero_tensor::{Backend, CheckedProducts, DType};
 use llamero_train::{
     Checkpoints, Fault, Finding, Guard, Mesh, Observer, OptimizerConfig, Order, Orders, Ranks,
-    SequenceSource, Sign, StepRecord, TrainConfig, TrainReport, Trainer, build_stages, train,
+    SequenceSource, Sharding, Sign, StepRecord, TrainConfig, TrainReport, Trainer, build_stages, train,
 };
 
 fn settings(steps: u64) -> TrainConfig {
@@ -36,6 +38,7 @@ struct Case<'a> {
     mesh: &'a str,
     model: &'a Config,
     dtype: DType,
+    sharding: Sharding,
     steps: u64,
     guard: Guard,
 }
@@ -43,9 +46,9 @@ struct Case<'a> {
 type Weights = BTreeMap<(usize, usize), Vec<f32>>;
 
 impl Case<'_> {
-    fn trainer<'b>(&self, world: &World, backend: &'b Cpu) -> Trainer<'b> {
+    fn trainer<'b>(&self, world: &World, backend: &'b dyn Backend) -> Trainer<'b> {
         let ranks = Ranks::new(world, self.mesh.parse().unwrap());
-        let settings = settings(self.steps);
+        let settings = TrainConfig { sharding: self.sharding, ..settings(self.steps) };
         let Ok(stages) = build_stages(self.model, &settings, &ranks, (backend, self.dtype), values);
         Trainer::on_mesh(stages, ranks, backend, settings).guarded(self.guard)
     }
@@ -82,12 +85,14 @@ impl Case<'_> {
     }
 }
 
-/// Orders a fault after every step, and compares what is found with what was ordered.
+/// Orders a fault after every third step, and compares what is found with what was ordered.
 struct Saboteur {
     orders: Orders,
     ranks: usize,
     random: u64,
     left: usize,
+    /// The step after which the next is ordered.
+    next: u64,
     ordered: Option<(usize, Fault, u64)>,
     found: usize,
 }
@@ -99,9 +104,11 @@ impl Observer for Saboteur {
             "{:?} was not found",
             self.ordered
         );
-        if self.ordered.is_some() || self.left == 0 {
+        if self.ordered.is_some() || self.left == 0 || record.step < self.next {
             return;
         }
+        // What is found before the checkpoint of a step is there takes the run back by two.
+        self.next = record.step + 3;
         let fault = Fault::ALL[(splitmix(&mut self.random) % 5) as usize];
         let rank = (splitmix(&mut self.random) % self.ranks as u64) as usize;
         self.orders.give(rank, Order { fault, random: splitmix(&mut self.random) }).unwrap();
@@ -131,8 +138,13 @@ impl Observer for Saboteur {
 fn planted_bits_are_found_named_and_undone() {
     const EACH: usize = 36;
     let model = config();
-    for (mesh, dtype) in [("dp=2,tp=2", DType::Bf16), ("dp=2,pp=2", DType::Bf16), ("tp=2", DType::F32)] {
-        let case = Case { mesh, model: &model, dtype, steps: 3 * EACH as u64 + 8, guard: Guard::every(4) };
+    for (mesh, dtype, sharding) in [
+        ("dp=2,tp=2", DType::Bf16, Sharding::Optimizer),
+        ("dp=2,pp=2", DType::Bf16, Sharding::Gradients),
+        ("dp=2", DType::F32, Sharding::Parameters),
+    ] {
+        let (steps, guard) = (3 * EACH as u64 + 8, Guard::every(4));
+        let case = Case { mesh, model: &model, dtype, sharding, steps, guard };
         let calm = tempfile::tempdir().unwrap();
         let quiet = Case { guard: Guard::default(), ..case };
         let (expected, weights, _) = quiet.run(calm.path(), |_: &StepRecord, _: f64| {});
@@ -142,11 +154,12 @@ fn planted_bits_are_found_named_and_undone() {
             ranks: mesh.parse::<Mesh>().unwrap().size(),
             random: 17,
             left: EACH,
+            next: 0,
             ordered: None,
             found: 0,
         };
         let (report, broken, saboteur) = case.run(dir.path(), saboteur);
-        println!("| {mesh}, {dtype} | {} of {EACH} bits found |", saboteur.found);
+        println!("| {mesh}, {dtype}, {sharding} sharded | {} of {EACH} bits found |", saboteur.found);
         assert_eq!((saboteur.left, saboteur.found), (0, EACH), "{mesh}");
         assert_eq!(report.history, expected.history, "{mesh}");
         assert!(weights == broken, "{mesh}: other weights");
@@ -157,12 +170,11 @@ fn planted_bits_are_found_named_and_undone() {
 #[test]
 fn a_finding_names_the_tensor() {
     let (backend, model) = (Cpu::new(1).unwrap(), config());
-    let case = Case { mesh: "dp=1", model: &model, dtype: DType::Bf16, steps: 9, guard: Guard::every(1) };
-    let world = Threads::world(1, WorldOptions::default()).pop().unwrap();
     let mut random = 5;
     for fault in [Fault::Weight, Fault::LowHalves, Fault::FirstMoment, Fault::SecondMoment] {
         for step in 0..5 {
-            let mut trainer = case.trainer(&world, &backend);
+            let whole = llama(&model, &Placement::whole(&model), (&backend, DType::Bf16), Arc::new(Solo));
+            let mut trainer = Trainer::new(whole, &backend, settings(9)).guarded(Guard::every(1));
             let sequences = || (0..4).map(|i| Made.sequence(i).unwrap()).collect();
             trainer.step(0, sequences()).unwrap();
             assert_eq!(trainer.take_findings(), []);
@@ -183,15 +195,21 @@ fn a_finding_names_the_tensor() {
 fn a_clean_run_has_no_alarm() {
     let model = Config { layers: 2, ..config() };
     let mut alarms = 0;
-    for (mesh, steps) in [("dp=2", 1200), ("dp=2,tp=2", 400), ("pp=2", 400)] {
-        let case = Case { mesh, model: &model, dtype: DType::Bf16, steps, guard: Guard::every(1) };
+    for (mesh, steps) in [("dp=2", 1200), ("dp=2,tp=2", 400), ("pp=2", 400), ("dp=2,cp=2", 200)] {
+        let case = Case {
+            mesh,
+            model: &model,
+            dtype: DType::Bf16,
+            sharding: Sharding::Optimizer,
+            steps,
+            guard: Guard::every(1),
+        };
         let mesh: Mesh = mesh.parse().unwrap();
         let worlds = Threads::world(mesh.size(), WorldOptions { hash: true, ..WorldOptions::default() });
         let one = |world: World| {
             let backend = Cpu::new(1).unwrap();
             let mut trainer = case.trainer(&world, &backend);
-            let read =
-                |places: std::ops::Range<usize>| places.map(|i| Made.sequence(i as u64).unwrap()).collect();
+            let read = |places: Range<usize>| places.map(|i| Made.sequence(i as u64).unwrap()).collect();
             let mut found = 0;
             for step in 0..steps {
                 trainer.repeat(read(trainer.repeated_sequences(step).unwrap()));
@@ -208,4 +226,57 @@ fn a_clean_run_has_no_alarm() {
         });
     }
     assert_eq!(alarms, 0);
+}
+
+/// One rank's arithmetic goes wrong once, by a few hundredths of one number: the rank that repeats its micro-batch sees it. By
+/// much: the checks of products see it too.
+#[test]
+fn wrong_arithmetic_is_found_by_repeating_it() {
+    let model = config();
+    // Of a value in the first block's `wqkv` product; a query of a document's first row would not count.
+    let (low_bit, upper_bit) = (2, 14);
+    for (mesh, bit, products) in [("dp=2", low_bit, 0), ("dp=2,tp=2", low_bit, 0), ("dp=2", upper_bit, 1)] {
+        let guard = Guard { repeat: 3, products, ..Guard::default() };
+        let case =
+            Case { mesh, model: &model, dtype: DType::Bf16, sharding: Sharding::Optimizer, steps: 9, guard };
+        let mesh: Mesh = mesh.parse().unwrap();
+        let (wrong_rank, wrong_step) = (1, 3);
+        let cols = 80 / mesh.tp as u64;
+        let bit = (41 * cols - 5) * 16 + bit;
+        let one = |world: World| {
+            let cpu = Cpu::new(1).unwrap();
+            let backend = CheckedProducts::new(&cpu, products);
+            let mut trainer = case.trainer(&world, &backend);
+            let read = |places: Range<usize>| places.map(|i| Made.sequence(i as u64).unwrap()).collect();
+            let mut found = Vec::new();
+            for step in 0..case.steps {
+                if let Some(places) = trainer.repeated_sequences(step) {
+                    trainer.repeat(read(places));
+                }
+                if (world.rank(), step) == (wrong_rank, wrong_step) {
+                    backend.damage_next(bit);
+                }
+                trainer.step(step, read(trainer.own_sequences(step))).unwrap();
+                found.extend(trainer.take_findings());
+                let faults = backend.take_faults();
+                let here = (world.rank(), step) == (wrong_rank, wrong_step);
+                assert_eq!(faults.len(), usize::from(here && products > 0), "{faults:?}");
+            }
+            trainer.ranks().all.barrier().unwrap();
+            found
+        };
+        let worlds = Threads::world(mesh.size(), WorldOptions::default());
+        let found: Vec<Finding> = std::thread::scope(|scope| {
+            let one = &one;
+            let ranks: Vec<_> = worlds.into_iter().map(|world| scope.spawn(move || one(world))).collect();
+            ranks.into_iter().flat_map(|rank| rank.join().unwrap()).collect()
+        });
+        assert!(!found.is_empty(), "{mesh}: not seen");
+        let named = |f: &Finding| f.step == wrong_step && f.sign == Sign::Repeat;
+        assert!(found.iter().all(named), "{mesh}: {found:?}");
+        // What went wrong on one tensor-parallel rank reaches the others of its replica.
+        let replica = |rank: usize| mesh.place(rank).dp;
+        let apart = |f: &Finding| f.ranks.len() == 2 && replica(f.ranks[0]) != replica(f.ranks[1]);
+        assert!(found.iter().all(apart), "{found:?}");
+    }
 }

@@ -11,21 +11,23 @@ use llamero_cpu::Cpu;
 use llamero_model::Recompute;
 use llamero_tensor::DType;
 use llamero_train::{
-    Device, Mesh, MeshQuestion, MessageKind, PipelineConfig, Ranks, SequenceSource, TrainConfig, Trainer,
-    Zero, build_stages, plan_mesh,
+    Device, Mesh, MeshQuestion, MessageKind, PipelineConfig, Ranks, SequenceSource, Sharding, TrainConfig,
+    Trainer, build_stages, plan_mesh,
 };
 
 /// What is told apart: groups of an axis, its size, an op; and the kinds that are planned as such.
 type Look = (&'static [&'static str], fn(Mesh) -> usize, Op, &'static [MessageKind]);
 
-const LOOKS: [Look; 7] = [
+const LOOKS: [Look; 9] = [
     (&["tp"], |m| m.tp, Op::AllGather, &[MessageKind::ActivationsGathered, MessageKind::LossesGathered]),
     (&["tp"], |m| m.tp, Op::ReduceScatter, &[MessageKind::ActivationsSummed]),
     (&["tp"], |m| m.tp, Op::AllReduce, &[MessageKind::NormsSummed]),
     (&["pp"], |m| m.pp, Op::Send, &[MessageKind::HiddenSent]),
     (&["pp-back"], |m| m.pp, Op::Send, &[MessageKind::HiddenGradientsSent]),
-    (&["dp"], |m| m.dp, Op::ReduceScatter, &[MessageKind::GradientsSummed]),
-    (&["dp"], |m| m.dp, Op::AllGather, &[MessageKind::WeightsGathered]),
+    (&["cp"], |m| m.cp, Op::AllGather, &[MessageKind::ContextGathered]),
+    (&["cp"], |m| m.cp, Op::ReduceScatter, &[MessageKind::ContextSummed]),
+    (&["dp"], |m| m.dp * m.cp, Op::ReduceScatter, &[MessageKind::GradientsSummed]),
+    (&["dp"], |m| m.dp * m.cp, Op::AllGather, &[MessageKind::WeightsGathered]),
 ];
 
 /// Bytes that a rank sent in a step, by kind, and its stage.
@@ -50,15 +52,30 @@ fn sent(world: &World, mesh: Mesh, settings: &TrainConfig, dtype: DType) -> (usi
     (stage, LOOKS.iter().map(of).collect())
 }
 
+const POLICIES: [(Recompute, Sharding); 5] = [
+    (Recompute::Nothing, Sharding::Optimizer),
+    (Recompute::Selective, Sharding::Optimizer),
+    (Recompute::Blocks, Sharding::Optimizer),
+    (Recompute::Selective, Sharding::Gradients),
+    (Recompute::Selective, Sharding::Parameters),
+];
+
 #[test]
 fn a_step_sends_what_is_planned() {
     let device = Device::h100();
     let model = config();
-    for (mesh, chunks) in
-        [("tp=2", 1), ("dp=2", 1), ("dp=4", 1), ("pp=2", 1), ("pp=2", 2), ("dp=2,pp=2,tp=2", 1)]
-    {
+    for (mesh, chunks) in [
+        ("tp=2", 1),
+        ("dp=2", 1),
+        ("dp=4", 1),
+        ("pp=2", 1),
+        ("pp=2", 2),
+        ("dp=2,pp=2,tp=2", 1),
+        ("cp=2", 1),
+        ("dp=2,cp=2,tp=2", 1),
+    ] {
         let mesh: Mesh = mesh.parse().unwrap();
-        for recompute in [Recompute::Nothing, Recompute::Selective, Recompute::Blocks] {
+        for (recompute, sharding) in POLICIES {
             for dtype in [DType::F32, DType::Bf16] {
                 let pipeline = PipelineConfig { chunks, run: None };
                 let settings = TrainConfig {
@@ -68,6 +85,7 @@ fn a_step_sends_what_is_planned() {
                     micro_batch: 1,
                     recompute,
                     pipeline,
+                    sharding,
                     ..TrainConfig::default()
                 };
                 let worlds =
@@ -78,9 +96,8 @@ fn a_step_sends_what_is_planned() {
                     let ranks: Vec<_> = worlds.into_iter().map(|w| scope.spawn(move || run(w))).collect();
                     ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
                 });
-                let (device, config, zero) = (device.clone(), &settings, Zero::One);
-                let question =
-                    MeshQuestion { model: &model, config, dtype, mesh, cp: 1, zero, device, mfu: None };
+                let (device, config) = (device.clone(), &settings);
+                let question = MeshQuestion { model: &model, config, dtype, mesh, device, mfu: None };
                 let plan = plan_mesh(&question).unwrap();
                 for (stage, found) in found {
                     let axes = plan.stages[stage].traffic.axes();
@@ -89,7 +106,7 @@ fn a_step_sends_what_is_planned() {
                         let of_kind = kinds.iter().filter(|sent| wanted.contains(&sent.kind));
                         let planned: u64 = of_kind.map(|sent| sent.bytes).sum();
                         let what = format!(
-                            "{mesh}, {chunks} chunks, {dtype}, {recompute:?}, stage {stage}, {wanted:?}"
+                            "{mesh}, {chunks} chunks, {dtype}, {recompute:?}, {sharding} sharded, stage {stage}, {wanted:?}"
                         );
                         // Shares of unequal length, and counts of tokens, which are a few bytes.
                         let near = (found - planned as f64).abs() <= 0.005 * found + 100.0;

@@ -15,12 +15,17 @@ use llamero_comm::{Mpi, Solo, Threads, World, WorldOptions};
 use llamero_cpu::Cpu;
 use llamero_model::Placement;
 use llamero_tensor::{Backend, DType};
-use llamero_train::{Mesh, OptimizerConfig, Ranks, SequenceSource, TrainConfig, Trainer, build_stages};
+use llamero_train::{
+    Mesh, OptimizerConfig, Ranks, SequenceSource, Sharding, TrainConfig, Trainer, build_stages,
+};
 
 const STEPS: u64 = 5;
 
 /// In the environment of a rank: the mesh.
 const MESH: &str = "LLAMERO_TEST_MESH";
+
+/// In the environment of a rank: what is sharded.
+const SHARDING: &str = "LLAMERO_TEST_SHARDING";
 
 /// Parameters of the model, counted on a whole one.
 fn num_params() -> usize {
@@ -30,12 +35,13 @@ fn num_params() -> usize {
 }
 
 /// Trains and gives the losses, the gradient norms and a hash of the weights of all ranks, as text.
-fn train(world: &World, mesh: Mesh) -> String {
+fn train(world: &World, mesh: Mesh, sharding: Sharding) -> String {
     let settings = TrainConfig {
         steps: Some(STEPS),
         sequence: config().context,
         batch: 4,
         micro_batch: 1,
+        sharding,
         optimizer: OptimizerConfig { peak_lr: 1e-3, warmup_steps: 2, ..OptimizerConfig::default() },
         ..TrainConfig::default()
     };
@@ -55,7 +61,8 @@ fn train(world: &World, mesh: Mesh) -> String {
     let mut hasher = blake3::Hasher::new();
     let held: usize =
         trainer.stages().iter().flat_map(|s| s.params()).map(|p| p.value.shape().elements()).sum();
-    assert!(held < num_params() || mesh.pp * mesh.tp == 1, "a rank holds its part only");
+    let divided = mesh.pp * mesh.tp > 1 || sharding == Sharding::Parameters;
+    assert!(held < num_params() || !divided, "a rank holds its part only");
     for param in trainer.stages().iter().flat_map(|s| s.params()) {
         hasher.update(&backend.download_raw(&param.value, 0..param.value.rows()));
     }
@@ -63,21 +70,22 @@ fn train(world: &World, mesh: Mesh) -> String {
     lines + &hashes.iter().map(|hash| format!("{}\n", blake3::hash(hash))).collect::<String>()
 }
 
-fn on_threads(mesh: Mesh) -> String {
+fn on_threads(mesh: Mesh, sharding: Sharding) -> String {
     let worlds = Threads::world(mesh.size(), WorldOptions::default());
     std::thread::scope(|scope| {
         let ranks: Vec<_> =
-            worlds.into_iter().map(|world| scope.spawn(move || train(&world, mesh))).collect();
+            worlds.into_iter().map(|world| scope.spawn(move || train(&world, mesh, sharding))).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).next().unwrap()
     })
 }
 
-fn on_mpi(mesh: Mesh) -> String {
+fn on_mpi(mesh: Mesh, sharding: Sharding) -> String {
     let output = Command::new("mpirun")
         .args(["--oversubscribe", "--allow-run-as-root", "--bind-to", "none"])
         .args(["-n", &mesh.size().to_string()])
         .arg(std::env::current_exe().unwrap())
         .env(MESH, mesh.to_string())
+        .env(SHARDING, sharding.to_string())
         .output()
         .expect("mpirun, which comes with the MPI library");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -86,21 +94,27 @@ fn on_mpi(mesh: Mesh) -> String {
 }
 
 fn main() {
-    if let Ok(mesh) = std::env::var(MESH) {
+    if let (Ok(mesh), Ok(sharding)) = (std::env::var(MESH), std::env::var(SHARDING)) {
         let wire = Arc::new(Mpi::join().expect("MPI with threads"));
         let options = WorldOptions { hash: true, ..WorldOptions::default() };
         let world = World::new(wire, options);
-        let text = train(&world, mesh.parse().unwrap());
+        let text = train(&world, mesh.parse().unwrap(), sharding.parse().unwrap());
         if world.rank() == 0 {
             print!("{text}");
         }
         return;
     }
-    for mesh in ["dp=2,tp=2", "pp=2,tp=2", "dp=2,pp=2", "dp=2,pp=2,tp=2"] {
+    let meshes = ["dp=2,tp=2", "pp=2,tp=2", "dp=2,pp=2", "cp=2,tp=2", "dp=2,cp=2", "dp=2,pp=2,tp=2"];
+    let sharded = [("dp=2,pp=2", Sharding::Gradients), ("dp=4", Sharding::Parameters)];
+    let sharded = sharded.into_iter().chain([("dp=2,pp=2,tp=2", Sharding::Parameters)]);
+    for (mesh, sharding) in meshes.into_iter().map(|mesh| (mesh, Sharding::Optimizer)).chain(sharded) {
         let mesh: Mesh = mesh.parse().unwrap();
-        let (threads, mpi) = (on_threads(mesh), on_mpi(mesh));
+        let (threads, mpi) = (on_threads(mesh, sharding), on_mpi(mesh, sharding));
         assert_eq!(threads.lines().count(), STEPS as usize + mesh.size());
         assert_eq!(mpi, threads, "{mesh}");
-        println!("{mesh}: {} MPI processes have the bits of as many threads", mesh.size());
+        println!(
+            "{mesh}, {sharding} sharded: {} MPI processes have the bits of as many threads",
+            mesh.size()
+        );
     }
 }

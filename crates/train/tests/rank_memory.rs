@@ -10,7 +10,7 @@ use llamero_data::Sequence;
 use llamero_model::{Config, Recompute, initial_values};
 use llamero_tensor::{Backend, DType, NO_TARGET};
 use llamero_train::{
-    Kernels, Mesh, PipelineConfig, RankOf, Ranks, TrainConfig, Trainer, Zero, build_stages, rank_memory,
+    Kernels, Mesh, PipelineConfig, RankOf, Ranks, TrainConfig, Trainer, build_stages, rank_memory,
 };
 
 fn sized(dim: usize, layers: usize, ffn: usize, vocab: usize) -> Config {
@@ -71,7 +71,7 @@ fn compare(mesh: &str, chunks: usize, model: &Config, (sequence, batch, micro_ba
             });
             for stage in 0..mesh.pp {
                 let most = found.iter().filter(|(s, _)| *s == stage).map(|(_, bytes)| *bytes).max().unwrap();
-                let rank = RankOf { mesh, cp: 1, stage, zero: Zero::One, kernels };
+                let rank = RankOf { mesh, stage, kernels };
                 let expected = rank_memory(model, &settings, dtype, &rank);
                 let ratio = expected.total() as f64 / most as f64;
                 println!("{mesh}, {chunks} chunks, {dtype}, {recompute:?}, stage {stage}: {ratio:.3}");

@@ -17,8 +17,8 @@ use llamero_model::{Config, Group, Placement};
 use llamero_tensor::testing::splitmix;
 use llamero_tensor::{Backend, DType};
 use llamero_train::{
-    Annealing, Checkpoints, Mesh, MixStage, OptimizerConfig, RampStage, Ranks, SequenceSource, StepRecord,
-    TrainConfig, Trainer, build_stages,
+    Annealing, Checkpoints, Mesh, MixStage, OptimizerConfig, RampStage, Ranks, SequenceSource, Sharding,
+    StepRecord, TrainConfig, Trainer, build_stages,
 };
 
 const STEPS: u64 = 9;
@@ -114,7 +114,18 @@ struct Outcome {
 }
 
 /// Trains on a mesh without tensor and pipeline parallelism, with a checkpoint after every step, until a step.
-fn fit(mesh: &str, dtype: DType, until: u64, (data, checkpoints): (&Path, &Path)) -> Outcome {
+fn fit(mesh: &str, dtype: DType, until: u64, paths: (&Path, &Path)) -> Outcome {
+    fit_sharded(Sharding::default(), mesh, dtype, until, paths)
+}
+
+fn fit_sharded(
+    sharding: Sharding,
+    mesh: &str,
+    dtype: DType,
+    until: u64,
+    (data, checkpoints): (&Path, &Path),
+) -> Outcome {
+    let settings = || TrainConfig { sharding, ..settings() };
     let mesh: Mesh = mesh.parse().unwrap();
     mesh.check(&small(), &settings()).unwrap();
     let source = Source::new(data, until);
@@ -130,10 +141,11 @@ fn fit(mesh: &str, dtype: DType, until: u64, (data, checkpoints): (&Path, &Path)
             &checkpoints,
             &mut |_: &llamero_train::StepRecord, _: f64| (),
         );
-        trainer.ranks().all.barrier().unwrap();
         assert_eq!(result.is_ok(), until == STEPS, "{:?}", result.err());
         let params = trainer.stages().iter().flat_map(|stage| stage.params());
-        let weights = params.map(|p| (p.name.clone(), backend.download(&p.value))).collect();
+        let weights = params.map(|p| (p.name.clone(), backend.download(&p.whole(&backend).unwrap())));
+        let weights = weights.collect();
+        trainer.ranks().all.barrier().unwrap();
         (result.map(|report| report.history).unwrap_or_default(), weights)
     };
     let one = &one;
@@ -188,7 +200,7 @@ fn every_mesh_reads_the_same_tokens_and_none_twice() {
     let data = tempfile::tempdir().unwrap();
     store(data.path());
     let expected = uninterrupted("dp=1", DType::F32, data.path());
-    for mesh in ["dp=2", "dp=4"] {
+    for mesh in ["dp=2", "dp=4", "dp=2,cp=2"] {
         let found = uninterrupted(mesh, DType::F32, data.path());
         assert!(found.tokens == expected.tokens, "{mesh}: other tokens");
         for (a, b) in found.history.iter().zip(&expected.history) {
@@ -224,7 +236,7 @@ fn annealing_begun_on_two_ranks_is_finished_on_one_and_on_four() {
     let data = tempfile::tempdir().unwrap();
     store(data.path());
     let expected = uninterrupted("dp=2", DType::F32, data.path());
-    for (mesh, bound) in [("dp=2", 0.0), ("dp=1", 3e-5), ("dp=4", 3e-5)] {
+    for (mesh, bound) in [("dp=2", 0.0), ("dp=1", 3e-5), ("dp=4", 3e-5), ("dp=2,cp=2", 3e-5)] {
         let dir = tempfile::tempdir().unwrap();
         // One sum of two is there.
         fit("dp=2", DType::F32, 7, (data.path(), dir.path()));
@@ -232,6 +244,11 @@ fn annealing_begun_on_two_ranks_is_finished_on_one_and_on_four() {
         let apart = apart(&found.weights, &expected.weights);
         assert!(apart <= bound, "{mesh}: weights are {apart:e} apart");
     }
+    let dir = tempfile::tempdir().unwrap();
+    fit("dp=2", DType::F32, 7, (data.path(), dir.path()));
+    let found = fit_sharded(Sharding::Parameters, "dp=4", DType::F32, STEPS, (data.path(), dir.path()));
+    let apart = apart(&found.weights, &expected.weights);
+    assert!(apart <= 3e-5, "sharded: weights are {apart:e} apart");
 }
 
 #[test]

@@ -111,9 +111,18 @@ fn every_step(dir: &Path) -> Checkpoints {
 type Outcome = (Result<TrainReport, TrainError>, Vec<u8>);
 
 fn run_with(model: Llama, backend: &Cpu, settings: TrainConfig, source: &Source, dir: &Path) -> Outcome {
+    run_to(model, backend, settings, source, &every_step(dir))
+}
+
+fn run_to(
+    model: Llama,
+    backend: &Cpu,
+    settings: TrainConfig,
+    source: &Source,
+    checkpoints: &Checkpoints,
+) -> Outcome {
     let mut trainer = Trainer::new(model, backend, settings);
-    let result =
-        train(&mut trainer, source, &every_step(dir), &mut |_: &llamero_train::StepRecord, _: f64| ());
+    let result = train(&mut trainer, source, checkpoints, &mut |_: &llamero_train::StepRecord, _: f64| ());
     let bytes = bytes(trainer.model(), backend);
     (result, bytes)
 }
@@ -251,7 +260,7 @@ fn a_damaged_checkpoint_is_passed_over_by_name_and_the_older_one_is_used() {
 }
 
 #[test]
-fn a_run_without_a_whole_checkpoint_starts_again() {
+fn a_run_without_a_whole_checkpoint_starts_again_only_when_asked() {
     let (expected, weights) = uninterrupted(DType::F32);
     let dir = tempfile::tempdir().unwrap();
     interrupt(DType::F32, 5, dir.path());
@@ -263,11 +272,21 @@ fn a_run_without_a_whole_checkpoint_starts_again() {
         std::fs::write(step.join("rank-0000.f32"), b"").unwrap();
     }
     // What a process that was killed while writing leaves behind.
-    std::fs::create_dir(dir.path().join("writing")).unwrap();
-    std::fs::write(dir.path().join("writing/rank-0000.f32"), b"half").unwrap();
-    let (report, found) = run(DType::F32, &Source::default(), dir.path());
+    std::fs::create_dir(dir.path().join("writing-1")).unwrap();
+    std::fs::write(dir.path().join("writing-1/rank-0000.f32"), b"half").unwrap();
+    let error = run(DType::F32, &Source::default(), dir.path()).0.unwrap_err().to_string();
+    for word in ["step-0000000005", "step-0000000004", "`rank-0000.f32` has 0 bytes", "start_over"] {
+        assert!(error.contains(word), "{error}");
+    }
+    assert!(!dir.path().join("writing-1").exists());
+    let backend = Cpu::new(1).unwrap();
+    let over = every_step(dir.path()).start_over(true);
+    let model = model(&backend, DType::F32);
+    let (report, found) = run_to(model, &backend, settings(), &Source::default(), &over);
     let report = report.unwrap();
-    assert_eq!((report.resumed_at, report.remarks.len()), (None, 2), "{:?}", report.remarks);
+    assert_eq!((report.resumed_at, report.remarks.len()), (None, 3), "{:?}", report.remarks);
+    assert!(report.remarks[2].contains("began again"), "{:?}", report.remarks);
+    assert_eq!(over.newest_step(), STEPS - 1, "what is damaged makes room");
     assert_eq!(report.history, expected.history);
     assert!(found == weights);
 }
@@ -285,10 +304,10 @@ fn a_checkpoint_of_another_model_is_refused() {
         let backend = Cpu::new(1).unwrap();
         let model = llama(&other, &Placement::whole(&other), (&backend, DType::F32), Arc::new(Solo));
         let (report, _) = run_with(model, &backend, settings(), &Source::default(), copied.path());
-        let report = report.unwrap();
-        assert_eq!(report.resumed_at, None);
-        assert_eq!(report.remarks.len(), 2);
-        for remark in &report.remarks {
+        let error = report.unwrap_err();
+        let TrainError::NoCheckpoint { ref reason, .. } = error else { panic!("{error}") };
+        assert_eq!(reason.lines().count(), 2);
+        for remark in reason.lines() {
             assert!(remark.contains("step-000000000") && remark.contains("another model"), "{remark}");
         }
     }

@@ -8,7 +8,7 @@ use llamero_artifact::recipe as files;
 use llamero_cpu::Cpu;
 use llamero_cpu::peak::{self, Unit};
 use llamero_tensor::DType;
-use llamero_train::{Device, Mesh, MeshPlan, MeshQuestion, TrainConfig, Zero, plan_mesh};
+use llamero_train::{Device, Mesh, MeshPlan, MeshQuestion, TrainConfig, plan_mesh};
 use serde::Serialize;
 
 use super::{print, print_json};
@@ -55,12 +55,13 @@ pub(crate) fn dry_run(
     };
     let model = recipe.model_config(preset, recipe.tokenizer.vocab_size)?;
     let (mesh, dtype) = (recipe.run.mesh()?, recipe.dtype()?);
-    let config = &TrainConfig { pipeline: recipe.run.pipeline()?, ..recipe.pretrain.clone() };
+    let (pipeline, sharding) = (recipe.run.pipeline()?, recipe.run.sharding()?);
+    let config = &TrainConfig { pipeline, sharding, ..recipe.pretrain.clone() };
     let device = match device {
         DeviceArg::H100 => Device::h100(),
         DeviceArg::Cpu => this_machine(mesh, &recipe.run, dtype)?,
     };
-    let question = MeshQuestion { model: &model, config, dtype, mesh, cp: 1, zero: Zero::One, device, mfu };
+    let question = MeshQuestion { model: &model, config, dtype, mesh, device, mfu };
     let plan = plan_mesh(&question).context("section [pretrain]")?;
     if json {
         let fullest = plan.fullest().map(|stage| stage.stage);

@@ -8,7 +8,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use llamero_artifact::{ArtifactError, WORK_STATE, recipe as files};
-use llamero_train::{Chaos, Ended, Goodput, Ledger, Mesh, Supervisor};
+use llamero_train::{
+    Chaos, Ended, Goodput, Incident, IncidentTable, Ledger, Mesh, Orders, Sharding, Supervisor, incidents,
+};
 use serde::Serialize;
 
 use super::dry_run::{DeviceArg, dry_run};
@@ -34,6 +36,7 @@ use crate::termination::Termination;
     Examples:\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2,pp=2 --chunks 2 --supervise\n  \
+    llamero pretrain recipes/quickstart.toml --mesh dp=4 --shard parameters\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --supervise --chaos 1 --mtbf 20s\n  \
     mpirun -n 4 llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --transport mpi\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --transport mpi --supervise --launcher \"mpirun --oversubscribe\"\n  \
@@ -46,12 +49,16 @@ pub(crate) struct PretrainArgs {
     /// Set a value of the recipe, e.g. `pretrain.steps=1000`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Ranks, e.g. `dp=2,pp=2,tp=2`: data, pipeline and tensor parallel (the same as `--set run.mesh=…`).
+    /// Ranks, e.g. `dp=2,pp=2,cp=2,tp=2`: data, pipeline, context and tensor parallel (the same as `--set run.mesh=…`).
     #[arg(long)]
     mesh: Option<Mesh>,
     /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
     #[arg(long)]
     chunks: Option<usize>,
+    /// What data-parallel ranks divide among each other: `optimizer` (state only), `gradients` or `parameters` (each also what
+    /// comes before it).
+    #[arg(long, value_name = "WHAT")]
+    shard: Option<Sharding>,
     /// What ranks are (the same as `--set run.transport=…`).
     #[arg(long, value_enum)]
     transport: Option<Transport>,
@@ -82,6 +89,9 @@ pub(crate) struct PretrainArgs {
     /// Mean time between two of them.
     #[arg(long, value_name = "TIME", default_value = "20s", requires = "chaos")]
     mtbf: String,
+    /// Folder with faults that ranks are to have; what --chaos gives the job.
+    #[arg(long, value_name = "DIR", hide = true)]
+    orders: Option<PathBuf>,
     /// Print the results as JSON.
     #[arg(long)]
     json: bool,
@@ -92,10 +102,11 @@ impl PretrainArgs {
     fn sets(&self) -> Vec<String> {
         let mesh = self.mesh.map(|mesh| format!("run.mesh=\"{mesh}\""));
         let chunks = self.chunks.map(|chunks| format!("run.chunks={chunks}"));
+        let shard = self.shard.map(|shard| format!("run.shard=\"{shard}\""));
         let transport = self.transport.and_then(|transport| {
             Some(format!("run.transport={}", transport.to_possible_value()?.get_name()))
         });
-        self.sets.iter().cloned().chain(mesh).chain(chunks).chain(transport).collect()
+        self.sets.iter().cloned().chain(mesh).chain(chunks).chain(shard).chain(transport).collect()
     }
 }
 
@@ -106,6 +117,9 @@ struct Summary<'a> {
     pretrained: &'a Pretrained,
     goodput: Goodput,
     effective_training_time: f64,
+    /// Injected faults and what became of them.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    incidents: Vec<Incident>,
 }
 
 pub(crate) fn pretrain(args: &PretrainArgs) -> Result<()> {
@@ -119,15 +133,22 @@ pub(crate) fn pretrain(args: &PretrainArgs) -> Result<()> {
     let recipe = files::load::<Recipe>(&args.recipe, &sets);
     let in_recipe = recipe.as_ref().ok().map(|recipe| recipe.run.transport);
     match args.transport.or(in_recipe).unwrap_or_default() {
-        Transport::Threads => report(args, &pipeline::pretrain(&args.recipe, &sets, None)?),
+        Transport::Threads => {
+            report(args, &pipeline::pretrain(&args.recipe, &sets, args.orders.as_deref(), None)?)
+        }
         Transport::Mpi => on_processes(args, &sets, recipe),
     }
 }
 
 fn report(args: &PretrainArgs, pretrained: &Pretrained) -> Result<()> {
-    let goodput = Goodput::of(&Ledger::new(&pretrained.ledger).read()?);
+    let entries = Ledger::new(&pretrained.ledger).read()?;
+    let (goodput, incidents) = (Goodput::of(&entries), incidents(&entries));
     if args.json {
-        return print_json(&Summary { pretrained, effective_training_time: goodput.effective(), goodput });
+        let effective_training_time = goodput.effective();
+        return print_json(&Summary { pretrained, goodput, effective_training_time, incidents });
+    }
+    if !incidents.is_empty() {
+        print(format!("{}", IncidentTable(&incidents)))?;
     }
     print(format!("{goodput}"))?;
     print(format!("loss {:.4} after {} tokens", pretrained.loss, pretrained.tokens))?;
@@ -142,7 +163,8 @@ fn on_processes(args: &PretrainArgs, sets: &[String], recipe: Result<Recipe, Art
     }
     let work = || {
         processes.check(recipe?.run.mesh()?)?;
-        report(args, &pipeline::pretrain(&args.recipe, sets, Some(Rc::clone(&processes)))?)
+        let processes = Some(Rc::clone(&processes));
+        report(args, &pipeline::pretrain(&args.recipe, sets, args.orders.as_deref(), processes)?)
     };
     let done = work();
     if let Err(error) = &done {
@@ -163,11 +185,14 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
     std::fs::create_dir_all(run).with_context(|| format!("`{}`", run.display()))?;
     let checkpoints = run.join(format!("pretrain.partial/{WORK_STATE}"));
     let mtbf = time("--mtbf", &args.mtbf)?;
+    let hang_after = time("--hang-after", &args.hang_after)?;
+    let orders = run.join("pretrain.orders");
+    let faults = || (recipe.run.mesh().map_or(1, |mesh| mesh.size()), Orders::new(&orders));
     let supervisor = Supervisor {
         ledger: Ledger::new(run.join(pipeline::ledger_file("pretrain"))),
-        hang_after: time("--hang-after", &args.hang_after)?,
+        hang_after,
         restarts: args.restarts,
-        chaos: args.chaos.map(|seed| Chaos::new(seed, mtbf, checkpoints)),
+        chaos: args.chaos.map(|seed| Chaos::new(seed, mtbf, checkpoints, faults())),
     };
     let own = std::env::current_exe().context("the path of this program")?;
     let launcher: Vec<&str> = match recipe.run.transport {
@@ -190,14 +215,25 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
                 job
             }
         };
-        job.arg("pretrain").arg(&args.recipe).args(sets.iter().flat_map(|set| ["--set", set.as_str()]));
+        // Faults may take all checkpoints that there are, while there are few.
+        let over = args.chaos.map(|_| "run.start_over=true");
+        let sets = sets.iter().map(String::as_str).chain(over);
+        job.arg("pretrain").arg(&args.recipe).args(sets.flat_map(|set| ["--set", set]));
         if args.json {
             job.arg("--json");
+        }
+        if recipe.run.timeout.is_none() {
+            // Ranks notice first, for they know which of them is missing.
+            job.arg("--set").arg(format!("run.timeout=\"{}s\"", hang_after.as_secs_f64() / 2.0));
+        }
+        if args.chaos.is_some() {
+            job.arg("--orders").arg(&orders);
         }
         job
     };
     let stop = Termination::listen()?.hold();
     let ended = supervisor.run(&mut command, &stop, &mut |line| say!("supervisor: {line}"));
+    Orders::new(&orders).clear().ok();
     let started = launcher.first().copied().unwrap_or("the job");
     match ended.with_context(|| format!("`{started}` cannot be started, or its ledger not be read"))? {
         Ended::Done => Ok(()),

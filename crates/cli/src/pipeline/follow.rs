@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use llamero_artifact::{WORK_STATE, recipe as files};
-use llamero_train::{Checkpoints, TrainError};
+use llamero_artifact::recipe as files;
+use llamero_train::TrainError;
 use serde::{Deserialize, Serialize};
 
-use super::job::Nobody;
+use super::job::{How, Nobody};
 use super::training::pretraining;
 use crate::processes::{Processes, Quiet};
 use crate::recipe::Recipe;
@@ -29,8 +29,12 @@ pub(crate) struct Lesson {
     pub(super) recipe: String,
     /// The folder of the tokens.
     pub(super) tokens: PathBuf,
-    /// The folder of the unfinished artifact.
-    pub(super) draft: PathBuf,
+    /// The folder of checkpoints, and what they are called in the second place.
+    pub(super) checkpoints: (PathBuf, String),
+    /// Folder for what ranks did last before something went wrong between them.
+    pub(super) flight: PathBuf,
+    /// Folder with faults that ranks are to have.
+    pub(super) orders: Option<PathBuf>,
 }
 
 /// Does what the first rank says until it says to leave.
@@ -47,12 +51,13 @@ pub(crate) fn follow(processes: &Processes) -> Result<()> {
 
 fn learn(processes: &Processes, lesson: &Lesson, termination: &Termination) -> Result<()> {
     let recipe: Recipe = files::load_str(&lesson.recipe, "the recipe of the first rank", &[])?;
-    let mut checkpoints = Checkpoints::new(lesson.draft.join(WORK_STATE)).until(termination.hold());
-    if let Some(interval) = recipe.run.checkpoint_interval()? {
-        checkpoints = checkpoints.every(interval);
-    }
-    let done = processes.work(recipe.run.mesh()?, recipe.run.threads, |cpu, ranks| {
-        pretraining(&recipe, &lesson.tokens, |job, _| job.one_rank((cpu, ranks), &checkpoints, &mut Nobody))
+    let (folder, what) = &lesson.checkpoints;
+    let checkpoints = recipe.run.checkpoints(folder.clone(), what)?.until(termination.hold());
+    let how = How::new(&recipe.run, lesson.orders.as_ref())?;
+    let done = processes.work((how.mesh, how.threads), (how.world, &lesson.flight), |cpu, ranks| {
+        pretraining(&recipe, &lesson.tokens, |job, _| {
+            job.one_rank(&how, (cpu, ranks), &checkpoints, &mut Nobody)
+        })
     });
     termination.release();
     match done {

@@ -1,22 +1,25 @@
 //! Training on the ranks of a mesh, as one stage of a run does it.
 
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use llamero_artifact::Draft;
-use llamero_comm::{Comm, Solo};
+use llamero_comm::{Comm, CommError, Solo, WorldOptions};
+use llamero_cpu::Cpu;
 use llamero_model::{Config, Llama, ParamSpec, Placement};
-use llamero_tensor::{Backend, DType};
+use llamero_tensor::{Backend, CheckedProducts, DType};
 use llamero_train::{
-    Checkpoints, Event, Ledger, Mesh, Observer, Ranks, SequenceSource, StepRecord, TrainConfig, TrainError,
-    TrainReport, Trainer, build_stages, train,
+    Checkpoints, Event, Finding, Guard, Ledger, LongStep, Mesh, Observer, Orders, Ranks, SequenceSource,
+    StepRecord, Stragglers, TrainConfig, TrainError, TrainReport, Trainer, build_stages, train,
 };
 
 use super::follow::{Lesson, Order};
 use crate::processes::Processes;
 use crate::progress::Progress;
 use crate::ranks;
+use crate::recipe::RunSection;
 
 /// Runs of rows of whole tensors, to begin with.
 pub(super) type Values<'a> = dyn Fn(&ParamSpec, Range<usize>) -> Result<Vec<f32>> + Sync + 'a;
@@ -30,15 +33,38 @@ pub(super) struct Job<'a> {
     pub(super) source: &'a (dyn SequenceSource + Sync),
 }
 
-/// On what a job runs.
-pub(super) struct Place<'a, 'b> {
+/// How it is trained; nothing here changes what comes out.
+pub(super) struct How {
     pub(super) mesh: Mesh,
-    /// Of all ranks that are threads, or of each that is a process.
+    /// Threads of all ranks that are threads, or of each that is a process.
     pub(super) threads: Option<usize>,
-    /// Where the whole model is at the end.
-    pub(super) backend: &'b dyn Backend,
-    /// Ranks that are processes, and what the others must know to do the same.
-    pub(super) processes: Option<(&'a Processes, Lesson)>,
+    /// What is watched for silent corruption.
+    pub(super) guard: Guard,
+    /// How ranks talk to each other.
+    pub(super) world: WorldOptions,
+    /// Faults that ranks do to themselves when a supervisor in chaos mode says so.
+    pub(super) orders: Option<Orders>,
+}
+
+impl How {
+    /// As a recipe says.
+    pub(super) fn new(section: &RunSection, orders: Option<&PathBuf>) -> Result<Self> {
+        Ok(Self {
+            mesh: section.mesh()?,
+            threads: section.threads,
+            guard: section.guard()?,
+            world: section.world()?,
+            orders: orders.map(Orders::new),
+        })
+    }
+
+    fn watched<'b>(&self, trainer: Trainer<'b>) -> Trainer<'b> {
+        let trainer = trainer.guarded(self.guard);
+        match &self.orders {
+            Some(orders) => trainer.obeying(orders.clone()),
+            None => trainer,
+        }
+    }
 }
 
 /// Where a job notes how it goes on.
@@ -46,6 +72,8 @@ pub(super) struct Notes<'a> {
     pub(super) name: &'static str,
     pub(super) draft: &'a Draft,
     pub(super) ledger: &'a Ledger,
+    /// Folder for what ranks did last before something went wrong between them.
+    pub(super) flight: PathBuf,
 }
 
 /// A finished job: the whole model on one rank.
@@ -57,31 +85,34 @@ pub(super) struct Trained<'b> {
 }
 
 impl Job<'_> {
-    /// Trains to the end.
+    /// Trains to the end; where ranks are `processes`, the others learn what they need to know for it.
     pub(super) fn run<'b>(
         &self,
-        place: &Place<'_, 'b>,
+        (how, processes): (&How, Option<(&Processes, Lesson)>),
+        backend: &'b dyn Backend,
         checkpoints: &Checkpoints,
         notes: &Notes<'_>,
     ) -> Result<Trained<'b>> {
-        let (mesh, backend) = (place.mesh, place.backend);
+        let mesh = how.mesh;
         mesh.check(self.sizes, &self.config)?;
         let launched = Event::Launched { makes: notes.draft.id(), ranks: mesh.size() };
         notes.ledger.note(launched).with_context(|| format!("`{}`", notes.ledger.path().display()))?;
-        let mut watch = notes.watch(&self.config, checkpoints);
         if mesh.size() == 1 {
-            let mut trainer = self.whole(backend, self.config.clone())?;
+            let mut trainer = how.watched(self.whole(backend, self.config.clone())?);
+            let mut watch = notes.watch(&self.config, checkpoints);
             let report = train(&mut trainer, self.source, checkpoints, &mut watch)?;
             return Ok(Trained { trainer, report, peak_bytes: backend.memory().peak_bytes });
         }
-        let (of_first, peak_bytes) = match &place.processes {
+        let watch = notes.watch(&self.config, checkpoints);
+        let (of_first, peak_bytes) = match processes {
             Some((processes, lesson)) => {
-                processes.give(&Order::Train(lesson.clone()))?;
-                processes.work(mesh, place.threads, |cpu, ranks| {
-                    self.one_rank((cpu, ranks), checkpoints, &mut watch)
+                let mut watch = watch;
+                processes.give(&Order::Train(lesson))?;
+                processes.work((mesh, how.threads), (how.world, &notes.flight), |cpu, ranks| {
+                    self.one_rank(how, (cpu, ranks), checkpoints, &mut watch)
                 })?
             }
-            None => self.on_threads(place, checkpoints, watch)?,
+            None => self.on_threads(how, checkpoints, notes, watch)?,
         };
         // The last checkpoint of a mesh is that of its last step: one rank takes it whole.
         let alone = TrainConfig { pipeline: Default::default(), ..self.config.clone() };
@@ -100,20 +131,27 @@ impl Job<'_> {
     /// Ranks that are threads; what the first came to.
     fn on_threads(
         &self,
-        place: &Place<'_, '_>,
+        how: &How,
         checkpoints: &Checkpoints,
+        notes: &Notes<'_>,
         watch: Watch<'_>,
     ) -> Result<(TrainReport, usize)> {
-        let cpus = ranks::devices(place.mesh, place.threads)?;
+        let cpus = ranks::devices(how.mesh, how.threads)?;
         let watch = Mutex::new(Some(watch));
-        let done = ranks::on_threads(place.mesh, &cpus, |cpu, ranks| {
+        let done = ranks::on_threads(how.mesh, (how.world, Some(&notes.flight)), &cpus, |cpu, ranks| {
             let first = ranks.all.rank() == 0;
             let watch = first.then(|| watch.lock().ok()?.take()).flatten();
             let mut observer: Box<dyn Observer> = match watch {
                 Some(watch) => Box::new(watch),
                 None => Box::new(Nobody),
             };
-            self.one_rank((cpu, ranks), checkpoints, &mut *observer)
+            let done = self.one_rank(how, (cpu, ranks), checkpoints, &mut *observer);
+            if let Some(damaged) = done.as_ref().err().and_then(damaged_message) {
+                // No step can be made with it, so this job ends here.
+                let step = checkpoints.newest_step();
+                notes.ledger.note(Event::Corrupted { step, found: vec![damaged] }).ok();
+            }
+            done
         })?;
         let Some(of_first) = done.into_iter().next() else { unreachable!("a mesh has ranks") };
         Ok(of_first)
@@ -122,13 +160,16 @@ impl Job<'_> {
     /// What each rank of a mesh does: its report, and the bytes of tensors on all ranks at their peaks.
     pub(super) fn one_rank(
         &self,
-        (cpu, ranks): (&dyn Backend, Ranks),
+        how: &How,
+        (cpu, ranks): (&Cpu, Ranks),
         checkpoints: &Checkpoints,
         observer: &mut dyn Observer,
     ) -> Result<(TrainReport, usize)> {
         let all = Arc::clone(&ranks.all);
-        let stages = build_stages(self.sizes, &self.config, &ranks, (cpu, self.dtype), self.values)?;
-        let mut trainer = Trainer::on_mesh(stages, ranks, cpu, self.config.clone());
+        let checked = CheckedProducts::new(cpu, how.guard.products);
+        let device: &dyn Backend = if how.guard.products > 0 { &checked } else { cpu };
+        let stages = build_stages(self.sizes, &self.config, &ranks, (device, self.dtype), self.values)?;
+        let mut trainer = how.watched(Trainer::on_mesh(stages, ranks, device, self.config.clone()));
         let report = train(&mut trainer, self.source, checkpoints, observer)?;
         let peak = cpu.memory().peak_bytes.to_le_bytes().to_vec();
         let peaks = all.all_gather(peak.into()).map_err(TrainError::from)?;
@@ -145,11 +186,20 @@ impl Job<'_> {
     }
 }
 
+/// What was wrong with a message, if an error is about that.
+fn damaged_message(error: &anyhow::Error) -> Option<String> {
+    match error.downcast_ref() {
+        Some(TrainError::Comm(damaged @ CommError::Damaged { .. })) => Some(damaged.to_string()),
+        _ => None,
+    }
+}
+
 impl<'a> Notes<'a> {
     fn watch(&self, config: &TrainConfig, checkpoints: &Checkpoints) -> Watch<'a> {
         let steps = config.num_steps();
         let bar = Progress::new(self.name, steps, "steps").from(checkpoints.newest_step());
-        Watch { bar, steps, name: self.name, draft: self.draft, ledger: self.ledger }
+        let stragglers = Stragglers::default();
+        Watch { bar, steps, name: self.name, draft: self.draft, ledger: self.ledger, stragglers }
     }
 }
 
@@ -160,6 +210,7 @@ struct Watch<'a> {
     name: &'static str,
     draft: &'a Draft,
     ledger: &'a Ledger,
+    stragglers: Stragglers,
 }
 
 impl Watch<'_> {
@@ -186,14 +237,38 @@ impl Observer for Watch<'_> {
         }
     }
 
+    fn busy(&mut self, step: u64, seconds: f64, busy: &[f64]) {
+        if let Some(LongStep { rank, over }) = self.stragglers.note(seconds, busy) {
+            self.note(Event::Slow { step, rank, over });
+        }
+    }
+
+    fn corrupted(&mut self, step: u64, found: &[Finding]) {
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        say!("{:>10} going back: {}", self.name, found.join("; "));
+        self.note(Event::Corrupted { step, found });
+    }
+
+    fn copied(&mut self, step: u64) {
+        self.note(Event::Copied { step });
+    }
+
     fn saved(&mut self, step: u64) {
         self.note(Event::Saved { step });
+    }
+
+    fn remark(&mut self, text: &str) {
+        say!("{:>10} {text}", self.name);
+        self.note(Event::Remark { text: text.into() });
     }
 }
 
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
         self.bar.finish();
+        for (rank, times) in self.stragglers.ranking() {
+            say!("{:>10} rank {rank} is busy {times:.2} times as long as the others", self.name);
+        }
     }
 }
 

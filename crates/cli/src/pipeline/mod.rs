@@ -65,6 +65,8 @@ pub(crate) struct Run {
     termination: Termination,
     /// The other ranks, where they are processes.
     processes: Option<Rc<Processes>>,
+    /// Folder with the faults that a supervisor in chaos mode orders.
+    orders: Option<PathBuf>,
     done: Vec<StageDone>,
     remarks: Vec<String>,
 }
@@ -109,7 +111,17 @@ fn open(path: &Path, sets: &[String], processes: Option<Rc<Processes>>) -> Resul
     }
     let dir = RunDir::create(&recipe.run.dir).context("`run.dir` cannot be used")?;
     let termination = Termination::listen().context("SIGTERM cannot be listened to")?;
-    Ok(Run { dir, recipe, backend, kernels, termination, processes, done: Vec::new(), remarks: Vec::new() })
+    Ok(Run {
+        dir,
+        recipe,
+        backend,
+        kernels,
+        termination,
+        processes,
+        orders: None,
+        done: Vec::new(),
+        remarks: Vec::new(),
+    })
 }
 
 /// What `llamero pretrain` made.
@@ -128,9 +140,16 @@ pub(crate) fn ledger_file(stage: &str) -> String {
     format!("{stage}.ledger.jsonl")
 }
 
-/// Runs a recipe up to its pre-trained model; of ranks that are `processes`, as the first one.
-pub(crate) fn pretrain(path: &Path, sets: &[String], processes: Option<Rc<Processes>>) -> Result<Pretrained> {
+/// Runs a recipe up to its pre-trained model; of ranks that are `processes`, as the first one. `orders` is a folder with faults that
+/// ranks are to have.
+pub(crate) fn pretrain(
+    path: &Path,
+    sets: &[String],
+    orders: Option<&Path>,
+    processes: Option<Rc<Processes>>,
+) -> Result<Pretrained> {
     let mut run = open(path, sets, processes)?;
+    run.orders = orders.map(Path::to_owned);
     let (_, curated) = run.settled_and_curated(&["pretrain"])?;
     let tokenizer = run.tokenizer(&curated)?;
     let tokens = run.tokens(&curated, &tokenizer)?;

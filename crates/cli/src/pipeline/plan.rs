@@ -193,7 +193,9 @@ impl Run {
     fn memory(&self, recipe: &Recipe, model: &Config) -> Result<MemoryEstimate> {
         let dtype = recipe.dtype()?;
         let [a, b] = [&recipe.pretrain, &recipe.sft].map(|t| estimate_memory(model, t, dtype, self.kernels));
-        Ok(if a.total() >= b.total() { a } else { b })
+        let more = if a.total() >= b.total() { a } else { b };
+        let background = recipe.run.checkpoint_background != Some(false);
+        Ok(if background { more.with_checkpoint_copy() } else { more })
     }
 
     fn print(&self, plan: &PlanFile) {

@@ -9,11 +9,11 @@ use llamero_artifact::{Artifact, Draft, Outcome, WORK_STATE, recipe as files};
 use llamero_data::{Loader, TokenStore};
 use llamero_model::{Llama, ParamSpec, hf, initial_values};
 use llamero_tokenizer::Tokenizer;
-use llamero_train::{Checkpoints, Event, Ledger, StepRecord, TrainConfig, TrainReport, Trainer};
+use llamero_train::{Event, Failures, Ledger, StepRecord, TrainConfig, TrainReport, Trainer};
 use serde::{Deserialize, Serialize};
 
 use super::follow::Lesson;
-use super::job::{Job, Notes, Place, Trained};
+use super::job::{How, Job, Notes, Trained};
 use super::{Run, write_json};
 use crate::recipe::Recipe;
 
@@ -50,7 +50,9 @@ impl Run {
             let lesson = Lesson {
                 recipe: files::to_toml(&run.recipe)?,
                 tokens: tokens.path().into(),
-                draft: draft.path().into(),
+                checkpoints: (draft.path().join(WORK_STATE), format!("pretrain-{}", draft.id())),
+                flight: run.dir.path().join("pretrain.flight"),
+                orders: run.orders.clone(),
             };
             let recipe = run.recipe.clone();
             pretraining(&recipe, tokens.path(), |job, loader| {
@@ -100,22 +102,20 @@ impl Run {
         tokenizer: &Artifact,
         mut job: Job<'_>,
     ) -> Result<Outcome> {
+        let how = How::new(&self.recipe.run, self.orders.as_ref())?;
         let seed = Some(job.config.seed);
         job.config.pipeline = self.recipe.run.pipeline()?;
-        let mut checkpoints = Checkpoints::new(draft.path().join(WORK_STATE)).until(self.termination.hold());
-        if let Some(interval) = self.recipe.run.checkpoint_interval()? {
-            checkpoints = checkpoints.every(interval);
-        }
+        job.config.sharding = self.recipe.run.sharding()?;
         let ledger = Ledger::new(self.dir.path().join(super::ledger_file(name)));
-        let notes = Notes { name, draft, ledger: &ledger };
+        let before = Failures::of(&ledger.read().unwrap_or_default());
+        let (folder, what) = (draft.path().join(WORK_STATE), format!("{name}-{}", draft.id()));
+        let checkpoints = self.recipe.run.checkpoints(folder, &what)?.failures(before);
+        let checkpoints = checkpoints.until(self.termination.hold());
+        let flight = self.dir.path().join(format!("{name}.flight"));
+        let notes = Notes { name, draft, ledger: &ledger, flight };
         self.backend.reset_peak();
-        let place = Place {
-            mesh: self.recipe.run.mesh()?,
-            threads: self.recipe.run.threads,
-            backend: &*self.backend,
-            processes: self.processes.as_deref().zip(lesson),
-        };
-        let trained = job.run(&place, &checkpoints, &notes);
+        let processes = self.processes.as_deref().zip(lesson);
+        let trained = job.run((&how, processes), &*self.backend, &checkpoints, &notes);
         self.termination.release();
         let Trained { trainer, report, peak_bytes } = trained?;
         let mut metrics = metrics(&trainer, &report, peak_bytes);
@@ -138,7 +138,8 @@ pub(super) fn pretraining<T>(
     let preset = recipe.model.preset.as_deref().context("the plan settles `model.preset`")?;
     let store = TokenStore::open(tokens, "train")?;
     let sizes = &recipe.model_config(preset, store.vocab())?;
-    let config = TrainConfig { pipeline: recipe.run.pipeline()?, ..recipe.pretrain.clone() };
+    let (pipeline, sharding) = (recipe.run.pipeline()?, recipe.run.sharding()?);
+    let config = TrainConfig { pipeline, sharding, ..recipe.pretrain.clone() };
     let source = &Loader::new(store, config.longest_sequence(), config.seed)?;
     let seed = recipe.model.seed;
     let values = &|spec: &ParamSpec, rows: Range<usize>| Ok(initial_values(spec, rows, seed));

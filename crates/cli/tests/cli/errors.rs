@@ -54,6 +54,10 @@ fn a_wrong_value_is_named_before_anything_is_done() {
         ("evaluate.max_tokens=0", &["evaluate.max_tokens", "at least 1"]),
         ("run.threads=0", &["run.threads", "at least 1"]),
         ("run.checkpoint_seconds=-1.0", &["run.checkpoint_seconds", "at least 0"]),
+        ("run.checkpoint_every=soon", &["run.checkpoint_every", "soon", "`90s`"]),
+        ("run.checkpoint_every=\"30s\"", &["run.checkpoint_every", "run.checkpoint_seconds", "give one"]),
+        ("run.keep_checkpoints=0", &["run.keep_checkpoints", "at least 1"]),
+        ("run.remote_checkpoints=file://here", &["run.remote_checkpoints", "file://here", "file:///mnt/x"]),
         ("budget=5x", &["budget", "5x", "`8m`"]),
     ];
     for (set, phrases) in cases {

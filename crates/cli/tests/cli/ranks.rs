@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use crate::world::{arg, command, llamero, shared};
+use crate::world::{arg, command, llamero, manifest, shared};
 
 /// `pretrain RECIPE` into `dir` with these arguments.
 fn pretrain_args(dir: &Path, more: &[&str]) -> Vec<String> {
@@ -23,7 +23,7 @@ fn weights(run: &Path) -> Vec<u8> {
 #[test]
 fn a_pipeline_of_ranks_makes_the_bytes_of_one() {
     let tmp = tempfile::tempdir().unwrap();
-    let (alone, piped, mixed) = (tmp.path().join("a"), tmp.path().join("b"), tmp.path().join("c"));
+    let (alone, piped) = (tmp.path().join("a"), tmp.path().join("b"));
     let said = llamero(pretrain_args(&alone, &["--json"])).json();
     assert!(said["effective_training_time"].as_f64().unwrap() > 0.0, "{said}");
     assert_eq!(weights(&alone), weights(&shared().run));
@@ -31,9 +31,17 @@ fn a_pipeline_of_ranks_makes_the_bytes_of_one() {
     assert_eq!(weights(&alone), weights(&piped));
     // Other sums, other bits; the same model as far as anybody can tell.
     let loss = |said: serde_json::Value| said["loss"].as_f64().unwrap();
-    let apart =
-        loss(said.clone()) - loss(llamero(pretrain_args(&mixed, &["--mesh", "dp=2,pp=2", "--json"])).json());
-    assert!(apart.abs() < 1e-3 * loss(said), "{apart}");
+    for mesh in ["dp=2,pp=2", "cp=2"] {
+        let other = pretrain_args(&tmp.path().join(mesh), &["--mesh", mesh, "--json"]);
+        let apart = loss(said.clone()) - loss(llamero(other).json());
+        assert!(apart.abs() < 1e-3 * loss(said.clone()), "{mesh}: {apart}");
+    }
+    let (sharded, gradients) = (tmp.path().join("d"), tmp.path().join("e"));
+    // Weights of which each rank has some rows come together in the model, under the same id.
+    llamero(pretrain_args(&sharded, &["--mesh", "dp=2", "--shard", "parameters"])).ok();
+    llamero(pretrain_args(&gradients, &["--mesh", "dp=2", "--set", "run.shard=gradients"])).ok();
+    assert_eq!(weights(&sharded), weights(&gradients));
+    assert_eq!(manifest(&sharded.join("pretrain"))["id"], manifest(&alone.join("pretrain"))["id"]);
 }
 
 #[test]
@@ -46,7 +54,10 @@ fn what_is_no_mesh_is_refused_before_anything_is_done() {
         .fails(1, &["--hang-after", "soon"]);
     llamero(pretrain_args(&run, &["--set", "run.mesh=tp"])).fails(1, &["run.mesh", "tp"]);
     llamero(pretrain_args(&run, &["--mesh", "tp=64"])).fails(1, &["tp=64", "model."]);
+    llamero(pretrain_args(&run, &["--mesh", "cp=7"])).fails(1, &["cp=7", "`sequence`", "multiple of 14"]);
     llamero(pretrain_args(&run, &["--chunks", "2"])).fails(1, &["run.chunks", "pp=2"]);
+    llamero(pretrain_args(&run, &["--shard", "weights"])).fails(2, &["--shard", "`parameters`"]);
+    llamero(pretrain_args(&run, &["--set", "run.shard=weights"])).fails(1, &["run.shard", "`parameters`"]);
     assert!(!run.join("curate").exists());
 }
 
@@ -68,7 +79,8 @@ fn a_signal_leaves_a_checkpoint_that_the_next_call_goes_on_from() {
     let tmp = tempfile::tempdir().unwrap();
     let run = tmp.path().join("run");
     let resume = run.join("pretrain.partial/resume");
-    let slow = ["--mesh", "dp=2", "--set", "run.checkpoint_seconds=1000"];
+    let remote = format!("run.remote_checkpoints=\"file://{}\"", arg(&tmp.path().join("far")));
+    let slow = ["--mesh", "dp=2", "--set", "run.checkpoint_seconds=1000", "--set", &remote];
     let mut child =
         command(pretrain_args(&run, &slow)).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let ledger = run.join("pretrain.ledger.jsonl");
@@ -90,7 +102,13 @@ fn a_signal_leaves_a_checkpoint_that_the_next_call_goes_on_from() {
     let bytes: u64 = shards.map(|path| fs::metadata(path).unwrap().len()).sum();
     let plan = llamero(pretrain_args(&run, &[&slow[..], &["--dry-run", "--json"]].concat())).json();
     assert_eq!(plan["checkpoint_bytes"], bytes);
+    // The disk of this machine is lost; the second place is not.
+    fs::remove_dir_all(&resume).unwrap();
     llamero(pretrain_args(&run, &slow)).ok();
+    let text = fs::read_to_string(&ledger).unwrap();
+    let ready: Vec<&str> = text.lines().filter(|line| line.contains("\"ready\"")).collect();
+    assert_eq!(ready.len(), 2, "{text}");
+    assert!(ready[0].contains("\"step\":0") && !ready[1].contains("\"step\":0"), "{ready:?}");
     let calm = tmp.path().join("calm");
     llamero(pretrain_args(&calm, &slow)).ok();
     assert_eq!(weights(&run), weights(&calm));

@@ -152,6 +152,7 @@ pub(crate) fn recipe(sources: &Path) -> String {
 [run]
 threads = 2
 checkpoint_seconds = 0.02
+start_over = true
 [curate]
 sources = [{:?}]
 [tokenizer]

@@ -4,10 +4,13 @@
 //! position), of a query over the keys in order. So it does not matter how documents are divided into tasks:
 //! usually one task per document and group of heads makes all three gradients at once; a document too long for
 //! that is divided by queries for the first and, again, by keys for the other two.
+//!
+//! A document may have several runs of query rows; they are taken one after another, and each adds to the gradients of the
+//! keys and values that it sees.
 
 use std::ops::Range;
 
-use llamero_tensor::{Heads, Segments};
+use llamero_tensor::{GatheredSegment, Heads};
 
 use super::kernels::{Delta, ScoreGrad, WriteRows};
 use super::{Blocks, KEYS, Rows, add_weighted, group_size, padded, query_step, right_panel, scores};
@@ -16,26 +19,33 @@ use crate::gemm::{Layout, MR, Mat, NARROW, NR, Product, Start, step};
 use crate::math::Element;
 use crate::memory::Buffer;
 
-/// What the backward pass reads and writes.
-pub(crate) struct Gradient<'a, E> {
+/// What the backward pass reads and writes; `E` is the type of `qkv`, `K` that of the gradient of keys and values.
+pub(crate) struct Gradient<'a, E, K> {
     pub(crate) heads: Heads,
-    pub(crate) segments: &'a Segments,
-    /// `[T, (H + 2G) D]`.
-    pub(crate) qkv: Mat<'a>,
+    /// Query rows, and where in `kv` their documents begin.
+    pub(crate) segments: &'a [GatheredSegment],
+    /// Element `(packed row, h · D + d)`.
+    pub(crate) queries: Mat<'a>,
+    /// Keys, then values, and the column where they begin: element `(row, column + g · D + d)` and
+    /// `(row, column + (G + g) · D + d)`.
+    pub(crate) kv: (Mat<'a>, usize),
     /// `[T, H D]`.
     pub(crate) dy: &'a [E],
     /// `[T, H D]`.
     pub(crate) y: &'a [E],
     /// `[T, H]`.
     pub(crate) lse: &'a [f32],
-    /// `[T, (H + 2G) D]`.
-    pub(crate) out: Tile<'a, E>,
+    /// `[T, H D]`.
+    pub(crate) d_queries: Tile<'a, E>,
+    /// `[S, 2 G D]`.
+    pub(crate) d_kv: Tile<'a, K>,
+    /// Whether the gradients of keys and values are added to what is there.
+    pub(crate) adds: bool,
 }
 
-/// Part of the work on one document and one key/value head.
-struct Task {
-    first_row: usize,
-    len: usize,
+/// Part of the work on one run of query rows and one key/value head. Keys and queries are positions in the document.
+struct Task<'a> {
+    run: &'a GatheredSegment,
     kv: usize,
     keys: Range<usize>,
     queries: Range<usize>,
@@ -43,7 +53,7 @@ struct Task {
     for_keys: bool,
 }
 
-impl Task {
+impl Task<'_> {
     /// Query–key pairs, about.
     fn cost(&self) -> usize {
         let pairs = |keys: usize| {
@@ -52,51 +62,77 @@ impl Task {
         };
         self.keys.clone().step_by(KEYS).map(pairs).sum()
     }
+
+    /// Keys that the run sees.
+    fn len(&self) -> usize {
+        self.run.keys().len()
+    }
+
+    /// The packed row of a query.
+    fn row(&self, position: usize) -> usize {
+        self.run.segment.rows.start + position - self.run.segment.past
+    }
 }
 
-/// The gradient of `qkv`; `dy` is `job.dy` as a matrix.
-pub(crate) fn attention_backward<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>) {
+/// The gradients of the queries and of keys and values; `dy` is `job.dy` as a matrix.
+pub(crate) fn attention_backward<E: Element, K: Element>(exec: &Exec, job: &Gradient<'_, E, K>, dy: Mat<'_>) {
     let heads = job.heads;
-    let total = job.segments.total_rows();
-    let mut delta = exec.memory.stale::<f32>(total * heads.query);
-    let chunk = exec.rows_per_task(total * heads.query);
+    let mut delta = exec.memory.stale::<f32>(job.lse.len());
+    let chunk = exec.rows_per_task(job.lse.len());
     exec.chunks(&mut delta, chunk, job.dy.len() as f64 * 0.2, |task, delta| {
         for (i, delta) in delta.iter_mut().enumerate() {
             let at = (task * chunk + i) * heads.dim;
             *delta = exec.run(Delta { dy: &job.dy[at..][..heads.dim], y: &job.y[at..][..heads.dim] });
         }
     });
-    let tasks = plan(exec.threads, job.segments, heads.kv);
-    let cost: usize = tasks.iter().map(Task::cost).sum();
-    let ns = (cost * group_size(heads) * heads.dim) as f64 * 10.0 / 200.0;
-    exec.tasks(tasks.len(), ns, |i| run_task(exec, job, dy, &delta, &tasks[i]));
+    for runs in rounds(job.segments) {
+        let tasks = plan(exec.threads, &runs, heads.kv);
+        let cost: usize = tasks.iter().map(Task::cost).sum();
+        let ns = (cost * group_size(heads) * heads.dim) as f64 * 10.0 / 200.0;
+        exec.tasks(tasks.len(), ns, |i| run_task(exec, job, dy, &delta, &tasks[i]));
+    }
 }
 
-/// Divides the documents, costly tasks first.
-fn plan(threads: usize, segments: &Segments, kv_heads: usize) -> Vec<Task> {
-    let fair = segments.attention_pairs() * kv_heads / threads;
+/// The runs that are not empty: first those that are the first of their document, then the second ones, and so on. Those of a
+/// round share no key.
+fn rounds(segments: &[GatheredSegment]) -> Vec<Vec<&GatheredSegment>> {
+    let mut rounds: Vec<Vec<&GatheredSegment>> = Vec::new();
+    let (mut document, mut round) = (None, 0);
+    for run in segments.iter().filter(|s| !s.segment.rows.is_empty()) {
+        round = if document == Some(run.first) { round + 1 } else { 0 };
+        document = Some(run.first);
+        if rounds.len() == round {
+            rounds.push(Vec::new());
+        }
+        rounds[round].push(run);
+    }
+    rounds
+}
+
+/// Divides the runs, costly tasks first.
+fn plan<'a>(threads: usize, runs: &[&'a GatheredSegment], kv_heads: usize) -> Vec<Task<'a>> {
+    let pairs =
+        |run: &GatheredSegment| (run.segment.past + run.segment.rows.len() / 2) * run.segment.rows.len();
+    let fair = runs.iter().map(|run| pairs(run)).sum::<usize>() * kv_heads / threads;
     let mut tasks = Vec::new();
-    for segment in segments.iter().filter(|s| !s.rows.is_empty()) {
-        let (first_row, len) = (segment.rows.start, segment.rows.len());
+    for run in runs {
+        let (past, len) = (run.segment.past, run.keys().len());
         for kv in 0..kv_heads {
-            let task = |keys, queries, for_queries, for_keys| Task {
-                first_row,
-                len,
-                kv,
-                keys,
-                queries,
-                for_queries,
-                for_keys,
+            let mut task = |keys: Range<usize>, queries: Range<usize>, for_queries, for_keys| {
+                let queries = queries.start.max(past)..queries.end;
+                if !queries.is_empty() {
+                    tasks.push(Task { run, kv, keys, queries, for_queries, for_keys });
+                }
             };
-            if threads == 1 || len <= 2 * KEYS || len * len / 2 <= fair + fair / 4 {
-                tasks.push(task(0..len, 0..len, true, true));
+            if threads == 1 || len <= 2 * KEYS || pairs(run) <= fair + fair / 4 {
+                task(0..len, past..len, true, true);
                 continue;
             }
             let part = (len / (4 * threads)).max(1).next_multiple_of(KEYS);
             for start in (0..len).step_by(part) {
                 let range = start..len.min(start + part);
-                tasks.push(task(0..range.end, range.clone(), true, false));
-                tasks.push(task(range, start..len, false, true));
+                task(0..range.end, range.clone(), true, false);
+                task(range, start..len, false, true);
             }
         }
     }
@@ -107,10 +143,15 @@ fn plan(threads: usize, segments: &Segments, kv_heads: usize) -> Vec<Task> {
 /// Blocks of keys that share a pass over the queries.
 const CHUNK: usize = 4;
 
-fn run_task<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>, delta: &[f32], task: &Task) {
+fn run_task<E: Element, K: Element>(
+    exec: &Exec,
+    job: &Gradient<'_, E, K>,
+    dy: Mat<'_>,
+    delta: &[f32],
+    task: &Task<'_>,
+) {
     let heads = job.heads;
     let (dim, group, width) = (heads.dim, group_size(heads), padded(heads.dim));
-    let columns = [task.kv * group, heads.query + task.kv, heads.query + heads.kv + task.kv].map(|h| h * dim);
     let mut w = Work::new(exec, job, dy, task);
     let mut dq =
         exec.memory.zeros::<f32>(if task.for_queries { task.queries.len() * group * width } else { 0 });
@@ -122,9 +163,10 @@ fn run_task<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>, delta: 
         dv.fill(0.0);
         let mut position = w.first.max(chunk);
         while position < task.queries.end {
-            let positions = query_step(heads).min(task.queries.end - position);
+            // To the end of a block, as if the document's queries were all here.
+            let positions = (w.step - position % w.step).min(task.queries.end - position);
             for start in (chunk..end.min(position + positions)).step_by(KEYS) {
-                let at = At { position, positions, start, count: KEYS.min(task.len - start) };
+                let at = At { position, positions, start, count: KEYS.min(task.len() - start) };
                 w.weights(exec, job, delta, task, &at);
                 if task.for_keys {
                     let first = (start - chunk) * width;
@@ -138,18 +180,18 @@ fn run_task<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>, delta: 
             position += positions;
         }
         if task.for_keys {
-            for (x, col) in [(&dk, columns[1]), (&dv, columns[2])] {
-                // SAFETY: tasks that write keys have different key blocks or heads.
-                let out = unsafe { job.out.sub(task.first_row + chunk, col, end - chunk, dim) };
-                exec.run(WriteRows { x, width, dim, out });
+            for (x, head) in [(&dk, task.kv), (&dv, heads.kv + task.kv)] {
+                // SAFETY: tasks of a round that write keys have different documents, key blocks or heads.
+                let out = unsafe { job.d_kv.sub(task.run.first + chunk, head * dim, end - chunk, dim) };
+                exec.run(WriteRows { x, width, dim, out, adds: job.adds });
             }
         }
     }
     if task.for_queries {
-        let (row, rows) = (task.first_row + task.queries.start, task.queries.len());
+        let (row, rows) = (task.row(task.queries.start), task.queries.len());
         // SAFETY: tasks that write queries have different query rows or heads.
-        let out = unsafe { job.out.sub(row, columns[0], rows, group * dim) };
-        exec.run(WriteRows { x: &dq, width, dim, out });
+        let out = unsafe { job.d_queries.sub(row, task.kv * group * dim, rows, group * dim) };
+        exec.run(WriteRows { x: &dq, width, dim, out, adds: false });
     }
 }
 
@@ -197,20 +239,21 @@ struct Work {
 }
 
 impl Work {
-    fn new<E: Element>(exec: &Exec, job: &Gradient<'_, E>, dy: Mat<'_>, task: &Task) -> Self {
+    fn new<E, K>(exec: &Exec, job: &Gradient<'_, E, K>, dy: Mat<'_>, task: &Task<'_>) -> Self {
         let heads = job.heads;
         let (dim, group) = (heads.dim, group_size(heads));
-        let pairs = exec.pairs() && job.qkv.is_bf16() && dy.is_bf16();
-        let column = |head: usize| job.qkv.from(task.first_row, head * dim);
-        let (keys, values) = (column(heads.query + task.kv), column(heads.query + heads.kv + task.kv));
+        let pairs = exec.pairs() && job.queries.is_bf16() && dy.is_bf16();
+        let (kv, column) = job.kv;
+        let [keys, values] =
+            [task.kv, heads.kv + task.kv].map(|head| kv.from(task.run.first, column + head * dim));
         let blocks = task.keys.start / KEYS..task.keys.end.div_ceil(KEYS);
-        let size = (task.len, dim);
+        let size = (task.len(), dim);
 
         let first = task.queries.start.max(task.keys.start);
         let positions = task.queries.end - first;
         let [mut queries, mut grads] = [(); 2].map(|()| Rows::new(exec, positions * group, dim, pairs));
-        let (row, head) = (task.first_row + first, task.kv * group);
-        queries.pack(exec, 0, job.qkv.from(row, head * dim), (positions, group));
+        let (row, head) = (task.row(first), task.kv * group);
+        queries.pack(exec, 0, job.queries.from(row, head * dim), (positions, group));
         grads.pack(exec, 0, dy.from(row, head * dim), (positions, group));
 
         let step = query_step(heads);
@@ -218,11 +261,11 @@ impl Work {
         let panel = right_panel(most, pairs);
         let upright = task.for_keys.then(|| {
             [&queries, &grads].map(|rows| {
-                let count = positions.div_ceil(step);
-                let mut out = Blocks::new(exec, 0..count, panel * dim.div_ceil(NR));
-                for block in 0..count {
-                    let at = block * most;
-                    let n = most.min(positions * group - at);
+                let range = first / step..task.queries.end.div_ceil(step);
+                let mut out = Blocks::new(exec, range.clone(), panel * dim.div_ceil(NR));
+                for block in range {
+                    let here = first.max(block * step)..task.queries.end.min((block + 1) * step);
+                    let (at, n) = ((here.start - first) * group, here.len() * group);
                     rows.pack_upright(exec, at, n, (out.get_mut(block), panel));
                 }
                 out
@@ -247,12 +290,12 @@ impl Work {
     }
 
     /// Probabilities and gradients of the scores.
-    fn weights<E: Element>(
+    fn weights<E, K>(
         &mut self,
         exec: &Exec,
-        job: &Gradient<'_, E>,
+        job: &Gradient<'_, E, K>,
         delta: &[f32],
-        task: &Task,
+        task: &Task<'_>,
         at: &At,
     ) {
         let (group, diagonal) = (self.group, at.diagonal(self.group));
@@ -260,7 +303,7 @@ impl Work {
         let block = at.start / KEYS;
         scores(exec, &self.queries, rows, self.keys.get(block), diagonal, &mut self.weights);
         scores(exec, &self.grads, rows, self.values.get(block), diagonal, &mut self.score_grads);
-        let (row, head) = (task.first_row + at.position, task.kv * group);
+        let (row, head) = (task.row(at.position), task.kv * group);
         let gather = |x: &[f32]| -> Vec<f32> {
             let rows = x.chunks_exact(job.heads.query).skip(row).take(at.positions);
             rows.flat_map(|x| &x[head..head + group]).copied().collect()
@@ -287,7 +330,7 @@ impl Work {
         let (width, step) = (padded(self.dim), step(self.pairs));
         let steps = (at.positions * self.group).div_ceil(step);
         let strip = if at.diagonal(self.group).is_some() { MR } else { KEYS };
-        let block = (at.position - self.first) / self.step;
+        let block = at.position / self.step;
         for (weights, right, out) in [(ds, queries, dk), (p, grads, dv)] {
             let right = right.get(block);
             let panel = right.len() / self.dim.div_ceil(NR);

@@ -196,6 +196,8 @@ pub(super) struct WriteRows<'a, E> {
     pub(super) width: usize,
     pub(super) dim: usize,
     pub(super) out: Tile<'a, E>,
+    /// Whether they are added to what is there.
+    pub(super) adds: bool,
 }
 
 impl<E: Element> Kernel for WriteRows<'_, E> {
@@ -208,7 +210,9 @@ impl<E: Element> Kernel for WriteRows<'_, E> {
             let rows = self.x.chunks_exact(self.width).skip(position * group);
             for (x, out) in rows.zip(self.out.row(position).chunks_exact_mut(self.dim)) {
                 for at in (0..self.dim).step_by(LANES) {
-                    store(s, load(s, x, at), out, at);
+                    let x = load(s, x, at);
+                    let x = if self.adds { s.add(load(s, out, at), x) } else { x };
+                    store(s, x, out, at);
                 }
             }
         }

@@ -2,7 +2,10 @@
 
 use super::suite::rope_table;
 use super::{Oracle, random, random_ids};
-use crate::{Attention, Backend, DType, Heads, NO_TARGET, RopeDirection, RowLoss, Segments, Shape, Tensor};
+use crate::{
+    Attention, Backend, DType, GatheredSegment, Heads, NO_TARGET, RopeDirection, RowLoss, Segment, Segments,
+    Shape, Tensor,
+};
 
 /// Step of the central difference: its own error is of order `STEP²`, that of rounding `2⁻⁵³ / STEP`.
 const STEP: f64 = 1e-5;
@@ -53,6 +56,7 @@ pub fn run() {
     rms_norm();
     rope();
     attention();
+    attention_gathered();
     swiglu();
     embed();
     linear_cross_entropy();
@@ -146,6 +150,34 @@ pub fn attention() {
         oracle.attention_backward(&dy, &tensor(&oracle, &qkv, shape), &forward(&qkv), heads, &segments);
     let inputs = [Checked { name: "qkv", values: qkv, gradient: oracle.download_f64(&d_qkv) }];
     check("attention", &inputs, |at| contract(&oracle, &forward(&at[0]).out, &c));
+}
+
+/// `attention_gathered_backward`, with two runs of one document, a run of another, and keys that no query sees.
+pub fn attention_gathered() {
+    let oracle = Oracle::exact();
+    let heads = Heads { query: 4, kv: 2, dim: 4 };
+    let of = |rows, past, first| GatheredSegment { segment: Segment { rows, past }, first };
+    let segments = [of(0..2, 1, 0), of(2..3, 5, 0), of(3..5, 0, 7)];
+    let (q_shape, kv_shape) = (Shape::new(5, heads.width()), Shape::new(10, 2 * heads.kv_width()));
+    let [q, kv] = [q_shape, kv_shape]
+        .map(|shape| -> Vec<f64> { values(1, shape.elements()).iter().map(|v| 2.0 * v).collect() });
+    let out = Shape::new(q_shape.rows, heads.query_width());
+    let c = values(2, out.elements());
+    let forward = |q: &[f64], kv: &[f64]| -> Attention {
+        let (q, kv) = (tensor(&oracle, q, q_shape), tensor(&oracle, kv, kv_shape));
+        oracle.attention_gathered(&q, &kv, heads, &segments)
+    };
+    let dy = tensor(&oracle, &c, out);
+    let input = (&tensor(&oracle, &q, q_shape), &tensor(&oracle, &kv, kv_shape));
+    let (dq, d_kv) = oracle.attention_gathered_backward(&dy, input, &forward(&q, &kv), heads, &segments);
+    // Of the keys and values beside the queries nothing is read.
+    let zeros = oracle.zeros(Shape::new(q_shape.rows, 2 * heads.kv_width()), DType::F32);
+    let gradient = oracle.download_f64(&oracle.concat_columns(&dq, &zeros));
+    let inputs = [
+        Checked { name: "qkv", values: q, gradient },
+        Checked { name: "kv", values: kv, gradient: oracle.download_f64(&d_kv) },
+    ];
+    check("attention_gathered", &inputs, |at| contract(&oracle, &forward(&at[0], &at[1]).out, &c));
 }
 
 /// `swiglu_backward`.

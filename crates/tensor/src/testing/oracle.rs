@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::bf16;
 
 use crate::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, Heads, LowHalves, Master,
-    Memory, NO_TARGET, RopeDirection, RopeTable, RowLoss, Segments, Shape, TARGET_ELSEWHERE, Tensor,
+    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, GatheredSegment, Heads,
+    LowHalves, Master, Memory, NO_TARGET, RopeDirection, RopeTable, RowLoss, Segments, Shape,
+    TARGET_ELSEWHERE, Tensor,
 };
 
 /// The scalar oracle. Every kernel computes in `f64`; the two kinds differ in what they store.
@@ -342,6 +343,35 @@ impl Backend for Oracle {
 
     fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
         attention::cached(self, qkv, heads, segments)
+    }
+
+    fn attention_gathered(
+        &self,
+        qkv: &Tensor,
+        kv: &Tensor,
+        heads: Heads,
+        segments: &[GatheredSegment],
+    ) -> Attention {
+        attention::gathered(self, (qkv, kv), heads, segments)
+    }
+
+    fn attention_gathered_backward(
+        &self,
+        dy: &Tensor,
+        input: (&Tensor, &Tensor),
+        saved: &Attention,
+        heads: Heads,
+        segments: &[GatheredSegment],
+    ) -> (Tensor, Tensor) {
+        attention::gathered_backward(self, dy, input, saved, (heads, segments))
+    }
+
+    fn concat_columns(&self, left: &Tensor, right: &Tensor) -> Tensor {
+        assert!(left.rows() == right.rows(), "concat_columns: {left:?} does not fit {right:?}");
+        let (rows, width) = (left.rows(), left.cols());
+        self.build(Shape::new(rows, width + right.cols()), left.dtype(), |t, c| {
+            if c < width { row(left, t)[c] } else { row(right, t)[c - width] }
+        })
     }
 
     fn swiglu(&self, gate_up: &Tensor) -> Tensor {

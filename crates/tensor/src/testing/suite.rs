@@ -19,6 +19,7 @@ mod attention_bounds;
 mod check;
 pub mod contract;
 pub mod elementwise;
+pub mod gathered;
 pub mod head;
 pub mod linear;
 pub mod norm;
@@ -61,6 +62,8 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("attention::packed_documents", attention::packed_documents),
     ("attention::causal", attention::causal),
     ("attention::cached", attention::cached),
+    ("gathered::attention_of_parts", gathered::attention_of_parts),
+    ("gathered::concat_columns", gathered::concat_columns),
     ("head::forward", head::forward),
     ("head::backward", head::backward),
     ("head::with_gradient", head::with_gradient),

@@ -12,32 +12,15 @@ use serde::{Deserialize, Serialize};
 
 use super::Kernels;
 use super::scratch::Scratch;
-use crate::{Action, Mesh, Pipeline, TrainConfig, stage_layers};
-
-/// What data-parallel ranks divide among each other (Rajbhandari et al. 2020).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Zero {
-    /// State of the optimiser. What [`crate::Trainer`] does; the others are for plans only.
-    #[default]
-    One,
-    /// Gradients too: summed over ranks after every micro-batch, one block at a time.
-    Two,
-    /// Weights too: gathered for every pass, one block at a time.
-    Three,
-}
+use crate::{Action, Mesh, Pipeline, Sharding, TrainConfig, stage_layers};
 
 /// A rank of a mesh whose memory is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RankOf {
     /// The mesh.
     pub mesh: Mesh,
-    /// Ranks that share each sequence (context parallelism).
-    pub cp: usize,
     /// Its place on the pipeline axis.
     pub stage: usize,
-    /// What is divided along the data-parallel axis.
-    pub zero: Zero,
     /// The CPU's kernels; `None` for a device whose kernels take no work space to speak of.
     pub kernels: Option<Kernels>,
 }
@@ -142,8 +125,8 @@ impl Sizes {
         let element = dtype.bytes() as u64;
         let whole = tokens as u64 * 2 * kv_heads * head_dim * element;
         Self {
-            t: tokens.div_ceil(rank.cp) as u64,
-            rows: tokens.div_ceil(rank.cp * tp) as u64,
+            t: tokens.div_ceil(rank.mesh.cp) as u64,
+            rows: tokens.div_ceil(rank.mesh.cp * tp) as u64,
             sequence: config.sequence as u64,
             c: model.dim as u64,
             f,
@@ -154,7 +137,7 @@ impl Sizes {
             head_dim,
             element,
             tp: tp > 1,
-            context: if rank.cp > 1 { 2 * whole } else { 0 },
+            context: if rank.mesh.cp > 1 { 2 * whole } else { 0 },
             recompute: config.recompute,
             scratch: Scratch { threads, packed },
         }
@@ -274,6 +257,7 @@ struct Estimate<'a> {
     rank: &'a RankOf,
     vocab: u64,
     averages: bool,
+    sharding: Sharding,
 }
 
 impl Estimate<'_> {
@@ -321,19 +305,24 @@ impl Estimate<'_> {
 
     /// Bytes of gradients when `elements` have some.
     fn gradients(&self, elements: u64) -> u64 {
-        let dp = self.rank.mesh.dp as u64;
-        if self.rank.zero == Zero::One || dp == 1 {
+        let shards = self.shards();
+        if self.sharding == Sharding::Optimizer || shards == 1 {
             return 4 * elements;
         }
         let whole = self.chunks.iter().map(|c| c.block.max(c.head)).max().unwrap_or(0);
-        4 * (elements.div_ceil(dp) + whole.min(elements))
+        4 * (elements.div_ceil(shards) + whole.min(elements))
+    }
+
+    /// Ranks that divide among each other what they would hold alike.
+    fn shards(&self) -> u64 {
+        (self.rank.mesh.dp * self.rank.mesh.cp) as u64
     }
 
     fn state(&self) -> RankMemory {
         let params: u64 = self.chunks.iter().map(|c| c.params).sum();
-        let (dp, element) = (self.rank.mesh.dp as u64, self.sizes.element);
-        let own = params.div_ceil(dp);
-        let (weights, gathered) = if self.rank.zero == Zero::Three && dp > 1 {
+        let (shards, element) = (self.shards(), self.sizes.element);
+        let own = params.div_ceil(shards);
+        let (weights, gathered) = if self.sharding == Sharding::Parameters && shards > 1 {
             let largest = self.chunks.iter().map(|c| c.block.max(c.head).max(c.embedding)).max();
             (element * own, element * largest.unwrap_or(0))
         } else {
@@ -352,8 +341,8 @@ impl Estimate<'_> {
         let all: u64 = self.chunks.iter().map(|chunk| chunk.params).sum();
         // When all have been through, the sums over ranks come to what ranks have sent.
         let mut peak = RankMemory { gradients: self.gradients(all), ..state };
-        if self.rank.mesh.dp > 1 && self.rank.zero == Zero::One {
-            peak.communication += 4 * all.div_ceil(self.rank.mesh.dp as u64);
+        if self.shards() > 1 && self.sharding == Sharding::Optimizer {
+            peak.communication += 4 * all.div_ceil(self.shards());
         }
         let (mut kept, mut there) = (0, vec![false; self.chunks.len()]);
         for action in pipeline.schedule(self.rank.stage) {
@@ -419,6 +408,7 @@ fn of_one_shape(model: &Config, config: &TrainConfig, dtype: DType, rank: &RankO
         rank,
         vocab: model.vocab.div_ceil(tp) as u64,
         averages: config.averages(),
+        sharding: config.sharding,
     };
     estimate.peak(&pipeline(config, &rank.mesh))
 }

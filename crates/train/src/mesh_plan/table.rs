@@ -4,14 +4,8 @@ use std::fmt;
 
 use llamero_model::Recompute;
 
-use super::{Axes, AxisTraffic, BatchPlan, KindTraffic, MeshPlan, MfuSource, StagePlan};
-use crate::{RankMemory, Zero};
-
-impl fmt::Display for Axes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "dp={},pp={},cp={},tp={}", self.dp, self.pp, self.cp, self.tp)
-    }
-}
+use super::{AxisTraffic, BatchPlan, KindTraffic, MeshPlan, MfuSource, StagePlan};
+use crate::RankMemory;
 
 /// `1234567.0` → `1.23 M`, in steps of 1000.
 fn scaled(x: f64) -> String {
@@ -127,7 +121,7 @@ fn percent(x: f64) -> String {
 
 impl MeshPlan {
     fn summary(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "mesh: {}, {} × {}", self.axes, self.axes.ranks(), self.device.name)?;
+        writeln!(f, "mesh: {}, {} × {}", self.axes, self.axes.size(), self.device.name)?;
         let recompute = match self.recompute {
             Recompute::Nothing => "none",
             Recompute::Selective => "selective",
@@ -192,18 +186,14 @@ impl MeshPlan {
         let verdict = if self.fits() { "fits" } else { "does NOT fit" };
         let total = bytes(self.fullest().map_or(0, |stage| stage.memory.total()));
         let [all, reserved] = [self.device.memory_bytes, self.device.reserved_bytes].map(bytes);
-        let zero = match self.zero {
-            Zero::One => "ZeRO-1",
-            Zero::Two => "ZeRO-2, which no run does yet",
-            Zero::Three => "ZeRO-3, which no run does yet",
-        };
+        let sharding = self.sharding;
         let device = if self.device.reserved_bytes == 0 {
             String::new()
         } else {
             format!(" and {reserved} for the device itself")
         };
-        writeln!(f, "memory: {total} of {all}{device}: {verdict} ({zero})")?;
-        let each = bytes(self.checkpoint_bytes / self.axes.ranks() as u64);
+        writeln!(f, "memory: {total} of {all}{device}: {verdict} (sharded: {sharding})")?;
+        let each = bytes(self.checkpoint_bytes / self.axes.size() as u64);
         writeln!(f, "checkpoint: {}, {each} a rank on average", bytes(self.checkpoint_bytes))
     }
 }

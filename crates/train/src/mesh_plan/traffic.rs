@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::MeshQuestion;
 use crate::memory::{local_params, placements};
-use crate::{Pipeline, Zero};
+use crate::{Pipeline, Sharding};
 
 /// A kind of message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +117,7 @@ pub(super) fn of_stage(question: &MeshQuestion<'_>, schedule: &Pipeline, stage: 
     let places = placements(question.model, question.config, question.mesh.pp, stage);
     // Sequences of a step on a data-parallel rank; how they are cut into micro-batches does not matter here.
     let sequences = question.config.batch / question.mesh.dp;
-    let tokens = (sequences * question.config.sequence).div_ceil(question.cp) as u64;
+    let tokens = (sequences * question.config.sequence).div_ceil(question.mesh.cp) as u64;
     let whole = (sequences * question.config.sequence) as u64;
     let speed = question.device.bandwidth;
     Traffic {
@@ -154,7 +154,7 @@ fn tensor(question: &MeshQuestion<'_>, places: &[Placement], tokens: u64) -> [(K
         (Kind::ActivationsGathered, gathers * hidden),
         (Kind::ActivationsSummed, sums * hidden),
         (Kind::LossesGathered, losses),
-        (Kind::NormsSummed, 2 * sent(4 * norms.div_ceil(question.mesh.dp as u64), tp)),
+        (Kind::NormsSummed, 2 * sent(4 * norms.div_ceil((question.mesh.dp * question.mesh.cp) as u64), tp)),
     ]
 }
 
@@ -162,9 +162,14 @@ fn context(question: &MeshQuestion<'_>, places: &[Placement], tokens: u64) -> [(
     let Config { kv_heads, head_dim, .. } = *question.model;
     let width = (2 * kv_heads.div_ceil(question.mesh.tp) * head_dim) as u64;
     let layers: u64 = places.iter().map(|place| place.layers.len() as u64).sum();
-    let gathers = if question.config.recompute == Recompute::Blocks { 3 } else { 2 };
-    let each = layers * sent(tokens * width * question.dtype.bytes() as u64, question.cp);
-    [(Kind::ContextGathered, gathers * each), (Kind::ContextSummed, each)]
+    let gathers = match question.config.recompute {
+        Recompute::Nothing => 1,
+        Recompute::Selective => 2,
+        Recompute::Blocks => 3,
+    };
+    // Gradients are added up in f32.
+    let each = |bytes: usize| layers * sent(tokens * width * bytes as u64, question.mesh.cp);
+    [(Kind::ContextGathered, gathers * each(question.dtype.bytes())), (Kind::ContextSummed, each(4))]
 }
 
 fn pipeline(question: &MeshQuestion<'_>, places: &[Placement], tokens: u64) -> [(Kind, u64); 2] {
@@ -181,14 +186,14 @@ fn pipeline(question: &MeshQuestion<'_>, places: &[Placement], tokens: u64) -> [
 
 /// Sums of gradients are made in f32, over the ranks that share sequences too.
 fn data(question: &MeshQuestion<'_>, places: &[Placement], schedule: &Pipeline) -> [(Kind, u64); 2] {
-    let MeshQuestion { model, mesh, cp, zero, dtype, .. } = *question;
+    let MeshQuestion { model, config, mesh, dtype, .. } = *question;
     let params: u64 = places.iter().map(|place| local_params(model, (place, mesh.tp), |_, _| true)).sum();
-    let micros = schedule.micros as u64;
-    let sums = if zero == Zero::One { 1 } else { micros };
+    let (micros, shards) = (schedule.micros as u64, mesh.dp * mesh.cp);
+    let sums = if config.sharding == Sharding::Optimizer { 1 } else { micros };
     // Sharded weights come for every forward and every backward pass.
-    let gathers = if zero == Zero::Three { 2 * micros } else { 1 };
+    let gathers = if config.sharding == Sharding::Parameters { 2 * micros } else { 1 };
     [
-        (Kind::GradientsSummed, sums * sent(4 * params, mesh.dp * cp)),
-        (Kind::WeightsGathered, gathers * sent(dtype.bytes() as u64 * params, mesh.dp)),
+        (Kind::GradientsSummed, sums * sent(4 * params, shards)),
+        (Kind::WeightsGathered, gathers * sent(dtype.bytes() as u64 * params, shards)),
     ]
 }

@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use llamero_comm::WorldOptions;
 use llamero_cpu::Cpu;
 use llamero_model::hf::{self, StopTokens};
 use llamero_model::{Llama, ParamSpec, Recompute, initial_values};
 use llamero_tensor::{Backend, DType};
 use llamero_train::{
-    MemoryEstimate, Mesh, OptimizerConfig, PipelineConfig, RankMemory, RankOf, Ranks, TrainConfig, Trainer,
-    Zero, build_stages, learning_rate, rank_memory,
+    MemoryEstimate, Mesh, OptimizerConfig, PipelineConfig, RankMemory, RankOf, Ranks, Sharding, TrainConfig,
+    Trainer, build_stages, learning_rate, rank_memory,
 };
 use serde::Serialize;
 
@@ -62,13 +63,17 @@ pub(crate) struct TrainArgs {
     /// for the last bits in bf16 where the sequence length is odd.
     #[arg(long, value_parser = size)]
     micro_batch: Option<usize>,
-    /// Ranks that share the work, e.g. `dp=2`, `tp=2` or `dp=2,pp=2,tp=2`; they are threads of this process, among which
+    /// Ranks that share the work, e.g. `dp=2`, `cp=2` or `dp=2,pp=2,tp=2`; they are threads of this process, among which
     /// --threads are divided.
     #[arg(long, default_value_t = Mesh::default())]
     mesh: Mesh,
     /// Chunks of blocks that a pipeline stage holds (interleaved schedule).
     #[arg(long, default_value_t = 1, value_parser = size)]
     chunks: usize,
+    /// What data-parallel ranks divide among each other: `optimizer` (state only), `gradients` or `parameters` (each also what
+    /// comes before it).
+    #[arg(long, value_name = "WHAT", default_value_t = Sharding::default())]
+    shard: Sharding,
     /// Say how much memory the run would take, and stop there.
     #[arg(long)]
     estimate: bool,
@@ -107,6 +112,7 @@ struct Report {
     dtype: &'static str,
     recompute: String,
     mesh: String,
+    shard: String,
     threads: usize,
     path: &'static str,
     seq: usize,
@@ -203,12 +209,12 @@ impl Estimate {
     fn new(mesh: Mesh, job: &Job, cpu: &Cpu) -> Self {
         let kernels = Some(crate::kernels(cpu));
         let of_stage = |stage| {
-            let rank = RankOf { mesh, cp: 1, stage, zero: Zero::One, kernels };
+            let rank = RankOf { mesh, stage, kernels };
             rank_memory(&job.work.model, &job.config, job.dtype, &rank)
         };
         let ranks: Vec<RankMemory> = (0..mesh.pp).map(of_stage).collect();
         // Every stage is there for each place on the other axes.
-        let all = std::iter::repeat_n(&ranks, mesh.dp * mesh.tp).flatten().copied();
+        let all = std::iter::repeat_n(&ranks, mesh.dp * mesh.cp * mesh.tp).flatten().copied();
         Self { whole: all.sum::<RankMemory>().into(), ranks }
     }
 
@@ -271,6 +277,7 @@ fn settings(args: &TrainArgs, work: &Workload) -> Result<TrainConfig> {
         micro_batch: args.micro_batch.unwrap_or(work.batch),
         optimizer: OptimizerConfig { peak_lr: args.lr, ..OptimizerConfig::default() },
         pipeline: PipelineConfig { chunks: args.chunks, ..PipelineConfig::default() },
+        sharding: args.shard,
         // No step is refused: what is compared does not refuse any either.
         spike_factor: 1e9,
         ..TrainConfig::default()
@@ -339,6 +346,7 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
         dtype: job.dtype.name(),
         recompute: format!("{:?}", args.recompute).to_lowercase(),
         mesh: mesh.to_string(),
+        shard: args.shard.to_string(),
         threads: each * mesh.size(),
         path,
         seq: work.seq,
@@ -363,7 +371,9 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
 /// All steps on a mesh of threads, one backend each. Every rank takes the same steps, so the first one's times are those of
 /// all; the memory is that of all together.
 fn on_threads(args: &TrainArgs, job: &Job, cpus: &[Cpu]) -> Result<Measured> {
-    let mut measured = ranks::on_threads(args.mesh, cpus, |cpu, ranks| steps(args, job, cpu, ranks))?;
+    let mut measured = ranks::on_threads(args.mesh, (WorldOptions::default(), None), cpus, |cpu, ranks| {
+        steps(args, job, cpu, ranks)
+    })?;
     let all = measured.iter().map(|m| m.tensor_peak_bytes).sum();
     Ok(Measured { tensor_peak_bytes: all, ..measured.swap_remove(0) })
 }

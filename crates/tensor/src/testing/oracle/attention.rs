@@ -1,7 +1,7 @@
 //! Attention of the oracle: one row and one head at a time, all scores of a row at once.
 
 use super::{Oracle, dot, log_sum_exp, row};
-use crate::{Attention, CachedSegment, DType, Heads, Segments, Shape, Tensor};
+use crate::{Attention, CachedSegment, DType, GatheredSegment, Heads, Segments, Shape, Tensor};
 
 /// Panics unless `qkv` has the width of `heads` and the rows of `segments`.
 pub(super) fn require_packed(op: &str, qkv: &Tensor, heads: Heads, segments: &Segments) {
@@ -11,7 +11,16 @@ pub(super) fn require_packed(op: &str, qkv: &Tensor, heads: Heads, segments: &Se
     assert!(divides, "{op}: {heads:?}: kv must divide query, dim must be even");
 }
 
-/// Where a head lies in a row of `qkv`.
+/// Panics unless the queries, and the keys and values of their own, fit `segments`.
+fn require_gathered(op: &str, (qkv, kv): (&Tensor, &Tensor), heads: Heads, segments: &[GatheredSegment]) {
+    let fits = qkv.cols() == heads.width() && kv.cols() == 2 * heads.kv_width() && kv.dtype() == qkv.dtype();
+    assert!(
+        fits && GatheredSegment::fit(segments, qkv.rows(), kv.rows()),
+        "{op}: {qkv:?} and {kv:?} do not fit {heads:?} and {segments:?}"
+    );
+}
+
+/// Where a head lies: the query in a row of `qkv`, key and value in a row whose keys begin at column `keys`.
 #[derive(Clone, Copy)]
 struct Columns {
     query: usize,
@@ -21,26 +30,21 @@ struct Columns {
 }
 
 impl Columns {
-    fn of(heads: Heads, h: usize) -> Self {
-        let group = h / (heads.query / heads.kv);
-        Self {
-            query: h * heads.dim,
-            key: heads.query_width() + group * heads.dim,
-            value: heads.query_width() + heads.kv_width() + group * heads.dim,
-            dim: heads.dim,
-        }
+    fn of(heads: Heads, h: usize, keys: usize) -> Self {
+        let key = keys + h / (heads.query / heads.kv) * heads.dim;
+        Self { query: h * heads.dim, key, value: key + heads.kv_width(), dim: heads.dim }
     }
 
     fn query(self, qkv: &Tensor, t: usize) -> &[f64] {
         &row(qkv, t)[self.query..self.query + self.dim]
     }
 
-    fn key(self, qkv: &Tensor, t: usize) -> &[f64] {
-        &row(qkv, t)[self.key..self.key + self.dim]
+    fn key(self, kv: &Tensor, t: usize) -> &[f64] {
+        &row(kv, t)[self.key..self.key + self.dim]
     }
 
-    fn value(self, qkv: &Tensor, t: usize) -> &[f64] {
-        &row(qkv, t)[self.value..self.value + self.dim]
+    fn value(self, kv: &Tensor, t: usize) -> &[f64] {
+        &row(kv, t)[self.value..self.value + self.dim]
     }
 }
 
@@ -65,17 +69,43 @@ fn attend<'a>(
     (out, lse)
 }
 
+/// Whole documents as segments over the keys and values in the same rows.
+fn whole(segments: &Segments) -> Vec<GatheredSegment> {
+    segments.iter().map(|s| GatheredSegment { segment: s.clone(), first: s.rows.start }).collect()
+}
+
 pub(super) fn forward(oracle: &Oracle, qkv: &Tensor, heads: Heads, segments: &Segments) -> Attention {
     require_packed("attention", qkv, heads, segments);
     assert!(segments.iter().all(|s| s.past == 0), "attention: a segment has a past: {segments:?}");
+    attend_all(oracle, qkv, (qkv, heads.query_width()), heads, &whole(segments))
+}
+
+pub(super) fn gathered(
+    oracle: &Oracle,
+    (qkv, kv): (&Tensor, &Tensor),
+    heads: Heads,
+    segments: &[GatheredSegment],
+) -> Attention {
+    require_gathered("attention_gathered", (qkv, kv), heads, segments);
+    attend_all(oracle, qkv, (kv, 0), heads, segments)
+}
+
+/// Every query over the keys and values in `kv`, which begin at a column.
+fn attend_all(
+    oracle: &Oracle,
+    qkv: &Tensor,
+    (kv, keys): (&Tensor, usize),
+    heads: Heads,
+    segments: &[GatheredSegment],
+) -> Attention {
     let (mut out, mut lse) = (Vec::new(), Vec::new());
-    for document in segments.iter() {
-        for i in document.rows.clone() {
-            let seen = document.rows.start..=i;
+    for GatheredSegment { segment, first } in segments {
+        for (n, i) in segment.rows.clone().enumerate() {
+            let seen = *first..=first + segment.past + n;
             for h in 0..heads.query {
-                let at = Columns::of(heads, h);
-                let keys = seen.clone().map(|j| at.key(qkv, j));
-                let values = seen.clone().map(|j| at.value(qkv, j));
+                let at = Columns::of(heads, h, keys);
+                let keys = seen.clone().map(|j| at.key(kv, j));
+                let values = seen.clone().map(|j| at.value(kv, j));
                 let (o, l) = attend(at.query(qkv, i), keys, values);
                 out.extend(o);
                 lse.push(l);
@@ -96,31 +126,64 @@ pub(super) fn backward(
     (heads, segments): (Heads, &Segments),
 ) -> Tensor {
     require_packed("attention_backward", qkv, heads, segments);
+    require_saved("attention_backward", (dy, qkv), saved, heads);
+    let at = (qkv, heads.query_width());
+    let (mut d_qkv, d_kv) = gradients((dy, qkv), at, saved, heads, &whole(segments));
+    d_qkv.iter_mut().zip(d_kv).for_each(|(q, kv)| *q += kv);
+    oracle.make(qkv.shape(), qkv.dtype(), d_qkv)
+}
+
+pub(super) fn gathered_backward(
+    oracle: &Oracle,
+    dy: &Tensor,
+    (qkv, kv): (&Tensor, &Tensor),
+    saved: &Attention,
+    (heads, segments): (Heads, &[GatheredSegment]),
+) -> (Tensor, Tensor) {
+    require_gathered("attention_gathered_backward", (qkv, kv), heads, segments);
+    require_saved("attention_gathered_backward", (dy, qkv), saved, heads);
+    let (d_qkv, d_kv) = gradients((dy, qkv), (kv, 0), saved, heads, segments);
+    let d_queries = d_qkv.chunks_exact(heads.width()).flat_map(|row| &row[..heads.query_width()]);
+    let d_queries = oracle.make(dy.shape(), qkv.dtype(), d_queries.copied().collect());
+    (d_queries, oracle.make(kv.shape(), DType::F32, d_kv))
+}
+
+fn require_saved(op: &str, (dy, qkv): (&Tensor, &Tensor), saved: &Attention, heads: Heads) {
     let fits = dy.shape() == Shape::new(qkv.rows(), heads.query_width())
         && saved.out.shape() == dy.shape()
         && saved.lse.shape() == Shape::new(qkv.rows(), heads.query);
-    assert!(fits, "attention_backward: {dy:?}, {:?} and {:?} do not fit {qkv:?}", saved.out, saved.lse);
-    let mut d_qkv = vec![0.0; qkv.shape().elements()];
-    for document in segments.iter() {
-        for i in document.rows.clone() {
+    assert!(fits, "{op}: {dy:?}, {:?} and {:?} do not fit {qkv:?}", saved.out, saved.lse);
+}
+
+/// Gradients of the queries, in the columns of `qkv`, and of the keys and values, in those of `kv`.
+fn gradients(
+    (dy, qkv): (&Tensor, &Tensor),
+    (kv, keys): (&Tensor, usize),
+    saved: &Attention,
+    heads: Heads,
+    segments: &[GatheredSegment],
+) -> (Vec<f64>, Vec<f64>) {
+    let (mut d_qkv, mut d_kv) = (vec![0.0; qkv.shape().elements()], vec![0.0; kv.shape().elements()]);
+    for GatheredSegment { segment, first } in segments {
+        for (n, i) in segment.rows.clone().enumerate() {
             for h in 0..heads.query {
-                let at = Columns::of(heads, h);
+                let at = Columns::of(heads, h, keys);
                 let d_out = &row(dy, i)[at.query..at.query + heads.dim];
                 let delta = dot(d_out, &row(&saved.out, i)[at.query..at.query + heads.dim]);
-                for j in document.rows.start..=i {
-                    let score = scale(heads) * dot(at.query(qkv, i), at.key(qkv, j));
+                for j in *first..=first + segment.past + n {
+                    let score = scale(heads) * dot(at.query(qkv, i), at.key(kv, j));
                     let p = (score - row(&saved.lse, i)[h]).exp();
-                    let d_score = scale(heads) * p * (dot(d_out, at.value(qkv, j)) - delta);
+                    let d_score = scale(heads) * p * (dot(d_out, at.value(kv, j)) - delta);
                     for d in 0..heads.dim {
-                        d_qkv[i * qkv.cols() + at.query + d] += d_score * at.key(qkv, j)[d];
-                        d_qkv[j * qkv.cols() + at.key + d] += d_score * at.query(qkv, i)[d];
-                        d_qkv[j * qkv.cols() + at.value + d] += p * d_out[d];
+                        d_qkv[i * qkv.cols() + at.query + d] += d_score * at.key(kv, j)[d];
+                        d_kv[j * kv.cols() + at.key + d] += d_score * at.query(qkv, i)[d];
+                        d_kv[j * kv.cols() + at.value + d] += p * d_out[d];
                     }
                 }
             }
         }
     }
-    oracle.make(qkv.shape(), qkv.dtype(), d_qkv)
+    (d_qkv, d_kv)
 }
 
 pub(super) fn cached(oracle: &Oracle, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
@@ -133,10 +196,9 @@ pub(super) fn cached(oracle: &Oracle, qkv: &Tensor, heads: Heads, segments: &[Ca
         assert!(fits, "attention_cached: {keys:?} and {values:?} do not hold {end} rows of {heads:?}");
         for (n, i) in segment.rows.clone().enumerate() {
             for h in 0..heads.query {
-                let at = Columns::of(heads, h);
-                let group = at.key - heads.query_width();
+                let at = Columns::of(heads, h, 0);
                 let seen = 0..=segment.past + n;
-                let head = |cache, j| &row(cache, j)[group..group + heads.dim];
+                let head = |cache, j| at.key(cache, j);
                 let (o, _) = attend(
                     at.query(qkv, i),
                     seen.clone().map(|j| head(keys, j)),

@@ -6,8 +6,8 @@ use super::check::{Bench, DTYPES};
 use super::rope::table as rope_table;
 use crate::testing::{random, random_ids};
 use crate::{
-    AdamW, AdamWState, Attention, Backend, DType, Heads, Master, NO_TARGET, RopeDirection, RowLoss, Segments,
-    Shape, Tensor,
+    AdamW, AdamWState, Attention, Backend, DType, GatheredSegment, Heads, Master, NO_TARGET, RopeDirection,
+    RowLoss, Segment, Segments, Shape, Tensor,
 };
 
 const STEP: AdamW = AdamW {
@@ -58,6 +58,15 @@ pub fn shapes_that_do_not_fit(backend: &dyn Backend) {
         backend.rope(z(5, 16), heads, &segments, &rope_table(2, 4), RopeDirection::Forward)
     });
     panics(backend, "attention", "a wrong number of rows", || backend.attention(&z(6, 16), heads, &segments));
+    let gathered = |past| [GatheredSegment { segment: Segment { rows: 0..5, past }, first: 2 }];
+    panics(backend, "attention_gathered", "a key that is not there", || {
+        backend.attention_gathered(&z(5, 16), &z(9, 8), heads, &gathered(3))
+    });
+    panics(backend, "attention_gathered_backward", what, || {
+        let saved = Attention { out: z(5, 8), lse: z(5, 2) };
+        backend.attention_gathered_backward(&z(5, 8), (&z(5, 16), &z(9, 7)), &saved, heads, &gathered(2))
+    });
+    panics(backend, "concat_columns", what, || backend.concat_columns(&z(5, 8), &z(4, 8)));
     panics(backend, "attention_backward", what, || {
         let saved = Attention { out: z(5, 8), lse: z(5, 2) };
         backend.attention_backward(&z(4, 8), &z(5, 16), &saved, heads, &segments)
@@ -156,6 +165,15 @@ pub fn fingerprint(backend: &dyn Backend) -> Vec<(String, u64)> {
         note("attention", &saved.out);
         note("attention lse", &saved.lse);
         note("attention_backward", &backend.attention_backward(&d_normed, &qkv, &saved, heads, &segments));
+        let of = |rows, past, first| GatheredSegment { segment: Segment { rows, past }, first };
+        let runs = [of(0..70, 30, 0), of(70..100, 110, 0), of(100..150, 20, 140)];
+        let kv = input(9, 210, 2 * heads.kv_width());
+        let saved = backend.attention_gathered(&qkv, &kv, heads, &runs);
+        note("attention_gathered", &saved.out);
+        let (dq, d_kv) = backend.attention_gathered_backward(&d_normed, (&qkv, &kv), &saved, heads, &runs);
+        note("attention_gathered_backward queries", &dq);
+        note("attention_gathered_backward kv", &d_kv);
+        note("concat_columns", &backend.concat_columns(&dq, &d_normed));
         note("swiglu", &backend.swiglu(&x));
         note("swiglu_backward", &backend.swiglu_backward(&input(6, t, c / 2), x.clone()));
 
