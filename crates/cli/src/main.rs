@@ -15,6 +15,7 @@ mod commands;
 mod failure;
 mod machine;
 mod pipeline;
+mod processes;
 mod progress;
 mod ranks;
 mod recipe;
@@ -84,6 +85,7 @@ fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<processes::Quiet>() => ExitCode::FAILURE,
         Err(error) => match error.downcast::<clap::Error>() {
             Ok(usage) => {
                 drop(usage.print());

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::ValueEnum;
 use llamero_align::InstructConfig;
 use llamero_comm::WorldOptions;
 use llamero_curate::CurateConfig;
@@ -41,7 +42,7 @@ pub(crate) struct Recipe {
 pub(crate) struct RunSection {
     /// Folder that holds the run.
     pub(crate) dir: String,
-    /// Threads; all cores when absent.
+    /// Threads; all cores when absent. Ranks that are threads divide them; each that is a process has so many.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) threads: Option<usize>,
     /// Time between two checkpoints of a training stage, e.g. `30s`, so what a kill loses at most; or `auto`, which it is when
@@ -80,6 +81,26 @@ pub(crate) struct RunSection {
     /// Longest wait of a rank for another, e.g. `10m`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) timeout: Option<String>,
+    /// What the ranks of the mesh are.
+    #[serde(skip_serializing_if = "Transport::is_threads")]
+    pub(crate) transport: Transport,
+}
+
+/// What ranks are, and so how messages go between them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Transport {
+    /// Threads of one process
+    #[default]
+    Threads,
+    /// Processes that `mpirun` or `srun` has started, on one machine or many
+    Mpi,
+}
+
+impl Transport {
+    fn is_threads(&self) -> bool {
+        *self == Self::Threads
+    }
 }
 
 /// Steps between two of the rare checks of the guard, where the recipe does not say.
@@ -101,6 +122,7 @@ impl Default for RunSection {
             guard: None,
             timeout: None,
             shard: None,
+            transport: Transport::Threads,
         }
     }
 }
@@ -378,6 +400,8 @@ pub(crate) fn parse_duration(key: &str, text: &str) -> Result<f64> {
 
 #[cfg(test)]
 mod tests {
+    use llamero_train::{Device, MeshQuestion, plan_mesh};
+
     use super::*;
 
     #[test]
@@ -439,5 +463,44 @@ mod tests {
         let mut wrong = recipe;
         wrong.pretrain.optimizer.beta2 = 1.0;
         assert!(format!("{:#}", wrong.validate().unwrap_err()).contains("optimizer.beta2"));
+    }
+
+    /// The released models: their recipes are valid, and a plan of them has the published numbers of parameters.
+    #[test]
+    fn recipes_of_released_models_are_planned() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+        for (name, params, mesh, peak_lr) in [
+            ("8b", 8.03e9, "dp=64,tp=8", 3e-4),
+            ("70b", 70.6e9, "dp=64,pp=4,tp=8", 1.5e-4),
+            ("405b", 405.9e9, "dp=64,pp=16,tp=8", 8e-5),
+        ] {
+            let recipe: Recipe =
+                llamero_artifact::recipe::load(folder.join(format!("llama3-{name}.toml")), &[]).unwrap();
+            recipe.validate().unwrap();
+            let preset = recipe.model.preset.as_deref().unwrap();
+            let model = recipe.model_config(preset, recipe.tokenizer.vocab_size).unwrap();
+            let plan = plan_mesh(&MeshQuestion {
+                model: &model,
+                config: &recipe.pretrain,
+                dtype: recipe.dtype().unwrap(),
+                mesh: mesh.parse().unwrap(),
+                device: Device::h100(),
+                mfu: None,
+            })
+            .unwrap();
+            assert!((plan.params as f64 / params - 1.0).abs() < 1e-3, "{name}: {}", plan.params);
+            assert_eq!(
+                (plan.tokens_per_step, recipe.pretrain.optimizer.peak_lr),
+                (1 << 24, peak_lr),
+                "{name}"
+            );
+            // One update more, at most, than the paper and the model card say.
+            let tokens =
+                plan.tokens.unwrap() - if name == "405b" { 15_600_000_000_000 } else { 15_000_000_000_000 };
+            assert!(tokens < 1 << 24, "{name}: {tokens}");
+            // The beginning of the 405B has smaller updates.
+            assert_eq!(plan.batches.len(), if name == "405b" { 3 } else { 1 });
+            assert!(plan.fits(), "{plan}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::supervisor::signal;
+use crate::family::{kill, signal};
 use crate::{Checkpoints, Fault, Order, Orders, Strike};
 
 /// What happens, and how often of forty. In "The Llama 3 Herd of Models" (table 5) most interruptions ended the job: faulty GPUs,
@@ -112,7 +112,7 @@ impl Chaos {
         let rank = rank.unwrap_or(0);
         Ok(match fault {
             Strike::Kill => {
-                child.kill()?;
+                kill(child)?;
                 "SIGKILL".into()
             }
             Strike::Hang => {
@@ -126,8 +126,7 @@ impl Chaos {
                 format!("SIGSTOP for {:.2} s", pause.as_secs_f64())
             }
             Strike::Torn => {
-                child.kill()?;
-                child.wait()?;
+                kill(child)?;
                 self.tear()?.unwrap_or_else(|| "SIGKILL; there was no checkpoint".into())
             }
             Strike::LostStorage => {

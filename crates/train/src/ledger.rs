@@ -118,13 +118,15 @@ impl Ledger {
         &self.path
     }
 
-    /// Appends an entry in one write, so that those of two processes do not mix.
-    pub fn note(&self, event: Event) -> std::io::Result<()> {
+    /// Appends an entry in one write, so that those of two processes do not mix. Returns it.
+    pub fn note(&self, event: Event) -> std::io::Result<Entry> {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
-        let mut line = serde_json::to_vec(&Entry { at, event })?;
+        let entry = Entry { at, event };
+        let mut line = serde_json::to_vec(&entry)?;
         line.push(b'\n');
         let mut file: File = OpenOptions::new().create(true).append(true).open(&self.path)?;
-        file.write_all(&line)
+        file.write_all(&line)?;
+        Ok(entry)
     }
 
     /// The entries about what was made last. A line that a kill cut short is left out; there is none where there is no file.

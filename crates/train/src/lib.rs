@@ -12,6 +12,7 @@ mod checkpoint;
 mod config;
 mod context;
 mod error;
+mod family;
 mod faults;
 mod fit;
 mod goodput;
@@ -22,6 +23,7 @@ mod incidents;
 mod ledger;
 mod memory;
 mod mesh;
+mod mesh_plan;
 mod optimizer;
 mod phases;
 mod pipeline;
@@ -44,8 +46,12 @@ pub use guard::{Finding, Guard, Sign};
 pub use hosts::Hosts;
 pub use incidents::{Incident, IncidentTable, Strike, incidents};
 pub use ledger::{Entry, Event, Ledger};
-pub use memory::{Kernels, MemoryEstimate, estimate_memory};
+pub use memory::{Kernels, MemoryEstimate, RankMemory, RankOf, estimate_memory, rank_memory};
 pub use mesh::{Mesh, MeshPlace, Ranks};
+pub use mesh_plan::{
+    AxisTraffic, Bandwidth, BatchPlan, Device, Kind as MessageKind, KindTraffic, MeshPlan, MeshQuestion,
+    MfuSource, StagePlan, Traffic, plan_mesh,
+};
 pub use optimizer::Optimizer;
 pub use phases::{Annealing, MixStage, RampStage, StepSettings};
 pub use pipeline::{Action, Pipeline, PipelineConfig, stage_layers};

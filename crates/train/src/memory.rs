@@ -1,17 +1,16 @@
 //! How much memory a training run takes, from its sizes alone.
-//!
-//! `T` tokens of a micro-batch, `C` model width, `F` feed-forward width, `V` vocabulary; `Q` and `W` widths of the queries
-//! and of a whole row of `wqkv`'s output.
+
+mod rank;
 
 use std::fmt;
 
-use llamero_model::{Config, Recompute};
+use llamero_model::Config;
 use llamero_tensor::DType;
 use serde::{Deserialize, Serialize};
 
-use self::scratch::Scratch;
-use crate::TrainConfig;
-use crate::phases::Phase;
+pub use self::rank::{RankMemory, RankOf, rank_memory};
+pub(crate) use self::rank::{local_params, pipeline, placements};
+use crate::{Mesh, TrainConfig};
 
 /// Bytes at the moment of a training step that takes most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,14 +68,18 @@ impl fmt::Display for MemoryEstimate {
         ];
         // Not every run copies.
         let parts = parts.into_iter().filter(|part| part.1 > 0 || part.0 != "copy for checkpoints");
-        for (i, (name, bytes)) in parts.enumerate() {
-            let comma = if i == 0 { "" } else { ", " };
-            let mib = bytes as f64 / f64::from(1 << 20);
-            let (n, unit) = if mib < 10_240.0 { (mib, "MiB") } else { (mib / 1024.0, "GiB") };
-            write!(f, "{comma}{name} {n:.1} {unit}")?;
-        }
-        Ok(())
+        write_parts(f, &parts.collect::<Vec<_>>())
     }
+}
+
+fn write_parts(f: &mut fmt::Formatter<'_>, parts: &[(&str, u64)]) -> fmt::Result {
+    for (i, (name, bytes)) in parts.iter().enumerate() {
+        let comma = if i == 0 { "" } else { ", " };
+        let mib = *bytes as f64 / f64::from(1 << 20);
+        let (n, unit) = if mib < 10_240.0 { (mib, "MiB") } else { (mib / 1024.0, "GiB") };
+        write!(f, "{comma}{name} {n:.1} {unit}")?;
+    }
+    Ok(())
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands out references")]
@@ -166,137 +169,28 @@ mod scratch {
     }
 }
 
-struct Sizes {
-    t: u64,
-    /// Tokens of a sequence, the longest that a document can be.
-    sequence: u64,
-    c: u64,
-    f: u64,
-    q: u64,
-    w: u64,
-    heads: u64,
-    kv_heads: u64,
-    /// Bytes of an element of an activation.
-    element: u64,
-    recompute: Recompute,
-    scratch: Scratch,
-}
-
-impl Sizes {
-    fn new(model: &Config, config: &TrainConfig, dtype: DType, kernels: Kernels) -> Self {
-        let [heads, kv_heads, d] = [model.heads, model.kv_heads, model.head_dim].map(|n| n as u64);
-        let sequence = config.sequence as u64;
-        let packed = if dtype == DType::Bf16 && kernels.pairs { 2 } else { 4 };
-        Self {
-            t: config.micro_batch.min(config.batch) as u64 * sequence,
-            sequence,
-            c: model.dim as u64,
-            f: model.ffn as u64,
-            q: heads * d,
-            w: (heads + 2 * kv_heads) * d,
-            heads,
-            kv_heads,
-            element: dtype.bytes() as u64,
-            recompute: config.recompute,
-            scratch: Scratch { threads: kernels.threads as u64, packed },
-        }
-    }
-
-    /// Activations of `width` elements a token.
-    fn activations(&self, width: u64) -> u64 {
-        self.t * width * self.element
-    }
-
-    /// Width of what is cheap to compute again: outputs of both norms and of SwiGLU; 0 where it is not kept.
-    fn cheap(&self) -> u64 {
-        if self.recompute == Recompute::Nothing { 2 * self.c + self.f } else { 0 }
-    }
-
-    /// What a block keeps within which nothing but cheap values is computed again, or nothing at all. Its input, queries
-    /// with keys and values, attention output and log-sum-exp, middle residual, gate and up; and what is cheap.
-    fn block(&self) -> u64 {
-        self.activations(2 * self.c + self.w + self.q + 2 * self.f + self.cheap()) + 4 * self.t * self.heads
-    }
-
-    /// What is kept of each block until the sweep comes to it.
-    fn kept(&self) -> u64 {
-        if self.recompute == Recompute::Blocks { self.activations(self.c) } else { self.block() }
-    }
-
-    /// What the sweep adds while it goes back through a block, at the widest of its moments.
-    fn sweep(&self) -> u64 {
-        let again = if self.recompute == Recompute::Blocks { self.block() - self.kept() } else { 0 };
-        let (f, c, t) = (self.f, self.c, self.t);
-        // SwiGLU's output is there already, or made again for the gradient of `w2`.
-        let output = if self.recompute == Recompute::Nothing { 0 } else { f };
-        let of_w2 = self.scratch.product((f, t)).max(self.scratch.activations((f, c), self.element));
-        // Afterwards the gradients of gate and up take the place of gate and up.
-        let through_w2 = self.activations(c + output) + of_w2;
-        again + through_w2.max(self.sweep_of_attention())
-    }
-
-    /// What attention adds: gradients of the residual stream, of the output, and of queries, keys and values; while the
-    /// feed-forward half of the block is gone.
-    fn sweep_of_attention(&self) -> u64 {
-        let (c, f, q) = (self.c, self.f, self.q);
-        let gone = c + 2 * f + self.cheap().saturating_sub(c);
-        let size = (self.heads / self.kv_heads, q / self.heads);
-        let added = self.activations(c + q + self.w) + 4 * self.t * self.heads;
-        (added + self.scratch.attention(self.sequence, size)).saturating_sub(self.activations(gone))
-    }
-}
-
-/// Expects the peak of a training run on the CPU: of its largest update, where they differ.
+/// Expects the peak of a training run of one rank on the CPU, of its largest update where they differ: [`rank_memory`] of a
+/// mesh of one.
 pub fn estimate_memory(
     model: &Config,
     config: &TrainConfig,
     dtype: DType,
     kernels: Kernels,
 ) -> MemoryEstimate {
-    let of_phase = |phase: Phase| {
-        let Phase { batch, sequence, micro_batch, .. } = phase;
-        let config = TrainConfig { batch, sequence, micro_batch, ..config.clone() };
-        estimate_step(model, &config, dtype, kernels)
-    };
-    config.phases().into_iter().map(of_phase).max_by_key(MemoryEstimate::total).unwrap_or_default()
+    let alone = RankOf { mesh: Mesh::default(), stage: 0, kernels: Some(kernels) };
+    rank_memory(model, config, dtype, &alone).into()
 }
 
-/// A step is at its peak in one of a few moments: at the head, with all that the forward pass keeps; at the last block, the
-/// first that the sweep comes to; at the first block, when most gradients are there; or at the embedding, when all are.
-fn estimate_step(model: &Config, config: &TrainConfig, dtype: DType, kernels: Kernels) -> MemoryEstimate {
-    let [c, v, layers] = [model.dim, model.vocab, model.layers].map(|n| n as u64);
-    let sizes = Sizes::new(model, config, dtype, kernels);
-    let block: u64 = model.params().iter().filter(|s| s.layer == Some(0)).map(|s| 4 * s.elements()).sum();
-    let all = 4 * model.num_params();
-    // With several micro-batches in a step, the gradients of the first are there from the start.
-    let from_start = config.batch > config.micro_batch;
-    let head_gradients = 4 * v * c;
-    let there = |so_far: u64| if from_start { all } else { so_far };
-    let tensors = if config.averages() { 4 } else { 3 };
-    let state = MemoryEstimate { weights_and_moments: tensors * all, ..MemoryEstimate::default() };
-    let at_head = MemoryEstimate {
-        gradients: there(head_gradients),
-        kept_activations: layers * sizes.kept() + sizes.activations(c),
-        // Output of the last norm and its gradient; and, where some rows have no target, a copy of those that have.
-        working_space: sizes.activations(3 * c),
-        head_chunk: sizes.scratch.head((sizes.t, c, v)),
-        ..state
-    };
-    let at_last_block = MemoryEstimate {
-        gradients: there(head_gradients + block),
-        kept_activations: layers * sizes.kept(),
-        working_space: sizes.sweep(),
-        ..state
-    };
-    let embedding_gradients = if model.tied { 0 } else { 4 * v * c };
-    let at_first_block = MemoryEstimate {
-        gradients: there(all - embedding_gradients),
-        kept_activations: sizes.kept(),
-        working_space: sizes.sweep(),
-        ..state
-    };
-    let at_embedding = MemoryEstimate { gradients: all, working_space: sizes.activations(c), ..state };
-    let moments = [at_head, at_last_block, at_first_block, at_embedding];
-    let peak = moments.into_iter().max_by_key(MemoryEstimate::tensors).unwrap_or(at_embedding);
-    MemoryEstimate { process_base: PROCESS + peak.tensors() / GAPS, ..peak }
+impl From<RankMemory> for MemoryEstimate {
+    fn from(rank: RankMemory) -> Self {
+        Self {
+            weights_and_moments: rank.weights + rank.optimizer,
+            gradients: rank.gradients,
+            kept_activations: rank.kept_activations,
+            working_space: rank.working_space + rank.communication,
+            head_chunk: rank.head_chunk,
+            checkpoint_copy: 0,
+            process_base: PROCESS + rank.total() / GAPS,
+        }
+    }
 }

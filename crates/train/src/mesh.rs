@@ -71,20 +71,29 @@ impl Mesh {
         }
         for (what, n) in [("heads", model.heads), ("kv_heads", model.kv_heads), ("ffn", model.ffn)] {
             if n % tp != 0 {
-                return wrong(format!("tp must divide `model.{what}`, which is {n}"));
+                let all = [model.heads, model.kv_heads, model.ffn];
+                let fit = divisors(|d| all.iter().all(|n| n.is_multiple_of(d)), model.kv_heads);
+                return wrong(format!("tp must divide `model.{what}`, which is {n}\nhint: tp can be {fit}"));
             }
         }
         if model.vocab < tp {
-            return wrong(format!("tp is larger than the vocabulary of {}", model.vocab));
+            return wrong(format!("tp is larger than the vocabulary of {}\nhint: lower it", model.vocab));
         }
         let stages = pp * config.pipeline.chunks;
         if stages > model.layers + 2 {
-            return wrong(format!("{stages} pipeline stages for {} layers", model.layers));
+            let (layers, most) = (model.layers, model.layers + 2);
+            return wrong(format!(
+                "{stages} pipeline stages (chunks included) for {layers} layers\n\
+                 hint: at most {most}: lower pp, or the chunks"
+            ));
         }
         for phase in config.phases() {
             let sequences = phase.batch;
             if !sequences.is_multiple_of(dp) {
-                return wrong(format!("dp must divide `batch`, which is {sequences}"));
+                let fit = divisors(|d| sequences.is_multiple_of(d), sequences);
+                return wrong(format!(
+                    "dp must divide `batch`, which is {sequences}\nhint: dp can be {fit}; or change `batch`"
+                ));
             }
             let length = phase.sequence;
             if cp > 1 && !length.is_multiple_of(2 * cp) {
@@ -97,11 +106,22 @@ impl Mesh {
             let micros = (sequences / dp).div_ceil(phase.micro_batch);
             if config.pipeline.chunks > 1 && micros < pp {
                 return wrong(format!(
-                    "{micros} micro-batches are fewer than the {pp} stages that an interleaved schedule fills"
+                    "{micros} micro-batches are fewer than the {pp} stages that an interleaved schedule fills\n\
+                     hint: a larger `batch`, a smaller `micro_batch` or dp, or one chunk"
                 ));
             }
         }
         Ok(())
+    }
+}
+
+/// The numbers up to `most` that fit, as text.
+fn divisors(fits: impl Fn(usize) -> bool, most: usize) -> String {
+    let all: Vec<String> = (1..=most).filter(|&d| fits(d)).map(|d| d.to_string()).collect();
+    match all.split_last() {
+        Some((last, [])) => last.clone(),
+        Some((last, rest)) => format!("{} or {last}", rest.join(", ")),
+        None => "1".into(),
     }
 }
 

@@ -64,7 +64,7 @@ impl Default for Annealing {
 /// Consecutive updates of one shape.
 #[derive(Clone, Copy)]
 pub(crate) struct Phase {
-    first_step: u64,
+    pub(crate) first_step: u64,
     first_token: u64,
     first_sequence: u64,
     pub(crate) batch: usize,
@@ -73,7 +73,7 @@ pub(crate) struct Phase {
 }
 
 impl Phase {
-    fn step_tokens(&self) -> u64 {
+    pub(crate) fn step_tokens(&self) -> u64 {
         self.batch as u64 * self.sequence as u64
     }
 
@@ -263,6 +263,12 @@ impl TrainConfig {
         }
         phases.push(last);
         phases
+    }
+
+    /// A run whose updates all have the shape of `phase`.
+    pub(crate) fn only(&self, phase: &Phase) -> Self {
+        let Phase { batch, sequence, micro_batch, .. } = *phase;
+        Self { batch, sequence, micro_batch, ramp: Vec::new(), ..self.clone() }
     }
 
     fn phase(&self, step: u64) -> Phase {

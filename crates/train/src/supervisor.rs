@@ -7,9 +7,10 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 use crate::chaos::Chaos;
+use crate::family::{kill, signal_first};
 use crate::{Event, Hosts, Ledger};
 
 /// How a job is watched.
@@ -91,7 +92,8 @@ impl Life {
 }
 
 impl Supervisor {
-    /// Runs jobs of `command`, which is given the machines to run on, until one has done its work. `stop` (set by a signal) is passed on to the job as SIGTERM, so
+    /// Runs jobs of `command`, which is given the machines to run on, until one has done its work. `stop` (set by a signal) is
+    /// passed on to the job as SIGUSR1, so
     /// that it leaves a checkpoint. `say` gets a line for everything that happens.
     pub fn run(
         mut self,
@@ -153,7 +155,8 @@ impl Supervisor {
             }
             if stop.load(Ordering::Relaxed) && !told {
                 told = true;
-                signal(child, Signal::TERM);
+                // Not SIGTERM: `mpirun` kills its ranks a second after that, and passes this one on.
+                signal_first(child, Signal::USR1);
             }
             if life.follow(&self.ledger)? || !life.trains {
                 last_sign = Instant::now();
@@ -172,8 +175,7 @@ impl Supervisor {
                 }
             }
             if last_sign.elapsed() >= self.hang_after {
-                child.kill()?;
-                child.wait()?;
+                kill(child)?;
                 return Ok(Watched::Hung(last_sign.elapsed()));
             }
             std::thread::sleep(LOOK);
@@ -184,9 +186,4 @@ impl Supervisor {
 enum Watched {
     Ended(ExitStatus),
     Hung(Duration),
-}
-
-/// Sends a signal; a job that ended meanwhile does not need it.
-pub(crate) fn signal(child: &Child, signal: Signal) {
-    kill_process(Pid::from_child(child), signal).ok();
 }

@@ -2,20 +2,25 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result, bail};
 use llamero_artifact::Draft;
 use llamero_comm::{Comm, CommError, Solo, WorldOptions};
+use llamero_cpu::Cpu;
 use llamero_model::{Config, Llama, ParamSpec, Placement};
 use llamero_tensor::{Backend, CheckedProducts, DType};
 use llamero_train::{
-    Checkpoints, Event, Finding, Guard, Ledger, LongStep, Mesh, Observer, Orders, SequenceSource, StepRecord,
-    Stragglers, TrainConfig, TrainError, TrainReport, Trainer, build_stages, train,
+    Checkpoints, Event, Finding, GoodputMeter, Guard, Ledger, LongStep, Mesh, Observer, Orders, Ranks,
+    SequenceSource, StepRecord, Stragglers, TrainConfig, TrainError, TrainReport, Trainer, build_stages,
+    train,
 };
 
+use super::follow::{Lesson, Order};
+use crate::processes::Processes;
 use crate::progress::Progress;
 use crate::ranks;
+use crate::recipe::RunSection;
 
 /// Runs of rows of whole tensors, to begin with.
 pub(super) type Values<'a> = dyn Fn(&ParamSpec, Range<usize>) -> Result<Vec<f32>> + Sync + 'a;
@@ -32,7 +37,7 @@ pub(super) struct Job<'a> {
 /// How it is trained; nothing here changes what comes out.
 pub(super) struct How {
     pub(super) mesh: Mesh,
-    /// Threads of all ranks together; all cores when absent.
+    /// Threads of all ranks that are threads, or of each that is a process.
     pub(super) threads: Option<usize>,
     /// What is watched for silent corruption.
     pub(super) guard: Guard,
@@ -43,6 +48,17 @@ pub(super) struct How {
 }
 
 impl How {
+    /// As a recipe says.
+    pub(super) fn new(section: &RunSection, orders: Option<&PathBuf>) -> Result<Self> {
+        Ok(Self {
+            mesh: section.mesh()?,
+            threads: section.threads,
+            guard: section.guard()?,
+            world: section.world()?,
+            orders: orders.map(Orders::new),
+        })
+    }
+
     fn watched<'b>(&self, trainer: Trainer<'b>) -> Trainer<'b> {
         let trainer = trainer.guarded(self.guard);
         match &self.orders {
@@ -70,10 +86,10 @@ pub(super) struct Trained<'b> {
 }
 
 impl Job<'_> {
-    /// Trains to the end.
+    /// Trains to the end; where ranks are `processes`, the others learn what they need to know for it.
     pub(super) fn run<'b>(
         &self,
-        how: &How,
+        (how, processes): (&How, Option<(&Processes, Lesson)>),
         backend: &'b dyn Backend,
         checkpoints: &Checkpoints,
         notes: &Notes<'_>,
@@ -88,25 +104,18 @@ impl Job<'_> {
             let report = train(&mut trainer, self.source, checkpoints, &mut watch)?;
             return Ok(Trained { trainer, report, peak_bytes: backend.memory().peak_bytes });
         }
-        let cpus = ranks::devices(mesh, how.threads)?;
-        let reports = ranks::on_threads(mesh, (how.world, Some(&notes.flight)), &cpus, |cpu, ranks| {
-            let first = ranks.all.rank() == 0;
-            let checked = CheckedProducts::new(cpu, how.guard.products);
-            let device: &dyn Backend = if how.guard.products > 0 { &checked } else { cpu };
-            let stages = build_stages(self.sizes, &self.config, &ranks, (device, self.dtype), self.values)?;
-            let mut trainer = how.watched(Trainer::on_mesh(stages, ranks, device, self.config.clone()));
-            let mut watch: Box<dyn Observer> =
-                if first { Box::new(notes.watch(&self.config, checkpoints)) } else { Box::new(Nobody) };
-            let report = train(&mut trainer, self.source, checkpoints, &mut *watch);
-            if let Err(TrainError::Comm(damaged @ CommError::Damaged { .. })) = &report {
-                // No step can be made with it, so this job ends here.
-                let (step, found) = (checkpoints.newest_step(), vec![damaged.to_string()]);
-                notes.ledger.note(Event::Corrupted { step, found }).ok();
+        let watch = notes.watch(&self.config, checkpoints);
+        let (of_first, peak_bytes) = match processes {
+            Some((processes, lesson)) => {
+                let mut watch = watch;
+                processes.give(&Order::Train(lesson))?;
+                processes.work((mesh, how.threads), (how.world, &notes.flight), |cpu, ranks| {
+                    let done = self.one_rank(how, (cpu, ranks), checkpoints, &mut watch);
+                    done.inspect_err(|error| notes.of_ranks(error, checkpoints))
+                })?
             }
-            Ok((report?, cpu.memory().peak_bytes))
-        })?;
-        drop(cpus);
-        let peak_bytes = reports.iter().map(|(_, peak)| peak).sum();
+            None => self.on_threads(how, checkpoints, notes, watch)?,
+        };
         // The last checkpoint of a mesh is that of its last step: one rank takes it whole.
         let alone = TrainConfig { pipeline: Default::default(), ..self.config.clone() };
         let mut trainer = self.whole(backend, alone)?;
@@ -117,9 +126,55 @@ impl Job<'_> {
                 "the last checkpoint of {mesh} cannot be read back: {remarks}\nhint: run the same command again"
             );
         }
-        let Some((of_first, _)) = reports.into_iter().next() else { unreachable!("a mesh has ranks") };
         let report = TrainReport { resumed_at: of_first.resumed_at, remarks: of_first.remarks, ..whole };
         Ok(Trained { trainer, report, peak_bytes })
+    }
+
+    /// Ranks that are threads; what the first came to.
+    fn on_threads(
+        &self,
+        how: &How,
+        checkpoints: &Checkpoints,
+        notes: &Notes<'_>,
+        watch: Watch<'_>,
+    ) -> Result<(TrainReport, usize)> {
+        let cpus = ranks::devices(how.mesh, how.threads)?;
+        let watch = Mutex::new(Some(watch));
+        let done = ranks::on_threads(how.mesh, (how.world, Some(&notes.flight)), &cpus, |cpu, ranks| {
+            let first = ranks.all.rank() == 0;
+            let watch = first.then(|| watch.lock().ok()?.take()).flatten();
+            let mut observer: Box<dyn Observer> = match watch {
+                Some(watch) => Box::new(watch),
+                None => Box::new(Nobody),
+            };
+            let done = self.one_rank(how, (cpu, ranks), checkpoints, &mut *observer);
+            if let Err(error) = &done {
+                notes.of_ranks(error, checkpoints);
+            }
+            done
+        })?;
+        let Some(of_first) = done.into_iter().next() else { unreachable!("a mesh has ranks") };
+        Ok(of_first)
+    }
+
+    /// What each rank of a mesh does: its report, and the bytes of tensors on all ranks at their peaks.
+    pub(super) fn one_rank(
+        &self,
+        how: &How,
+        (cpu, ranks): (&Cpu, Ranks),
+        checkpoints: &Checkpoints,
+        observer: &mut dyn Observer,
+    ) -> Result<(TrainReport, usize)> {
+        let all = Arc::clone(&ranks.all);
+        let checked = CheckedProducts::new(cpu, how.guard.products);
+        let device: &dyn Backend = if how.guard.products > 0 { &checked } else { cpu };
+        let stages = build_stages(self.sizes, &self.config, &ranks, (device, self.dtype), self.values)?;
+        let mut trainer = how.watched(Trainer::on_mesh(stages, ranks, device, self.config.clone()));
+        let report = train(&mut trainer, self.source, checkpoints, observer)?;
+        let peak = cpu.memory().peak_bytes.to_le_bytes().to_vec();
+        let peaks = all.all_gather(peak.into()).map_err(TrainError::from)?;
+        let peaks = peaks.iter().filter_map(|bytes| Some(usize::from_le_bytes(bytes[..].try_into().ok()?)));
+        Ok((report, peaks.sum()))
     }
 
     /// A trainer of the whole model.
@@ -132,11 +187,27 @@ impl Job<'_> {
 }
 
 impl<'a> Notes<'a> {
+    /// What an error that ends a job tells of ranks.
+    fn of_ranks(&self, error: &anyhow::Error, checkpoints: &Checkpoints) {
+        let Some(TrainError::Comm(error)) = error.downcast_ref() else { return };
+        let reason = error.to_string();
+        let event = match error {
+            // No step can be made with it.
+            CommError::Damaged { .. } => {
+                Event::Corrupted { step: checkpoints.newest_step(), found: vec![reason] }
+            }
+            CommError::Timeout { world, .. } => Event::Blamed { rank: *world, reason },
+            _ => return,
+        };
+        self.ledger.note(event).ok();
+    }
+
     fn watch(&self, config: &TrainConfig, checkpoints: &Checkpoints) -> Watch<'a> {
         let steps = config.num_steps();
         let bar = Progress::new(self.name, steps, "steps").from(checkpoints.newest_step());
-        let stragglers = Stragglers::default();
-        Watch { bar, steps, name: self.name, draft: self.draft, ledger: self.ledger, stragglers }
+        let (stragglers, mut meter) = (Stragglers::default(), GoodputMeter::default());
+        self.ledger.read().unwrap_or_default().iter().for_each(|entry| meter.note(entry));
+        Watch { bar, steps, name: self.name, draft: self.draft, ledger: self.ledger, stragglers, meter }
     }
 }
 
@@ -148,12 +219,16 @@ struct Watch<'a> {
     draft: &'a Draft,
     ledger: &'a Ledger,
     stragglers: Stragglers,
+    /// Of all jobs up to now.
+    meter: GoodputMeter,
 }
 
 impl Watch<'_> {
     /// Losing a note is no reason to stop.
-    fn note(&self, event: Event) {
-        self.ledger.note(event).ok();
+    fn note(&mut self, event: Event) {
+        if let Ok(entry) = self.ledger.note(event) {
+            self.meter.note(&entry);
+        }
     }
 }
 
@@ -168,7 +243,9 @@ impl Observer for Watch<'_> {
             // For whoever opens the unfinished folder.
             drop(self.draft.progress(&format!("step {} of {}", record.step + 1, self.steps)));
         }
-        self.bar.at(record.step + 1, &format!("loss {:.3} {rate:.0} tokens/s", record.loss));
+        let effective = 100.0 * self.meter.goodput().effective();
+        let message = format!("loss {:.3} {rate:.0} tokens/s, {effective:.1} % effective", record.loss);
+        self.bar.at(record.step + 1, &message);
         if let Some(reason) = &record.skipped {
             say!("{:>10} step {} skipped: {reason}", self.name, record.step);
         }
@@ -216,7 +293,7 @@ impl Drop for Watch<'_> {
 }
 
 /// Of a rank that is not the first.
-struct Nobody;
+pub(super) struct Nobody;
 
 impl Observer for Nobody {
     fn step(&mut self, _: &StepRecord, _: f64) {}

@@ -8,6 +8,7 @@
 //! recipe and on the inputs' ids only, so a settled recipe gives the same ids anywhere.
 
 mod evaluate;
+mod follow;
 mod job;
 mod plan;
 mod report_data;
@@ -15,6 +16,7 @@ mod stages;
 mod training;
 
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -26,7 +28,9 @@ use llamero_tensor::Backend;
 use llamero_train::{Kernels, TrainConfig};
 use serde::Serialize;
 
-use crate::recipe::Recipe;
+pub(crate) use self::follow::{Order, follow};
+use crate::processes::Processes;
+use crate::recipe::{Recipe, Transport};
 use crate::termination::Termination;
 
 /// File with the settled recipe in a run folder.
@@ -59,6 +63,8 @@ pub(crate) struct Run {
     backend: Arc<dyn Backend>,
     kernels: Kernels,
     termination: Termination,
+    /// The other ranks, where they are processes.
+    processes: Option<Rc<Processes>>,
     /// Folder with the faults that a supervisor in chaos mode orders.
     orders: Option<PathBuf>,
     done: Vec<StageDone>,
@@ -79,7 +85,7 @@ pub(crate) struct Summary {
 }
 
 /// Reads and checks a recipe and makes its run folder.
-fn open(path: &Path, sets: &[String]) -> Result<Run> {
+fn open(path: &Path, sets: &[String], processes: Option<Rc<Processes>>) -> Result<Run> {
     if !path.is_file() {
         bail!(
             "no recipe at `{}`: {}\nhint: a recipe is a TOML file such as `recipes/quickstart.toml`",
@@ -89,6 +95,12 @@ fn open(path: &Path, sets: &[String]) -> Result<Run> {
     }
     let recipe: Recipe = files::load(path, sets)?;
     recipe.validate().with_context(|| format!("`{}`", path.display()))?;
+    if recipe.run.transport == Transport::Mpi && processes.is_none() {
+        bail!(
+            "`run.transport` is `mpi`, which is for `llamero pretrain` alone\n\
+             hint: mpirun -n RANKS llamero pretrain …, and then `llamero run` with --set run.transport=threads"
+        );
+    }
     let threads = recipe.run.threads;
     let cpu = crate::device(threads)?;
     let kernels = crate::kernels(&cpu);
@@ -105,6 +117,7 @@ fn open(path: &Path, sets: &[String]) -> Result<Run> {
         backend,
         kernels,
         termination,
+        processes,
         orders: None,
         done: Vec::new(),
         remarks: Vec::new(),
@@ -127,9 +140,15 @@ pub(crate) fn ledger_file(stage: &str) -> String {
     format!("{stage}.ledger.jsonl")
 }
 
-/// Runs a recipe up to its pre-trained model. `orders` is a folder with faults that ranks are to have.
-pub(crate) fn pretrain(path: &Path, sets: &[String], orders: Option<&Path>) -> Result<Pretrained> {
-    let mut run = open(path, sets)?;
+/// Runs a recipe up to its pre-trained model; of ranks that are `processes`, as the first one. `orders` is a folder with faults that
+/// ranks are to have.
+pub(crate) fn pretrain(
+    path: &Path,
+    sets: &[String],
+    orders: Option<&Path>,
+    processes: Option<Rc<Processes>>,
+) -> Result<Pretrained> {
+    let mut run = open(path, sets, processes)?;
     run.orders = orders.map(Path::to_owned);
     let (_, curated) = run.settled_and_curated(&["pretrain"])?;
     let tokenizer = run.tokenizer(&curated)?;
@@ -149,7 +168,7 @@ pub(crate) fn pretrain(path: &Path, sets: &[String], orders: Option<&Path>) -> R
 /// Runs a recipe to its end.
 pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
     let started = Instant::now();
-    let mut run = open(path, sets)?;
+    let mut run = open(path, sets, None)?;
     let (plan, curated) = run.settled_and_curated(&["pretrain", "sft"])?;
     let tokenizer = run.tokenizer(&curated)?;
     let instruct = run.instruct(&curated)?;

@@ -5,15 +5,17 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use llamero_align::SftSource;
-use llamero_artifact::{Artifact, Draft, Outcome, WORK_STATE};
+use llamero_artifact::{Artifact, Draft, Outcome, WORK_STATE, recipe as files};
 use llamero_data::{Loader, TokenStore};
 use llamero_model::{Llama, ParamSpec, hf, initial_values};
 use llamero_tokenizer::Tokenizer;
-use llamero_train::{Event, Failures, Ledger, Orders, StepRecord, TrainConfig, TrainReport, Trainer};
+use llamero_train::{Event, Failures, Ledger, StepRecord, TrainConfig, TrainReport, Trainer};
 use serde::{Deserialize, Serialize};
 
+use super::follow::Lesson;
 use super::job::{How, Job, Notes, Trained};
 use super::{Run, write_json};
+use crate::recipe::Recipe;
 
 /// File with every step of a training stage; holds no times, so it is the same in every run.
 const HISTORY_FILE: &str = "history.json";
@@ -41,21 +43,24 @@ impl Run {
         let preset = section.preset.clone().context("the plan settles `model.preset`")?;
         let sizes = self.recipe.model_config(&preset, self.recipe.tokenizer.vocab_size)?;
         self.stage("pretrain", (&section, &sizes, &config), inputs, |run, draft| {
-            let store = TokenStore::open(tokens.path(), "train")?;
             let coder = Tokenizer::load(tokenizer.path())?;
-            if store.tokenizer() != coder.fingerprint() {
+            if TokenStore::open(tokens.path(), "train")?.tokenizer() != coder.fingerprint() {
                 bail!("the tokens in `{}` were made by another tokenizer", tokens.path().display());
             }
-            let model_config = run.recipe.model_config(&preset, store.vocab())?;
-            let loader = Loader::new(store, config.longest_sequence(), config.seed)?;
-            let mix = mix_remark(&config, &loader)?;
-            let seed = section.seed;
-            let values = |spec: &ParamSpec, rows: Range<usize>| Ok(initial_values(spec, rows, seed));
-            let (config, dtype) = (config.clone(), run.recipe.dtype()?);
-            let job = Job { sizes: &model_config, config, dtype, values: &values, source: &loader };
-            let outcome = run.train_stage("pretrain", draft, tokenizer, job)?;
-            run.remarks.extend(mix);
-            Ok(outcome)
+            let lesson = Lesson {
+                recipe: files::to_toml(&run.recipe)?,
+                tokens: tokens.path().into(),
+                checkpoints: (draft.path().join(WORK_STATE), format!("pretrain-{}", draft.id())),
+                flight: run.dir.path().join("pretrain.flight"),
+                orders: run.orders.clone(),
+            };
+            let recipe = run.recipe.clone();
+            pretraining(&recipe, tokens.path(), |job, loader| {
+                let mix = mix_remark(&job.config, loader)?;
+                let outcome = run.train_stage("pretrain", (draft, Some(lesson)), tokenizer, job)?;
+                run.remarks.extend(mix);
+                Ok(outcome)
+            })
         })
     }
 
@@ -85,25 +90,19 @@ impl Run {
             let values = |spec: &ParamSpec, rows: Range<usize>| Ok(folder.values(spec, rows)?);
             let (config, dtype) = (config.clone(), run.recipe.dtype()?);
             let job = Job { sizes: &folder.config, config, dtype, values: &values, source: &source };
-            run.train_stage("sft", draft, tokenizer, job)
+            run.train_stage("sft", (draft, None), tokenizer, job)
         })
     }
 
+    /// `lesson` is for ranks that are processes.
     fn train_stage(
         &mut self,
         name: &'static str,
-        draft: &Draft,
+        (draft, lesson): (&Draft, Option<Lesson>),
         tokenizer: &Artifact,
         mut job: Job<'_>,
     ) -> Result<Outcome> {
-        let section = &self.recipe.run;
-        let how = How {
-            mesh: section.mesh()?,
-            threads: section.threads,
-            guard: section.guard()?,
-            world: section.world()?,
-            orders: self.orders.as_ref().map(Orders::new),
-        };
+        let how = How::new(&self.recipe.run, self.orders.as_ref())?;
         let seed = Some(job.config.seed);
         job.config.pipeline = self.recipe.run.pipeline()?;
         job.config.sharding = self.recipe.run.sharding()?;
@@ -115,7 +114,8 @@ impl Run {
         let flight = self.dir.path().join(format!("{name}.flight"));
         let notes = Notes { name, draft, ledger: &ledger, flight };
         self.backend.reset_peak();
-        let trained = job.run(&how, &*self.backend, &checkpoints, &notes);
+        let processes = self.processes.as_deref().zip(lesson);
+        let trained = job.run((&how, processes), &*self.backend, &checkpoints, &notes);
         self.termination.release();
         let Trained { trainer, report, peak_bytes } = trained?;
         let mut metrics = metrics(&trainer, &report, peak_bytes);
@@ -127,6 +127,23 @@ impl Run {
         let rows = [(HISTORY_FILE.to_string(), report.history.len() as u64)].into();
         Ok(Outcome { metrics: serde_json::to_value(metrics)?, rows, seed, wall_seconds })
     }
+}
+
+/// What every rank needs to pre-train, from the settled recipe and the folder of the tokens.
+pub(super) fn pretraining<T>(
+    recipe: &Recipe,
+    tokens: &Path,
+    work: impl FnOnce(Job<'_>, &Loader) -> Result<T>,
+) -> Result<T> {
+    let preset = recipe.model.preset.as_deref().context("the plan settles `model.preset`")?;
+    let store = TokenStore::open(tokens, "train")?;
+    let sizes = &recipe.model_config(preset, store.vocab())?;
+    let (pipeline, sharding) = (recipe.run.pipeline()?, recipe.run.sharding()?);
+    let config = TrainConfig { pipeline, sharding, ..recipe.pretrain.clone() };
+    let source = &Loader::new(store, config.longest_sequence(), config.seed)?;
+    let seed = recipe.model.seed;
+    let values = &|spec: &ParamSpec, rows: Range<usize>| Ok(initial_values(spec, rows, seed));
+    work(Job { sizes, config, dtype: recipe.dtype()?, values, source }, source)
 }
 
 fn metrics(trainer: &Trainer<'_>, report: &TrainReport, peak_bytes: usize) -> TrainMetrics {

@@ -4,8 +4,11 @@
 
 mod bench;
 mod commands;
+mod dry_run;
 mod errors;
 mod kills;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod ranks;
 mod runs;
 mod world;

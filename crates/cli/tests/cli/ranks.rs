@@ -61,6 +61,19 @@ fn what_is_no_mesh_is_refused_before_anything_is_done() {
     assert!(!run.join("curate").exists());
 }
 
+#[cfg(not(feature = "mpi"))]
+#[test]
+fn a_binary_without_mpi_says_how_to_build_one() {
+    let tmp = tempfile::tempdir().unwrap();
+    let run = tmp.path().join("run");
+    for more in
+        [&["--transport", "mpi"][..], &["--transport", "mpi", "--supervise"], &["--set", "run.transport=mpi"]]
+    {
+        llamero(pretrain_args(&run, more)).fails(1, &["without MPI", "--features mpi", "libopenmpi-dev"]);
+    }
+    assert!(!run.join("curate").exists());
+}
+
 #[test]
 fn a_signal_leaves_a_checkpoint_that_the_next_call_goes_on_from() {
     let tmp = tempfile::tempdir().unwrap();
@@ -82,7 +95,13 @@ fn a_signal_leaves_a_checkpoint_that_the_next_call_goes_on_from() {
     let said = String::from_utf8_lossy(&ended.stderr).into_owned();
     assert_eq!(ended.status.code(), Some(1), "{said}");
     assert!(said.contains("stopped after step") && said.contains("go on"), "{said}");
-    assert!(resume.read_dir().unwrap().count() > 0);
+    // As large as planned.
+    let newest = resume.read_dir().unwrap().map(|entry| entry.unwrap().path()).max().unwrap();
+    let files = newest.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    let shards = files.filter(|path| path.extension().is_some_and(|ext| ext == "f32"));
+    let bytes: u64 = shards.map(|path| fs::metadata(path).unwrap().len()).sum();
+    let plan = llamero(pretrain_args(&run, &[&slow[..], &["--dry-run", "--json"]].concat())).json();
+    assert_eq!(plan["checkpoint_bytes"], bytes);
     // The disk of this machine is lost; the second place is not.
     fs::remove_dir_all(&resume).unwrap();
     llamero(pretrain_args(&run, &slow)).ok();

@@ -68,7 +68,8 @@ pub(crate) fn llamero_reading<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>
     said(&child.wait_with_output().unwrap())
 }
 
-fn said(output: &std::process::Output) -> Said {
+/// What a call that is over gave.
+pub(crate) fn said(output: &std::process::Output) -> Said {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     Said { code: output.status.code(), out: text(&output.stdout), err: text(&output.stderr) }
 }

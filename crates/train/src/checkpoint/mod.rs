@@ -102,7 +102,7 @@ impl Checkpoints {
         Ok(Self { remote: Some(Arc::new(Remote::open(url)?)), ..self })
     }
 
-    /// Training stops with a checkpoint as soon as somebody sets `stop` (a signal, say) on the first rank.
+    /// Training stops with a checkpoint as soon as somebody sets `stop` (a signal, say) on any rank.
     pub fn until(self, stop: Arc<AtomicBool>) -> Self {
         Self { stop, ..self }
     }

@@ -63,7 +63,7 @@ impl Drop for InFlight {
 }
 
 /// What comes after a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Due {
     Nothing,
     Save,
@@ -159,7 +159,7 @@ impl<'a> Saver<'a> {
         }
     }
 
-    /// What the first rank wants, by its clock and its signals.
+    /// What this rank wants, by its clock and its signals.
     fn due(&self, done: bool) -> Due {
         if done {
             return Due::Nothing;
@@ -189,7 +189,7 @@ impl<'a> Saver<'a> {
             Some(in_flight) => {
                 let told = tell(all, in_flight, due)?;
                 self.learn(all, fate(&told), observer)?;
-                told[0].due
+                told.iter().map(|told| told.due).max().unwrap_or(Due::Nothing)
             }
             None => everybody_does(all, due)?,
         };
@@ -439,11 +439,11 @@ fn tell(all: &dyn Comm, in_flight: &InFlight, due: Due) -> Result<Vec<Told>, Tra
     bodies.iter().enumerate().map(decoded).collect()
 }
 
-/// What the first rank decides.
+/// The most that any rank wants: clocks differ, and a signal may have come to one rank alone.
 fn everybody_does(all: &dyn Comm, due: Due) -> Result<Due, TrainError> {
-    let mut code = [f32::from(due as u8)];
-    all.broadcast(&mut code, 0)?;
-    Ok(DUES.get(code[0] as usize).copied().unwrap_or(Due::Nothing))
+    let wanted = all.all_gather(vec![due as u8].into())?;
+    let most = wanted.iter().filter_map(|code| DUES.get(usize::from(*code.first()?)).copied()).max();
+    Ok(most.unwrap_or(Due::Nothing))
 }
 
 /// A name that no other call gives.

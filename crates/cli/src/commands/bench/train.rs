@@ -12,8 +12,8 @@ use llamero_model::hf::{self, StopTokens};
 use llamero_model::{Llama, ParamSpec, Recompute, initial_values};
 use llamero_tensor::{Backend, DType};
 use llamero_train::{
-    Mesh, OptimizerConfig, PipelineConfig, Ranks, Sharding, TrainConfig, Trainer, build_stages,
-    estimate_memory, learning_rate,
+    MemoryEstimate, Mesh, OptimizerConfig, PipelineConfig, RankMemory, RankOf, Ranks, Sharding, TrainConfig,
+    Trainer, build_stages, learning_rate, rank_memory,
 };
 use serde::Serialize;
 
@@ -125,8 +125,10 @@ struct Report {
     gflops: f64,
     peak_gflops: f64,
     mfu: f64,
-    /// Absent where there are several ranks.
-    estimated_memory_bytes: Option<u64>,
+    /// All ranks and the process.
+    estimated_memory_bytes: u64,
+    /// A rank of each pipeline stage.
+    estimated_rank_bytes: Vec<u64>,
     /// Absent where the system does not tell.
     peak_memory_bytes: Option<u64>,
     /// With several ranks it varies a little: a rank copies what another still reads.
@@ -176,7 +178,7 @@ pub(super) fn train(args: &TrainArgs) -> Result<()> {
         ("model arithmetic".into(), format!("{:.1} GFLOP/s", report.gflops)),
         ("register peak".into(), format!("{:.1} GFLOP/s", report.peak_gflops)),
         ("share of peak".into(), format!("{:.1} %", 100.0 * report.mfu)),
-        ("estimated memory".into(), memory(report.estimated_memory_bytes)),
+        ("estimated memory".into(), precise_bytes(report.estimated_memory_bytes)),
         ("peak of tensors".into(), precise_bytes(report.tensor_peak_bytes as u64)),
         ("peak of process".into(), memory(report.peak_memory_bytes)),
         ("loss, first to last".into(), format!("{:.4} to {:.4}", report.first_loss, report.last_loss)),
@@ -185,15 +187,47 @@ pub(super) fn train(args: &TrainArgs) -> Result<()> {
 
 /// `--estimate`.
 fn print_estimate(args: &TrainArgs, job: &Job) -> Result<()> {
-    if args.mesh.size() > 1 {
-        return Err(usage("--estimate is for one rank: leave out --mesh"));
-    }
-    let cpu = Cpu::new(args.common.threads())?;
-    let estimate = estimate_memory(&job.work.model, &job.config, job.dtype, crate::kernels(&cpu));
+    let cpu = Cpu::new((args.common.threads() / args.mesh.size()).max(1))?;
+    let estimate = Estimate::new(args.mesh, job, &cpu);
     if args.common.json {
-        return print_json(&serde_json::json!({ "total_bytes": estimate.total(), "parts": estimate }));
+        let Estimate { whole, ranks } = &estimate;
+        return print_json(
+            &serde_json::json!({ "total_bytes": whole.total(), "parts": whole, "ranks": ranks }),
+        );
     }
-    print(format!("{} ({estimate})", precise_bytes(estimate.total())))
+    estimate.lines(args.mesh).into_iter().try_for_each(print)
+}
+
+/// Memory of the process, and of a rank of each pipeline stage.
+struct Estimate {
+    whole: MemoryEstimate,
+    ranks: Vec<RankMemory>,
+}
+
+impl Estimate {
+    /// Of ranks like `cpu`.
+    fn new(mesh: Mesh, job: &Job, cpu: &Cpu) -> Self {
+        let kernels = Some(crate::kernels(cpu));
+        let of_stage = |stage| {
+            let rank = RankOf { mesh, stage, kernels };
+            rank_memory(&job.work.model, &job.config, job.dtype, &rank)
+        };
+        let ranks: Vec<RankMemory> = (0..mesh.pp).map(of_stage).collect();
+        // Every stage is there for each place on the other axes.
+        let all = std::iter::repeat_n(&ranks, mesh.dp * mesh.cp * mesh.tp).flatten().copied();
+        Self { whole: all.sum::<RankMemory>().into(), ranks }
+    }
+
+    fn lines(&self, mesh: Mesh) -> Vec<String> {
+        let mut lines = vec![format!("{} ({})", precise_bytes(self.whole.total()), self.whole)];
+        if mesh.size() > 1 {
+            let of_stage = |(stage, rank): (usize, &RankMemory)| {
+                format!("a rank of stage {stage}: {} ({rank})", precise_bytes(rank.total()))
+            };
+            lines.extend(self.ranks.iter().enumerate().map(of_stage));
+        }
+        lines
+    }
 }
 
 impl Job {
@@ -274,17 +308,12 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
     let threads = args.common.threads();
     let cpus = ranks::devices(mesh, Some(threads))?;
     let each = cpus[0].threads();
-    // Of a mesh only the least is known: all ranks together hold the weights and moments of one.
-    let whole = estimate_memory(&work.model, config, job.dtype, crate::kernels(&cpus[0]));
-    must_fit(whole.weights_and_moments, "a smaller model")?;
-    let estimate = (mesh.size() == 1).then_some(whole);
-    if let Some(estimate) = &estimate {
-        say!("estimated memory: {} ({estimate})", precise_bytes(estimate.total()));
-        must_fit(
-            estimate.total(),
-            "a smaller --batch or --micro-batch, --recompute blocks, or a smaller model",
-        )?;
-    }
+    let estimate = Estimate::new(mesh, job, &cpus[0]);
+    estimate.lines(mesh).iter().for_each(|line| say!("estimated memory: {line}"));
+    must_fit(
+        estimate.whole.total(),
+        "a smaller --batch or --micro-batch, --recompute blocks, or a smaller model",
+    )?;
     // Written at the end, but a file that cannot be is known now.
     let mut losses_file = match &args.losses {
         Some(path) => Some(std::fs::File::create(path).with_context(|| format!("`{}`", path.display()))?),
@@ -330,7 +359,8 @@ fn run(args: &TrainArgs, job: &Job) -> Result<Report> {
         gflops,
         peak_gflops,
         mfu: gflops / peak_gflops,
-        estimated_memory_bytes: estimate.map(|e| e.total()),
+        estimated_memory_bytes: estimate.whole.total(),
+        estimated_rank_bytes: estimate.ranks.iter().map(RankMemory::total).collect(),
         peak_memory_bytes: crate::machine::peak_memory(),
         tensor_peak_bytes,
         first_loss: losses.first().copied().unwrap_or(f64::NAN),
