@@ -16,7 +16,7 @@ use llamero_tensor::{Backend, DType};
 use super::failpoint::stop_after;
 use super::format::{self, Piece, STATE_HASH};
 use super::remote::Remote;
-use super::{Checkpoints, snapshot};
+use super::{Checkpoints, Failures, Saver, snapshot};
 use crate::{
     Mesh, Observer, Ranks, SequenceSource, StepRecord, TrainConfig, TrainError, TrainReport, Trainer,
     build_stages, train,
@@ -309,6 +309,29 @@ fn asked_to_stop_the_newest_state_is_saved() {
             assert_eq!(checkpoints.newest_step(), step);
         }
     }
+}
+
+#[test]
+fn the_time_between_two_follows_from_what_they_cost() {
+    let backend = Cpu::new(1).unwrap();
+    let trainer = trainer(Ranks::solo(), DType::F32, &backend);
+    let pause = |checkpoints: &Checkpoints, cost: Option<(u64, u64)>| {
+        let mut saver = Saver::new(checkpoints, &trainer, None);
+        saver.cost = cost.map(|(stall, all)| (Duration::from_millis(stall), Duration::from_millis(all)));
+        saver.pause().as_secs_f64()
+    };
+    let calm = Checkpoints::new("x");
+    assert_eq!(pause(&calm, None), 10.0);
+    let usual = pause(&calm, Some((100, 1000)));
+    assert!((46.0..47.0).contains(&usual), "√(2 · 0.1 s · 3 h): {usual}");
+    // One in two minutes or so.
+    let broken = Checkpoints::new("x").failures(Failures { seconds: 1200.0, number: 99 });
+    let often = pause(&broken, Some((100, 100)));
+    assert_eq!(often, 10.0, "no more than one part in a hundred");
+    assert!(pause(&broken, Some((1, 100))) < 1.01);
+    assert_eq!(pause(&broken, Some((1, 700))), 7.0, "writing wants its time");
+    let given = Checkpoints::new("x").every(Duration::from_secs(3));
+    assert_eq!(pause(&given, Some((100, 1000))), 3.0);
 }
 
 #[test]
