@@ -53,6 +53,9 @@ pub(crate) struct RunSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) checkpoint_seconds: Option<f64>,
     /// Checkpoints of a training stage that are kept; 2 when absent.
+    /// Mean time between failures that the machines are known for, e.g. `3h` (when absent), for the time between checkpoints.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) expected_mtbf: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) keep_checkpoints: Option<usize>,
     /// Whether training goes on while a checkpoint is written, which takes memory for a copy of it; it does when absent.
@@ -113,6 +116,7 @@ impl Default for RunSection {
             threads: None,
             checkpoint_every: None,
             checkpoint_seconds: None,
+            expected_mtbf: None,
             keep_checkpoints: None,
             checkpoint_background: None,
             remote_checkpoints: None,
@@ -191,6 +195,10 @@ impl RunSection {
             .start_over(self.start_over.unwrap_or(false));
         if let Some(interval) = self.checkpoint_interval()? {
             checkpoints = checkpoints.every(interval);
+        }
+        if let Some(every) = &self.expected_mtbf {
+            let seconds = parse_duration("run.expected_mtbf", every)?;
+            checkpoints = checkpoints.expect_failures(Duration::from_secs_f64(seconds));
         }
         match self.keep_checkpoints {
             Some(0) => bail!("`run.keep_checkpoints` is 0, but must be at least 1"),
@@ -295,6 +303,8 @@ impl Recipe {
         self.run.mesh()?;
         self.run.pipeline()?;
         self.run.sharding()?;
+        self.run.guard()?;
+        self.run.world()?;
         let context = self.pretrain.longest_sequence();
         if self.sft.sequence > context {
             bail!(

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use crate::family::{kill, signal};
+use crate::family::{kill, kill_rank, signal};
 use crate::{Checkpoints, Fault, Order, Orders, Strike};
 
 /// What happens, and how often of forty. In "The Llama 3 Herd of Models" (table 5) most interruptions ended the job: faulty GPUs,
@@ -112,8 +112,8 @@ impl Chaos {
         let rank = rank.unwrap_or(0);
         Ok(match fault {
             Strike::Kill => {
-                kill(child)?;
-                "SIGKILL".into()
+                kill_rank(child, self.draw());
+                "SIGKILL of a rank".into()
             }
             Strike::Hang => {
                 signal(child, Signal::STOP);

@@ -26,8 +26,8 @@ fn pids() -> Vec<i32> {
     entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// The job, parents before children.
-fn family(child: &Child) -> Vec<Pid> {
+/// The job, parents before children, each with whether it has none.
+fn members(child: &Child) -> Vec<(Pid, bool)> {
     let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
     for pid in pids() {
         if let Some((_, parent)) = stat(pid) {
@@ -36,13 +36,26 @@ fn family(child: &Child) -> Vec<Pid> {
     }
     let first = Pid::from_child(child);
     let mut all = vec![first.as_raw_nonzero().get()];
-    let mut next = 0;
-    while let Some(pid) = all.get(next) {
+    let mut leaves = Vec::new();
+    while let Some(pid) = all.get(leaves.len()) {
         let below = children.remove(pid).unwrap_or_default();
+        leaves.push(below.is_empty());
         all.extend(below);
-        next += 1;
     }
-    all.into_iter().filter_map(Pid::from_raw).collect()
+    all.into_iter().zip(leaves).filter_map(|(pid, leaf)| Some((Pid::from_raw(pid)?, leaf))).collect()
+}
+
+/// The job, parents before children.
+fn family(child: &Child) -> Vec<Pid> {
+    members(child).into_iter().map(|(pid, _)| pid).collect()
+}
+
+/// Ends one rank: a process without any below it, chosen by `random`. Where ranks are threads that is the job.
+pub(crate) fn kill_rank(child: &Child, random: u64) {
+    let ranks: Vec<Pid> = members(child).into_iter().filter(|(_, leaf)| *leaf).map(|(pid, _)| pid).collect();
+    if let Some(pid) = ranks.get(random as usize % ranks.len().max(1)) {
+        kill_process(*pid, Signal::KILL).ok();
+    }
 }
 
 /// Sends a signal to the process that was started; one that ended meanwhile does not need it.

@@ -11,7 +11,7 @@ use crate::{Entry, Event, Fault, Goodput};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strike {
-    /// The job is killed: most interruptions of the run in the paper ended it at once.
+    /// A rank is killed, and with it the job: most interruptions of the run in the paper were such.
     Kill,
     /// The job is stopped, and never continued.
     Hang,

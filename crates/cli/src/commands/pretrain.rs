@@ -244,7 +244,9 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
         };
         // Faults may take all checkpoints that there are, while there are few.
         let over = args.chaos.map(|_| "run.start_over=true");
-        let sets = sets.iter().map(String::as_str).chain(over);
+        let expected = args.chaos.filter(|_| recipe.run.expected_mtbf.is_none());
+        let expected = expected.map(|_| format!("run.expected_mtbf=\"{}\"", args.mtbf));
+        let sets = sets.iter().map(String::as_str).chain(over).chain(expected.as_deref());
         job.arg("pretrain").arg(&args.recipe).args(sets.flat_map(|set| ["--set", set]));
         if args.json {
             job.arg("--json");

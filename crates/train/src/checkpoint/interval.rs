@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::{Event, ledger::Entry};
 
 /// Before anything is known of a machine: one failure in so long.
-const PRIOR: Duration = Duration::from_secs(3 * 3600);
+pub(super) const PRIOR: Duration = Duration::from_secs(3 * 3600);
 
 /// Before it is known what a checkpoint costs.
 pub(super) const FIRST: Duration = Duration::from_secs(10);
@@ -76,9 +76,9 @@ impl Failures {
     }
 
     /// The mean time between failures after `running` more without one; with few failures it is mostly what is usual.
-    pub(super) fn mean_time(&self, running: Duration) -> Duration {
+    pub(super) fn mean_time(&self, running: Duration, usual: Duration) -> Duration {
         let seconds = Duration::try_from_secs_f64(self.seconds).unwrap_or_default();
-        (PRIOR + seconds + running) / (1 + self.number)
+        (usual + seconds + running) / (1 + self.number)
     }
 }
 
@@ -146,9 +146,9 @@ mod tests {
         let entries: Vec<Entry> = events.into_iter().map(|(at, event)| Entry { at, event }).collect();
         assert_eq!(Failures::of(&entries), Failures { seconds: 400.0, number: 2 });
         assert_eq!(Failures::of(&entries[..2]), Failures { seconds: 100.0, number: 1 });
-        assert_eq!(Failures::of(&[]).mean_time(Duration::ZERO), PRIOR);
+        assert_eq!(Failures::of(&[]).mean_time(Duration::ZERO, PRIOR), PRIOR);
         let often = Failures { seconds: 600.0, number: 60 };
-        let mean = often.mean_time(Duration::from_secs(20)).as_secs_f64();
+        let mean = often.mean_time(Duration::from_secs(20), PRIOR).as_secs_f64();
         assert!((mean - (10_800.0 + 620.0) / 61.0).abs() < 1e-6, "{mean}");
     }
 }

@@ -42,6 +42,8 @@ pub struct Checkpoints {
     background: bool,
     start_over: bool,
     failures: Failures,
+    /// Time between two failures before any was seen.
+    usual: Duration,
     remote: Option<Arc<Remote>>,
     stop: Arc<AtomicBool>,
 }
@@ -66,6 +68,7 @@ impl Checkpoints {
             background: true,
             start_over: false,
             failures: Failures::default(),
+            usual: interval::PRIOR,
             remote: None,
             stop: Arc::default(),
         }
@@ -94,6 +97,11 @@ impl Checkpoints {
     /// What is known of earlier jobs of this run.
     pub fn failures(self, failures: Failures) -> Self {
         Self { failures, ..self }
+    }
+
+    /// The time between two failures that is expected of the machines; three hours when nothing is said.
+    pub fn expect_failures(self, every: Duration) -> Self {
+        Self { usual: every, ..self }
     }
 
     /// A second place for checkpoints, e.g. `s3://bucket/prefix` or `file:///mnt/x`: published ones are copied there while

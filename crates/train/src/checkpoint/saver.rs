@@ -151,7 +151,7 @@ impl<'a> Saver<'a> {
 
     /// How long to train before the next.
     pub(super) fn pause(&self) -> Duration {
-        let between = || self.settings.failures.mean_time(self.began.elapsed());
+        let between = || self.settings.failures.mean_time(self.began.elapsed(), self.settings.usual);
         match (self.settings.every, self.cost) {
             (Some(every), _) => every,
             (None, None) => interval::FIRST,
