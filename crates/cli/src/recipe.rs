@@ -52,10 +52,10 @@ pub(crate) struct RunSection {
     /// The same in seconds, as older recipes have it; 0 is after every step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) checkpoint_seconds: Option<f64>,
-    /// Checkpoints of a training stage that are kept; 2 when absent.
     /// Mean time between failures that the machines are known for, e.g. `3h` (when absent), for the time between checkpoints.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) expected_mtbf: Option<String>,
+    /// Checkpoints of a training stage that are kept; 2 when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) keep_checkpoints: Option<usize>,
     /// Whether training goes on while a checkpoint is written, which takes memory for a copy of it; it does when absent.
