@@ -16,7 +16,6 @@ use tokio::runtime::{Builder, Runtime};
 
 use super::failpoint::{self, step};
 use super::format::{self, STATE, STATE_HASH, State};
-use super::writer::step_aside;
 use crate::TrainError;
 
 /// Bytes that are sent or asked for at once.
@@ -275,7 +274,6 @@ impl Uploader {
         let (own, armed) = (Arc::clone(&desk), failpoint::armed());
         let work = move || {
             armed.here();
-            step_aside();
             while let Some(number) = own.next() {
                 let folder = dir.join(format::folder(number));
                 if let Err(reason) = remote.upload(&folder, number, keep) {

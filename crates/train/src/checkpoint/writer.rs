@@ -149,7 +149,6 @@ impl Task {
         let (armed, shared, path) = (failpoint::armed(), Arc::clone(shared), self.temporary.clone());
         let thread = move || {
             armed.here();
-            step_aside();
             // Should the work panic, nobody must wait for it.
             let mut end =
                 End { shared: &shared, stage: Stage::Failed("the thread that writes has panicked".into()) };
@@ -181,13 +180,6 @@ impl Task {
         publication.publish(&temporary, files)?;
         Ok(Stage::Published)
     }
-}
-
-/// Lets the steps have the processors first, where this thread and they want the same. Only a wish.
-pub(super) fn step_aside() {
-    // On Linux this is of the calling thread alone.
-    #[cfg(target_os = "linux")]
-    rustix::process::setpriority_process(None, 10).ok();
 }
 
 /// Tells how a thread ended, however it does.
