@@ -5,7 +5,9 @@
 //! rows. [`Tape::gather_rows`] and [`Tape::sum_rows`] lead from one to the other and are each other's gradient. Sums over
 //! ranks are made in f32, in rank order, and rounded once.
 
-use llamero_comm::{Comm, CommError, Op, Pending, as_f32s, share};
+use std::ops::Range;
+
+use llamero_comm::{Body, Comm, CommError, Elements, Op, Pending, as_f32s, share};
 use llamero_tensor::{Backend, CrossEntropy, DType, NO_TARGET, Shape, TARGET_ELSEWHERE, Tensor};
 
 use crate::{GradSink, Param, Tape, Targets, Var};
@@ -157,9 +159,22 @@ impl VocabularyPart<'_> {
     }
 }
 
+/// Some rows of a tensor as a message.
+pub fn body(backend: &dyn Backend, x: &Tensor, rows: Range<usize>) -> Body {
+    Body::new(backend.download_raw(x, rows), elements(x.dtype()))
+}
+
+/// What the values of a dtype are in a message.
+pub fn elements(dtype: DType) -> Elements {
+    match dtype {
+        DType::F32 => Elements::F32,
+        DType::Bf16 => Elements::Bf16,
+    }
+}
+
 /// All ranks' rows in rank order, of which there are `rows`.
 fn gather(backend: &dyn Backend, x: &Tensor, rows: usize, comm: &dyn Comm) -> Result<Tensor, CommError> {
-    let own = backend.download_raw(x, 0..x.rows());
+    let own = body(backend, x, 0..x.rows());
     let pending = comm.start(Op::AllGather, vec![own; comm.size()])?;
     gathered(backend, pending, (Shape::new(rows, x.cols()), x.dtype()), comm)
 }
@@ -186,7 +201,7 @@ pub(crate) fn gathered(
 /// This rank's rows of the sum over ranks.
 fn sum_shares(backend: &dyn Backend, x: &Tensor, comm: &dyn Comm) -> Result<Tensor, CommError> {
     let (rank, size) = (comm.rank(), comm.size());
-    let parts = (0..size).map(|r| backend.download_raw(x, share(x.rows(), r, size))).collect();
+    let parts = (0..size).map(|r| body(backend, x, share(x.rows(), r, size))).collect();
     let pending = comm.start_reduce_scatter(parts)?;
     let bodies = comm.finish(pending)?;
     let shape = Shape::new(share(x.rows(), rank, size).len(), x.cols());

@@ -7,9 +7,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use llamero_comm::{Comm, CommError, Op};
+use llamero_comm::{Body, Comm, CommError, Elements, Op};
 use llamero_tensor::{Attention, Backend, DType, GatheredSegment, Heads, Shape, Tensor};
 
+use crate::collectives::body;
 use crate::{Tape, Var};
 
 /// Which rows of a batch each rank has.
@@ -39,7 +40,7 @@ impl ContextPart<'_> {
         let width = 2 * heads.kv_width();
         let mut own = backend.zeros(Shape::new(qkv.rows(), width), qkv.dtype());
         backend.copy_rows(&mut own, 0, qkv, 0..qkv.rows(), heads.query_width()..heads.width());
-        let bodies = self.ranks.all_gather(backend.download_raw(&own, 0..own.rows()))?;
+        let bodies = self.ranks.all_gather(body(backend, &own, 0..own.rows()))?;
         let element = qkv.dtype().bytes();
         let mut runs = Vec::new();
         for (from, body) in bodies.iter().enumerate() {
@@ -60,7 +61,7 @@ impl ContextPart<'_> {
     fn sum(&self, backend: &dyn Backend, x: &Tensor) -> Result<Tensor, CommError> {
         let part = |rows: &Vec<Range<usize>>| {
             let runs: Vec<_> = rows.iter().map(|run| backend.download_raw(x, run.clone())).collect();
-            runs.concat().into()
+            Body::new(runs.concat().into(), Elements::F32)
         };
         let pending = self.ranks.start_reduce_scatter(self.rows.iter().map(part).collect())?;
         let bodies = self.ranks.finish(pending)?;

@@ -17,7 +17,7 @@ mod ops;
 mod param;
 mod tape;
 
-pub use collectives::VocabularyPart;
+pub use collectives::{VocabularyPart, body, elements};
 pub use context::ContextPart;
 pub use param::{GradSink, Gradients, Param, Shards};
 pub use tape::{KvStore, Tape, Targets, Var};

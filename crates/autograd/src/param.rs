@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use llamero_comm::{Comm, CommError, Op, Pending, share};
 use llamero_tensor::{Backend, DType, Shape, Tensor};
 
-use crate::collectives::gathered;
+use crate::collectives::{body, gathered};
 
 /// A trainable tensor of a model.
 #[derive(Clone, Debug)]
@@ -37,7 +37,7 @@ impl Shards {
     }
 
     fn begin(&self, own: &Tensor, backend: &dyn Backend) -> Result<Pending, CommError> {
-        let rows = backend.download_raw(own, 0..own.rows());
+        let rows = body(backend, own, 0..own.rows());
         self.ranks.start(Op::AllGather, vec![rows; self.ranks.size()])
     }
 }

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use llamero_autograd::{ContextPart, Gradients, Tape};
-use llamero_comm::{Comm, CommError, Solo, Threads};
+use llamero_comm::{Body, Comm, CommError, Elements, Solo, Threads};
 use llamero_tensor::testing::{Oracle, random};
 use llamero_tensor::{Backend, DType, GatheredSegment, Heads, Segment, Segments, Shape, Tensor};
 
@@ -132,7 +132,8 @@ fn a_lost_rank_is_an_error() {
     }
     // A peer that has another number of rows.
     let [ours, theirs] = <[_; 2]>::try_from(Threads::group(2)).ok().unwrap();
-    let _ = theirs.start(llamero_comm::Op::AllGather, vec![vec![0; 12].into(); 2]).unwrap();
+    let three = Body::new(vec![0; 12].into(), Elements::F32);
+    let _ = theirs.start(llamero_comm::Op::AllGather, vec![three; 2]).unwrap();
     let error = sweep(&oracle, input(), Some(parts(0, &ours)), Keep::Everything).unwrap_err();
     assert!(matches!(error, CommError::Length { from: 1, found: 3, expected: 128, .. }), "{error}");
 }
@@ -147,7 +148,7 @@ fn one_rank_gathers_from_itself() {
         .iter()
         .map(|s| GatheredSegment { segment: s.clone(), first: s.rows.start })
         .collect();
-    let part = ContextPart { ranks: &Solo, rows: [vec![0..ROWS]].into(), segments };
+    let part = ContextPart { ranks: &Solo, rows: [std::iter::once(0..ROWS).collect()].into(), segments };
     let found = sweep(&oracle, input(), Some(part), Keep::Everything).unwrap();
     assert_eq!(found, sweep(&oracle, input(), None, Keep::Everything).unwrap());
 }

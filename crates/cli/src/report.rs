@@ -45,6 +45,8 @@ pub(crate) struct ReportData {
     pub(crate) curation: Option<Curation>,
     /// The trained tokenizer.
     pub(crate) tokenizer: Option<Tokenizer>,
+    /// Where the time of the training stages went.
+    pub(crate) time: Vec<TimeRow>,
     /// Steps of pre-training.
     pub(crate) pretrain: Vec<CurvePoint>,
     /// Losses to draw across the pre-training curve, such as those of the baselines.
@@ -70,6 +72,21 @@ pub(crate) struct StageRow {
     pub(crate) seconds: f64,
     /// Whether the artifact was there already.
     pub(crate) reused: bool,
+}
+
+/// Where the time of a training stage went.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub(crate) struct TimeRow {
+    /// Name of the stage.
+    pub(crate) stage: String,
+    /// Seconds from the first launch to the last entry of the ledger.
+    pub(crate) seconds: f64,
+    /// Names of what it went to and the share of each; the first is what was useful.
+    pub(crate) shares: Vec<(String, f64)>,
+    /// Jobs that failed.
+    pub(crate) failures: u64,
+    /// Times that something silently wrong was undone.
+    pub(crate) rollbacks: u64,
 }
 
 /// Counts of the curation stage.
@@ -209,6 +226,7 @@ pub(crate) fn render(data: &ReportData) -> Result<String, ReportError> {
     if let Some(tokenizer) = &data.tokenizer {
         sections::tokenizer(&mut page, tokenizer);
     }
+    sections::time(&mut page, &data.time);
     curves::section(&mut page, "Pre-training", &data.pretrain, &data.references)?;
     curves::section(&mut page, "Supervised fine-tuning", &data.sft, &[])?;
     sections::bits_per_byte(&mut page, &data.bits_per_byte);

@@ -50,6 +50,26 @@ pub enum CommError {
         /// The other rank's collective.
         expected: &'static str,
     },
+    /// A rank sent other elements than this one did, or waited for.
+    #[error(
+        "group `{group}`, `{op}` {seq} on rank {rank}: rank {from} sent {found} where {expected} was expected"
+    )]
+    Elements {
+        /// Name of the group.
+        group: String,
+        /// Name of the collective.
+        op: &'static str,
+        /// Its number in the group.
+        seq: u64,
+        /// Rank that noticed.
+        rank: usize,
+        /// The other rank.
+        from: usize,
+        /// What it sent.
+        found: &'static str,
+        /// What this rank sent, or waited for.
+        expected: &'static str,
+    },
     /// A message came out of turn: one was lost, or sent twice.
     #[error("group `{group}` on rank {rank}: message {found} of rank {from} came where {expected} was due")]
     OutOfTurn {

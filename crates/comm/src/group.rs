@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::{Body, Comm, CommError, FlightRecorder, Header, Message, Op, Pending, Wire, WireError};
+use crate::{Body, Comm, CommError, Elements, FlightRecorder, Header, Message, Op, Pending, Wire, WireError};
 
 /// How the groups of a world behave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,7 +150,7 @@ fn damaged(body: Body, damage: &AtomicU64) -> Body {
     let mut bytes = body.to_vec();
     let bit = random % (8 * bytes.len() as u64);
     bytes[(bit / 8) as usize] ^= 1 << (bit % 8);
-    bytes.into()
+    Body::new(bytes.into(), body.elements())
 }
 
 impl Group {
@@ -187,6 +187,30 @@ impl Group {
     /// Message `seq` of a member.
     fn take(&self, from: usize, channel: u32, which: (Op, u64)) -> Result<Body, CommError> {
         self.awaited(from, channel, which).inspect_err(|error| self.world.record(error))
+    }
+
+    /// In a collective all ranks send the same elements, and who receives a message knows what it is.
+    fn same_elements(
+        &self,
+        expected: Elements,
+        body: &Body,
+        from: usize,
+        (op, seq): (Op, u64),
+    ) -> Result<(), CommError> {
+        if expected == body.elements() {
+            return Ok(());
+        }
+        let error = CommError::Elements {
+            group: self.name.clone(),
+            op: op.name(),
+            seq,
+            rank: self.rank,
+            from,
+            found: body.elements().name(),
+            expected: expected.name(),
+        };
+        self.world.record(&error);
+        Err(error)
     }
 
     /// Message `seq` of a member. Later ones that come first are kept.
@@ -310,11 +334,10 @@ impl Comm for Group {
         let Pending { op, seq, own, record } = pending;
         let mut bodies = Vec::with_capacity(self.members.len());
         for from in 0..self.members.len() {
-            bodies.push(if from == self.rank {
-                own.clone()
-            } else {
-                self.take(from, self.channel, (op, seq))?
-            });
+            let body =
+                if from == self.rank { own.clone() } else { self.take(from, self.channel, (op, seq))? };
+            self.same_elements(own.elements(), &body, from, (op, seq))?;
+            bodies.push(body);
         }
         self.open().remove(&seq);
         self.world.recorder.end(record);
@@ -330,11 +353,12 @@ impl Comm for Group {
         Ok(())
     }
 
-    fn recv(&self, from: usize) -> Result<Body, CommError> {
+    fn recv(&self, from: usize, elements: Elements) -> Result<Body, CommError> {
         self.peer("recv", from)?;
         let seq = self.from[from].fetch_add(1, Ordering::Relaxed);
         let record = self.world.recorder.begin(&self.name, (Op::Send, seq), Some(from), 0);
         let body = self.take(from, self.channel + 1, (Op::Send, seq))?;
+        self.same_elements(elements, &body, from, (Op::Send, seq))?;
         self.world.recorder.end(record);
         Ok(body)
     }

@@ -22,7 +22,7 @@ mod tests;
 mod threads;
 mod wire;
 
-pub use body::{Body, as_f32s};
+pub use body::{Body, Elements, as_f32s};
 pub use error::CommError;
 pub use group::{Group, World, WorldOptions};
 #[cfg(feature = "mpi")]
@@ -100,8 +100,8 @@ pub trait Comm: Send + Sync {
     /// Sends to one rank without waiting for it; messages between two ranks keep their order.
     fn send(&self, to: usize, body: Body) -> Result<(), CommError>;
 
-    /// The next message of one rank.
-    fn recv(&self, from: usize) -> Result<Body, CommError>;
+    /// The next message of one rank, which consists of `elements`.
+    fn recv(&self, from: usize, elements: Elements) -> Result<Body, CommError>;
 
     /// Every rank's body, in rank order; they may differ in length.
     fn all_gather(&self, body: Body) -> Result<Vec<Body>, CommError> {

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use mpi::ffi;
 use mpi::{Threading, environment::Universe};
 
-use crate::{Header, Message, Op, Wire, WireError};
+use crate::{Body, Elements, Header, Message, Op, Wire, WireError};
 
 /// Bytes of a header on the wire.
 const HEADER: usize = 24;
@@ -147,23 +147,24 @@ impl Drop for Mpi {
     }
 }
 
-fn encode(header: &Header, bytes: usize) -> [u8; HEADER] {
+fn encode(header: &Header, body: &Body) -> [u8; HEADER] {
     let mut out = [0; HEADER];
-    // The op takes the place of the highest byte of the length.
-    let length = (bytes as u64) | (header.op as u64) << 56;
+    // Op and elements take the place of the highest two bytes of the length.
+    let length = (body.len() as u64) | (header.op as u64) << 56 | (body.elements() as u64) << 48;
     out[..8].copy_from_slice(&header.seq.to_le_bytes());
     out[8..16].copy_from_slice(&header.hash.to_le_bytes());
     out[16..].copy_from_slice(&length.to_le_bytes());
     out
 }
 
-/// The header, and the bytes of the body.
-fn decode(first: &[u8]) -> Option<(Header, usize)> {
+/// The header, what the bytes of the body are, and how many.
+fn decode(first: &[u8]) -> Option<(Header, Elements, usize)> {
     let [seq, hash, length] =
         [0, 8, 16].map(|at| first.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes));
     let (seq, hash, length) = (seq?, hash?, length?);
     let op = *Op::ALL.get((length >> 56) as usize)?;
-    Some((Header { seq, op, hash }, (length & ((1 << 56) - 1)) as usize))
+    let elements = *Elements::ALL.get((length >> 48) as usize & 0xff)?;
+    Some((Header { seq, op, hash }, elements, (length & ((1 << 48) - 1)) as usize))
 }
 
 impl Wire for Mpi {
@@ -179,7 +180,7 @@ impl Wire for Mpi {
         let Message { header, body } = message;
         let first = body.len().min(PIECE);
         let mut bytes = Vec::with_capacity(HEADER + first);
-        bytes.extend_from_slice(&encode(&header, body.len()));
+        bytes.extend_from_slice(&encode(&header, &body));
         bytes.extend_from_slice(&body[..first]);
         let mut state = self.state();
         state.send(to, channel, bytes.into());
@@ -207,7 +208,7 @@ impl Wire for Mpi {
             if spins < 200 { std::thread::yield_now() } else { std::thread::sleep(Duration::from_micros(50)) }
         };
         let first = next()?;
-        let (header, length) = decode(&first).ok_or(WireError::Lost)?;
+        let (header, elements, length) = decode(&first).ok_or(WireError::Lost)?;
         let mut body = bytes::Bytes::from(first).slice(HEADER..);
         if body.len() < length {
             let mut whole = body.to_vec();
@@ -219,6 +220,6 @@ impl Wire for Mpi {
         if body.len() != length {
             return Err(WireError::Lost);
         }
-        Ok(Message { header, body })
+        Ok(Message { header, body: Body::new(body, elements) })
     }
 }

@@ -1,6 +1,6 @@
 //! The group of one rank.
 
-use crate::{Body, Comm, CommError, Op, Pending};
+use crate::{Body, Comm, CommError, Elements, Op, Pending};
 
 /// The group of one rank.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,7 +33,7 @@ impl Comm for Solo {
         Err(CommError::NoSuchPeer { op: "send", rank: to, size: 1 })
     }
 
-    fn recv(&self, from: usize) -> Result<Body, CommError> {
+    fn recv(&self, from: usize, _: Elements) -> Result<Body, CommError> {
         Err(CommError::NoSuchPeer { op: "recv", rank: from, size: 1 })
     }
 }

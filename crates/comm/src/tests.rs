@@ -38,7 +38,8 @@ fn collectives_agree_with_their_definition() {
                     let mut part = vec![0.0; length];
                     c.reduce_scatter(&own, &mut part).unwrap();
                     assert_eq!(part, sum[c.rank() * length..][..length]);
-                    let all = c.all_gather(Body::copy_from_slice(bytemuck::cast_slice(&part))).unwrap();
+                    let all =
+                        c.all_gather(Body::from(bytemuck::cast_slice::<f32, u8>(&part).to_vec())).unwrap();
                     let all: Vec<f32> = all.iter().flat_map(|b| bytemuck::pod_collect_to_vec(b)).collect();
                     assert_eq!(all, sum);
                     let mut from_last = vec![r; 2];
@@ -70,7 +71,7 @@ fn sums_run_in_rank_order() {
 #[test]
 fn started_collectives_are_finished_in_any_order() {
     on_ranks(3, |c| {
-        let parts = |x: f32| vec![Body::copy_from_slice(&x.to_ne_bytes()); 3];
+        let parts = |x: f32| vec![Body::from(x.to_ne_bytes().to_vec()); 3];
         let first = c.start_reduce_scatter(parts(1.0)).unwrap();
         let second = c.start_reduce_scatter(parts(10.0)).unwrap();
         c.barrier().unwrap();
@@ -88,7 +89,7 @@ fn messages_keep_their_order() {
         if c.rank() == 0 {
             (0..10u8).for_each(|i| c.send(1, vec![i].into()).unwrap());
         } else {
-            (0..10u8).for_each(|i| assert_eq!(*c.recv(0).unwrap(), [i]));
+            (0..10u8).for_each(|i| assert_eq!(*c.recv(0, Elements::Bytes).unwrap(), [i]));
         }
     });
 }
@@ -113,7 +114,7 @@ fn groups_of_the_same_ranks_do_not_mix() {
                 pair.all_reduce(&mut x).unwrap();
                 assert_eq!(x, [[1.0, 5.0][row]]);
                 if world.rank() == 1 {
-                    assert_eq!(*pair.recv(0).unwrap(), [7]);
+                    assert_eq!(*pair.recv(0, Elements::Bytes).unwrap(), [7]);
                 }
                 all.barrier().unwrap();
             });
@@ -130,7 +131,7 @@ fn a_lost_peer_is_an_error_not_a_hang() {
 #[test]
 fn a_rank_that_is_not_needed_may_leave() {
     let out = on_ranks(3, |c| match c.rank() {
-        0 => c.recv(1).map(drop),
+        0 => c.recv(1, Elements::Bytes).map(drop),
         1 => {
             std::thread::sleep(Duration::from_millis(50));
             c.send(0, vec![1].into())
@@ -176,6 +177,24 @@ fn a_hanging_peer_is_named_and_the_recorder_tells_the_rest() {
     }
     assert!(!folder.join("rank-1.txt").exists());
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn different_elements_are_named() {
+    let part = |elements| Body::new(vec![0; 8].into(), elements);
+    let out = on_ranks(2, |c| c.all_gather(part(Elements::ALL[1 + c.rank()])));
+    let expected = [("bf16", "f32"), ("f32", "bf16")];
+    for (rank, result) in out.iter().enumerate() {
+        let Err(CommError::Elements { op, from, found, expected: own, .. }) = result else {
+            panic!("{result:?}")
+        };
+        assert_eq!((*op, *from, (*found, *own)), ("all_gather", 1 - rank, expected[rank]));
+    }
+    let out = on_ranks(2, |c| match c.rank() {
+        0 => c.send(1, part(Elements::F32)).map(|()| Body::default()),
+        _ => c.recv(0, Elements::Bf16),
+    });
+    assert!(matches!(out[1], Err(CommError::Elements { op: "send", found: "f32", .. })), "{out:?}");
 }
 
 #[test]
@@ -253,7 +272,7 @@ fn with_fault(fault: fn(Message) -> Vec<Message>) -> CommError {
             if c.rank() == 0 {
                 c.send(1, vec![i; 100].into())?;
             } else {
-                c.recv(0)?;
+                c.recv(0, Elements::Bytes)?;
             }
         }
         // So that rank 0 does not leave before.

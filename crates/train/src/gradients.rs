@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use llamero_autograd::{GradSink, Gradients, Param};
+use llamero_autograd::{GradSink, Gradients, Param, body};
 use llamero_comm::{Comm, CommError, Op, Pending};
 use llamero_tensor::{Backend, DType, Shape, Tensor};
 
@@ -119,7 +119,7 @@ impl<'b, 'r> GradientShares<'b, 'r> {
         }
         let (shards, shape) = (self.ranks.shards(), gradient.shape());
         let rows = |rank| owned_rows(shape.rows, id, (rank, shards.size()));
-        let parts = (0..shards.size()).map(|rank| self.backend.download_raw(&gradient, rows(rank))).collect();
+        let parts = (0..shards.size()).map(|rank| body(self.backend, &gradient, rows(rank))).collect();
         self.sent.push_back((id, shape, shards.start_reduce_scatter(parts)?));
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
-use llamero_autograd::Param;
+use llamero_autograd::{Param, body};
 use llamero_comm::{Comm, CommError, Op, Pending, share};
 use llamero_model::{Group, Llama};
 use llamero_tensor::{AdamW, AdamWState, Backend, DType, LowHalves, Master, Shape, Tensor};
@@ -142,8 +142,8 @@ impl Optimizer {
 
 /// Sends the rows of a parameter that this rank has new to the other ranks of `dp`.
 pub(crate) fn send_rows(own: &Tensor, backend: &dyn Backend, dp: &dyn Comm) -> Result<Pending, CommError> {
-    let bytes = backend.download_raw(own, 0..own.rows());
-    dp.start(Op::AllGather, vec![bytes; dp.size()])
+    let rows = body(backend, own, 0..own.rows());
+    dp.start(Op::AllGather, vec![rows; dp.size()])
 }
 
 /// Puts the rows that all ranks of `dp` sent in their places.

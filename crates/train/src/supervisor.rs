@@ -11,7 +11,7 @@ use rustix::process::Signal;
 
 use crate::chaos::Chaos;
 use crate::family::{kill, signal_first};
-use crate::{Event, Ledger};
+use crate::{Event, Hosts, Ledger};
 
 /// How a job is watched.
 #[derive(Clone, Debug)]
@@ -24,6 +24,8 @@ pub struct Supervisor {
     pub restarts: u32,
     /// Faults to inject.
     pub chaos: Option<Chaos>,
+    /// Machines to run on; none where the job runs on this one.
+    pub hosts: Hosts,
 }
 
 /// Jobs in a row that may fail without a step that no job had made before.
@@ -53,6 +55,10 @@ struct Life {
     trains: bool,
     /// The furthest step of all jobs that make the same.
     best: Option<u64>,
+    /// Ranks of the job.
+    ranks: usize,
+    /// Ranks that were at fault since this was last looked at.
+    blamed: Vec<usize>,
 }
 
 impl Life {
@@ -62,7 +68,8 @@ impl Life {
         for entry in ledger.read_from(&mut self.read_to)? {
             sign |= !matches!(entry.event, Event::Injected { .. } | Event::Failed { .. });
             match entry.event {
-                Event::Launched { makes, .. } => {
+                Event::Launched { makes, ranks } => {
+                    self.ranks = ranks;
                     if makes != self.makes {
                         (self.makes, self.best) = (makes, None);
                     }
@@ -71,6 +78,7 @@ impl Life {
                 Event::Failed { .. } | Event::Done { .. } => self.trains = false,
                 Event::Ready { .. } => self.trains = true,
                 Event::Step { step } => self.best = self.best.max(Some(step)),
+                Event::Blamed { rank, .. } => self.blamed.push(rank),
                 Event::Copied { .. }
                 | Event::Saved { .. }
                 | Event::Injected { .. }
@@ -84,11 +92,12 @@ impl Life {
 }
 
 impl Supervisor {
-    /// Runs jobs of `command` until one has done its work. `stop` (set by a signal) is passed on to the job as SIGUSR1, so
+    /// Runs jobs of `command`, which is given the machines to run on, until one has done its work. `stop` (set by a signal) is
+    /// passed on to the job as SIGUSR1, so
     /// that it leaves a checkpoint. `say` gets a line for everything that happens.
     pub fn run(
         mut self,
-        command: &mut dyn FnMut() -> Command,
+        command: &mut dyn FnMut(&[&str]) -> Command,
         stop: &AtomicBool,
         say: &mut dyn FnMut(&str),
     ) -> io::Result<Ended> {
@@ -96,7 +105,8 @@ impl Supervisor {
         loop {
             life.follow(&self.ledger)?;
             let before = life.best;
-            let mut child = command().spawn()?;
+            life.blamed.clear();
+            let mut child = command(&self.hosts.chosen()).spawn()?;
             let ended = self.watch(&mut child, &mut life, stop, say)?;
             life.follow(&self.ledger)?;
             let (reason, hung) = match ended {
@@ -115,6 +125,9 @@ impl Supervisor {
                 return Ok(Ended::Left(1));
             }
             self.ledger.note(Event::Failed { reason: reason.clone(), hung })?;
+            for rank in std::mem::take(&mut life.blamed) {
+                self.hosts.blame(rank, life.ranks).iter().for_each(|said| say(said));
+            }
             fruitless = if life.best > before { 0 } else { fruitless + 1 };
             failures.push(format!("after {} steps: {reason}", life.best.map_or(0, |best| best + 1)));
             if fruitless >= FRUITLESS || failures.len() > self.restarts as usize {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use llamero_autograd::{Tape, Targets, Var};
+use llamero_autograd::{Tape, Targets, Var, body, elements};
 use llamero_comm::{Comm, CommError, Op};
 use llamero_data::Sequence;
 use llamero_model::{Config, Division, Input, Llama, ParamSpec, Placement, Shard};
@@ -332,18 +332,18 @@ impl<'b> Trainer<'b> {
     }
 
     fn send(&self, pipe: &dyn Comm, to: usize, x: &Tensor) -> Result<(), TrainError> {
-        Ok(pipe.send(to, self.backend.download_raw(x, 0..x.rows()))?)
+        Ok(pipe.send(to, body(self.backend, x, 0..x.rows()))?)
     }
 
     /// Hidden states of this rank's share of the rows of a micro-batch, or their gradient.
     fn receive(&self, pipe: &dyn Comm, from: usize, batch: &MicroBatch) -> Result<Tensor, TrainError> {
-        let body = pipe.recv(from)?;
         let (tp, model) = (&self.ranks.tp, &self.stages[0]);
         let rows = llamero_comm::share(batch.tokens.len(), tp.rank(), tp.size()).len();
         let shape = Shape::new(rows, model.config.dim);
         let Some(dtype) = model.params().next().map(|p| p.value.dtype()) else {
             unreachable!("a stage has parameters")
         };
+        let body = pipe.recv(from, elements(dtype))?;
         let (found, expected) = (body.len() / dtype.bytes(), shape.elements());
         if body.len() != expected * dtype.bytes() {
             let (op, rank) = (Op::Send.name(), pipe.rank());

@@ -6,16 +6,21 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use llamero_train::{Ended, Entry, Event, Goodput, Ledger, Supervisor};
+use llamero_train::{Ended, Entry, Event, Goodput, Hosts, Ledger, Supervisor};
 
 /// Supervises a script whose `$LEDGER` is the ledger; returns how it ended, what was said and what is in the ledger.
 fn supervise(script: &str, stop: bool) -> (Ended, Vec<String>, Vec<Entry>) {
     let dir = tempfile::tempdir().unwrap();
     let ledger = Ledger::new(dir.path().join("ledger.jsonl"));
-    let supervisor =
-        Supervisor { ledger: ledger.clone(), hang_after: Duration::from_secs(1), restarts: 10, chaos: None };
+    let supervisor = Supervisor {
+        ledger: ledger.clone(),
+        hang_after: Duration::from_secs(1),
+        restarts: 10,
+        chaos: None,
+        hosts: Hosts::default(),
+    };
     let note = r#"note() { echo '{"at":'$(date +%s.%N)','"$1"'}' >> "$LEDGER"; }"#;
-    let mut job = || {
+    let mut job = |_: &[&str]| {
         let mut sh = Command::new("sh");
         sh.arg("-c").arg(format!("{note}\n{script}")).env("LEDGER", ledger.path()).current_dir(dir.path());
         sh
@@ -71,4 +76,32 @@ fn wrong_usage_and_what_never_trained_end_at_once() {
     for (script, code) in [("exit 2", 2), ("exit 1", 1)] {
         assert_eq!(supervise(script, false).0, Ended::Left(code));
     }
+}
+
+#[test]
+fn a_machine_whose_rank_is_always_at_fault_is_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::new(dir.path().join("ledger.jsonl"));
+    let hosts = Hosts::new(["good", "bad", "spare"].map(String::from), 1);
+    let hang_after = Duration::from_secs(60);
+    let supervisor = Supervisor { ledger: ledger.clone(), hang_after, restarts: 10, chaos: None, hosts };
+    let mut launched = Vec::new();
+    let mut step = 0;
+    let mut job = |hosts: &[&str]| {
+        launched.push(hosts.join(","));
+        step += 1;
+        ledger.note(Event::Launched { makes: "a".into(), ranks: 4 }).unwrap();
+        ledger.note(Event::Step { step }).unwrap();
+        let mut sh = Command::new("sh");
+        // Its ranks are the third and the fourth of four.
+        let note = r#"echo '{"at":1,"event":"blamed","rank":3,"reason":"bits"}' >> "$LEDGER"; exit 1"#;
+        sh.arg("-c").arg(if hosts.contains(&"bad") { note } else { "exit 0" }).env("LEDGER", ledger.path());
+        sh
+    };
+    let mut said = Vec::new();
+    let stop = AtomicBool::new(false);
+    let ended = supervisor.run(&mut job, &stop, &mut |line| said.push(line.to_owned())).unwrap();
+    assert_eq!(ended, Ended::Done);
+    assert_eq!(launched, ["good,bad", "good,bad", "good,bad", "good,spare"]);
+    assert!(said.iter().any(|line| line.contains("`bad` (rank 3)") && line.contains("left out")), "{said:?}");
 }

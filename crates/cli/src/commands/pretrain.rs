@@ -9,7 +9,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use llamero_artifact::{ArtifactError, WORK_STATE, recipe as files};
 use llamero_train::{
-    Chaos, Ended, Goodput, Incident, IncidentTable, Ledger, Mesh, Orders, Sharding, Supervisor, incidents,
+    Chaos, Ended, Goodput, Hosts, Incident, IncidentTable, Ledger, Mesh, Orders, Sharding, Supervisor,
+    incidents,
 };
 use serde::Serialize;
 
@@ -77,6 +78,12 @@ pub(crate) struct PretrainArgs {
     /// What starts the ranks of a supervised job over MPI; `-n RANKS` and the command follow it.
     #[arg(long, value_name = "COMMAND", default_value = "mpirun", requires = "supervise")]
     launcher: String,
+    /// Machines for a supervised job, e.g. `a:8,b:8,c:8`; they take the place of `{hosts}` in --launcher.
+    #[arg(long, value_name = "HOSTS", value_delimiter = ',', requires = "supervise")]
+    hosts: Vec<String>,
+    /// So many of them, the last ones, wait until another was at fault three times.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "hosts")]
+    spares: usize,
     /// Most restarts.
     #[arg(long, value_name = "N", default_value_t = 1000, requires = "supervise")]
     restarts: u32,
@@ -175,6 +182,24 @@ fn on_processes(args: &PretrainArgs, sets: &[String], recipe: Result<Recipe, Art
     done.map_err(|_| Quiet.into())
 }
 
+/// Stands for the machines in `--launcher`.
+const HOSTS: &str = "{hosts}";
+
+/// The machines of a supervised job.
+fn hosts(args: &PretrainArgs) -> Result<Hosts> {
+    let place = args.launcher.contains(HOSTS);
+    if args.hosts.is_empty() == place {
+        let (given, missing) = if place { (HOSTS, "--hosts") } else { ("--hosts", HOSTS) };
+        bail!(
+            "`{given}` is given, but `{missing}` is not\nhint: e.g. --launcher \"mpirun --host {HOSTS}\" --hosts a:8,b:8,c:8 --spares 1"
+        );
+    }
+    if !args.hosts.is_empty() && args.spares >= args.hosts.len() {
+        bail!("`--spares` is {}, but must be less than the {} hosts", args.spares, args.hosts.len());
+    }
+    Ok(Hosts::new(args.hosts.iter().cloned(), args.spares))
+}
+
 /// Runs this very command without `--supervise`, again and again until it is done.
 fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
     let recipe: Recipe = files::load(&args.recipe, sets)?;
@@ -193,6 +218,7 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
         hang_after,
         restarts: args.restarts,
         chaos: args.chaos.map(|seed| Chaos::new(seed, mtbf, checkpoints, faults())),
+        hosts: hosts(args)?,
     };
     let own = std::env::current_exe().context("the path of this program")?;
     let launcher: Vec<&str> = match recipe.run.transport {
@@ -206,12 +232,13 @@ fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
         }
     }
     let ranks = recipe.run.mesh()?.size().to_string();
-    let mut command = || {
+    let mut command = |hosts: &[&str]| {
         let mut job = match launcher.split_first() {
             None => Command::new(&own),
             Some((program, flags)) => {
                 let mut job = Command::new(program);
-                job.args(flags).args(["-n", &ranks]).arg(&own);
+                let hosts = hosts.join(",");
+                job.args(flags.iter().map(|flag| flag.replace(HOSTS, &hosts))).args(["-n", &ranks]).arg(&own);
                 job
             }
         };

@@ -11,8 +11,9 @@ use llamero_cpu::Cpu;
 use llamero_model::{Config, Llama, ParamSpec, Placement};
 use llamero_tensor::{Backend, CheckedProducts, DType};
 use llamero_train::{
-    Checkpoints, Event, Finding, Guard, Ledger, LongStep, Mesh, Observer, Orders, Ranks, SequenceSource,
-    StepRecord, Stragglers, TrainConfig, TrainError, TrainReport, Trainer, build_stages, train,
+    Checkpoints, Event, Finding, GoodputMeter, Guard, Ledger, LongStep, Mesh, Observer, Orders, Ranks,
+    SequenceSource, StepRecord, Stragglers, TrainConfig, TrainError, TrainReport, Trainer, build_stages,
+    train,
 };
 
 use super::follow::{Lesson, Order};
@@ -109,7 +110,8 @@ impl Job<'_> {
                 let mut watch = watch;
                 processes.give(&Order::Train(lesson))?;
                 processes.work((mesh, how.threads), (how.world, &notes.flight), |cpu, ranks| {
-                    self.one_rank(how, (cpu, ranks), checkpoints, &mut watch)
+                    let done = self.one_rank(how, (cpu, ranks), checkpoints, &mut watch);
+                    done.inspect_err(|error| notes.of_ranks(error, checkpoints))
                 })?
             }
             None => self.on_threads(how, checkpoints, notes, watch)?,
@@ -146,10 +148,8 @@ impl Job<'_> {
                 None => Box::new(Nobody),
             };
             let done = self.one_rank(how, (cpu, ranks), checkpoints, &mut *observer);
-            if let Some(damaged) = done.as_ref().err().and_then(damaged_message) {
-                // No step can be made with it, so this job ends here.
-                let step = checkpoints.newest_step();
-                notes.ledger.note(Event::Corrupted { step, found: vec![damaged] }).ok();
+            if let Err(error) = &done {
+                notes.of_ranks(error, checkpoints);
             }
             done
         })?;
@@ -186,20 +186,28 @@ impl Job<'_> {
     }
 }
 
-/// What was wrong with a message, if an error is about that.
-fn damaged_message(error: &anyhow::Error) -> Option<String> {
-    match error.downcast_ref() {
-        Some(TrainError::Comm(damaged @ CommError::Damaged { .. })) => Some(damaged.to_string()),
-        _ => None,
-    }
-}
-
 impl<'a> Notes<'a> {
+    /// What an error that ends a job tells of ranks.
+    fn of_ranks(&self, error: &anyhow::Error, checkpoints: &Checkpoints) {
+        let Some(TrainError::Comm(error)) = error.downcast_ref() else { return };
+        let reason = error.to_string();
+        let event = match error {
+            // No step can be made with it.
+            CommError::Damaged { .. } => {
+                Event::Corrupted { step: checkpoints.newest_step(), found: vec![reason] }
+            }
+            CommError::Timeout { world, .. } => Event::Blamed { rank: *world, reason },
+            _ => return,
+        };
+        self.ledger.note(event).ok();
+    }
+
     fn watch(&self, config: &TrainConfig, checkpoints: &Checkpoints) -> Watch<'a> {
         let steps = config.num_steps();
         let bar = Progress::new(self.name, steps, "steps").from(checkpoints.newest_step());
-        let stragglers = Stragglers::default();
-        Watch { bar, steps, name: self.name, draft: self.draft, ledger: self.ledger, stragglers }
+        let (stragglers, mut meter) = (Stragglers::default(), GoodputMeter::default());
+        self.ledger.read().unwrap_or_default().iter().for_each(|entry| meter.note(entry));
+        Watch { bar, steps, name: self.name, draft: self.draft, ledger: self.ledger, stragglers, meter }
     }
 }
 
@@ -211,12 +219,16 @@ struct Watch<'a> {
     draft: &'a Draft,
     ledger: &'a Ledger,
     stragglers: Stragglers,
+    /// Of all jobs up to now.
+    meter: GoodputMeter,
 }
 
 impl Watch<'_> {
     /// Losing a note is no reason to stop.
-    fn note(&self, event: Event) {
-        self.ledger.note(event).ok();
+    fn note(&mut self, event: Event) {
+        if let Ok(entry) = self.ledger.note(event) {
+            self.meter.note(&entry);
+        }
     }
 }
 
@@ -231,7 +243,9 @@ impl Observer for Watch<'_> {
             // For whoever opens the unfinished folder.
             drop(self.draft.progress(&format!("step {} of {}", record.step + 1, self.steps)));
         }
-        self.bar.at(record.step + 1, &format!("loss {:.3} {rate:.0} tokens/s", record.loss));
+        let effective = 100.0 * self.meter.goodput().effective();
+        let message = format!("loss {:.3} {rate:.0} tokens/s, {effective:.1} % effective", record.loss);
+        self.bar.at(record.step + 1, &message);
         if let Some(reason) = &record.skipped {
             say!("{:>10} step {} skipped: {reason}", self.name, record.step);
         }
@@ -244,9 +258,15 @@ impl Observer for Watch<'_> {
     }
 
     fn corrupted(&mut self, step: u64, found: &[Finding]) {
+        let blamed =
+            found.iter().filter_map(|f| Some((*f.ranks.first()?, f))).filter(|(_, f)| f.ranks.len() == 1);
+        let blamed: Vec<(usize, String)> = blamed.map(|(rank, f)| (rank, f.to_string())).collect();
         let found: Vec<String> = found.iter().map(ToString::to_string).collect();
         say!("{:>10} going back: {}", self.name, found.join("; "));
         self.note(Event::Corrupted { step, found });
+        for (rank, reason) in blamed {
+            self.note(Event::Blamed { rank, reason });
+        }
     }
 
     fn copied(&mut self, step: u64) {

@@ -3,14 +3,14 @@
 use anyhow::{Context, Result};
 use llamero_artifact::Artifact;
 use llamero_curate::CurateReport;
-use llamero_train::StepRecord;
+use llamero_train::{Goodput, Ledger, StepRecord};
 
 use super::training::{TrainMetrics, history};
 use super::{Run, Summary};
 use crate::report::format::{bytes, count, duration, utc};
 use crate::report::{
     BpbRow, ChoiceRow, Curation, CurvePoint, DomainRow, DropRow, Reference, ReportData, Sample, StageRow,
-    Tokenizer,
+    TimeRow, Tokenizer,
 };
 
 /// Everything that `report.html` shows.
@@ -40,6 +40,7 @@ pub(super) fn collect(
         curation: Some(curation(curated)?),
         tokenizer: tokenizer(run)?,
         references: references(summary),
+        time: ["pretrain", "sft"].iter().filter_map(|stage| time(run, stage)).collect(),
         pretrain: curve(&pretrain, &pretrain_metrics),
         sft: curve(&sft, &sft_metrics),
         bits_per_byte: bits_per_byte(summary),
@@ -95,6 +96,28 @@ fn tokenizer(run: &Run) -> Result<Option<Tokenizer>> {
         vocab,
         bytes_per_token: bytes as f64 / tokens.max(1) as f64,
     }))
+}
+
+/// From the ledger of a stage, where it can be read and training took place.
+fn time(run: &Run, stage: &str) -> Option<TimeRow> {
+    let entries = Ledger::new(run.dir.path().join(super::ledger_file(stage))).read().ok()?;
+    let goodput = Goodput::of(&entries);
+    let all = goodput.elapsed();
+    let shares = [
+        ("useful steps", goodput.useful),
+        ("checkpoints", goodput.checkpoint),
+        ("start-up", goodput.start_up),
+        ("restarts", goodput.restart),
+        ("lost work", goodput.lost),
+        ("stalled", goodput.stalled),
+    ];
+    (all > 0.0).then(|| TimeRow {
+        stage: stage.into(),
+        seconds: all,
+        shares: shares.into_iter().map(|(name, seconds)| (name.into(), seconds / all)).collect(),
+        failures: goodput.failures as u64,
+        rollbacks: goodput.rollbacks as u64,
+    })
 }
 
 fn references(summary: &Summary) -> Vec<Reference> {

@@ -2,7 +2,7 @@
 
 use super::format::{bytes, duration, grouped, number, percent};
 use super::page::Page;
-use super::{BpbRow, ChoiceRow, Curation, DropRow, ReportData, Sample, StageRow, Tokenizer};
+use super::{BpbRow, ChoiceRow, Curation, DropRow, ReportData, Sample, StageRow, TimeRow, Tokenizer};
 
 /// Characters of an artifact id that are shown.
 const ID_CHARACTERS: usize = 12;
@@ -127,6 +127,28 @@ pub(super) fn tokenizer(page: &mut Page, tokenizer: &Tokenizer) {
         [("tokens", grouped(tokenizer.vocab)), ("bytes per token", number(tokenizer.bytes_per_token, 2))]
             .into_iter(),
     );
+    page.close();
+}
+
+/// Effective training time, and what the rest went to.
+pub(super) fn time(page: &mut Page, rows: &[TimeRow]) {
+    if rows.is_empty() {
+        return;
+    }
+    page.open("section").leaf("h2", "Time of training");
+    for row in rows {
+        page.leaf("h3", &format!("{} ({})", row.stage, duration(row.seconds))).open("table");
+        for (i, (name, share)) in row.shares.iter().enumerate() {
+            page.open("tr").leaf("td", name);
+            page.open("td class=\"wide\"").bar(if i == 0 { "" } else { "base" }, *share).close();
+            page.leaf("td class=\"num\"", &percent(*share)).close();
+        }
+        page.close();
+        let counts = [(row.failures, "failed jobs"), (row.rollbacks, "rollbacks from silent corruption")];
+        for (number, what) in counts.into_iter().filter(|(number, _)| *number > 0) {
+            page.leaf("p class=\"soft\"", &format!("{number} {what}"));
+        }
+    }
     page.close();
 }
 

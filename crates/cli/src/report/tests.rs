@@ -77,6 +77,17 @@ fn full() -> ReportData {
             ],
         }),
         tokenizer: Some(Tokenizer { vocab: 4_352, bytes_per_token: 3.41 }),
+        time: vec![TimeRow {
+            stage: "pretrain".into(),
+            seconds: 331.0,
+            shares: vec![
+                ("useful steps".into(), 0.97),
+                ("checkpoints".into(), 0.01),
+                ("lost work".into(), 0.02),
+            ],
+            failures: 3,
+            rollbacks: 2,
+        }],
         pretrain: curve(3000, 8.4, 3.1),
         references: [("held-out", 3.3), ("bigram", 4.4), ("unigram", 6.6)]
             .map(|(label, loss)| Reference { label: label.into(), loss })
@@ -169,6 +180,8 @@ fn full_page_is_well_formed_and_complete() {
         "45.2 %",
         "40.4–50.1",
         "1 above the scale",
+        "2 rollbacks from silent corruption",
+        "97.0 %",
     ] {
         assert!(html.contains(text), "{text}");
     }
@@ -202,6 +215,7 @@ fn empty_data_gives_a_page_without_sections() {
         stages: vec![StageRow::default()],
         bits_per_byte: vec![BpbRow::default()],
         multiple_choice: vec![ChoiceRow::default()],
+        time: vec![TimeRow::default()],
         samples: vec![Sample::default()],
         sft: vec![CurvePoint::default()],
         ..ReportData::default()
@@ -225,6 +239,7 @@ fn with_every_string(text: &str) -> ReportData {
         curation.dropped.iter_mut().for_each(|r| (r.reason, r.examples) = (s(), vec![s()]));
     }
     data.references.iter_mut().for_each(|r| r.label = s());
+    data.time.iter_mut().for_each(|r| (r.stage, r.shares) = (s(), vec![(s(), 0.5)]));
     data.bits_per_byte.iter_mut().for_each(|r| r.domain = s());
     data.multiple_choice.iter_mut().for_each(|r| r.model = s());
     data.samples.iter_mut().for_each(|r| (r.model, r.prompt, r.output) = (s(), s(), s()));

@@ -120,7 +120,7 @@ fn a_job_that_is_broken_while_it_runs_ends_with_the_bytes_of_a_calm_one() {
     let (calm, broken) = (tmp.path().join("calm"), tmp.path().join("broken"));
     let mesh = ["--mesh", "dp=2,pp=2", "--set", "run.checkpoint_seconds=0"];
     llamero(pretrain_args(&calm, &mesh)).ok();
-    let chaos = ["--supervise", "--chaos", "3", "--mtbf", "0.3s", "--hang-after", "2s", "--json"];
+    let chaos = ["--supervise", "--chaos", "3", "--mtbf", "0.6s", "--hang-after", "2s", "--json"];
     let said = llamero(pretrain_args(&broken, &[&mesh[..], &chaos[..]].concat())).json();
     assert!(said["goodput"]["injected"].as_u64().unwrap() > 0, "{said}");
     assert_eq!(weights(&calm), weights(&broken));

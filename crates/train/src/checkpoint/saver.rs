@@ -37,7 +37,7 @@ pub(crate) struct Saver<'a> {
     began: Instant,
     last: Instant,
     /// Of the last one: the longest that steps stood still on a rank, and the time until it was published.
-    cost: Option<(Duration, Duration)>,
+    pub(super) cost: Option<(Duration, Duration)>,
     /// What did not go as planned.
     pub(crate) remarks: Vec<String>,
 }
@@ -150,7 +150,7 @@ impl<'a> Saver<'a> {
     }
 
     /// How long to train before the next.
-    fn pause(&self) -> Duration {
+    pub(super) fn pause(&self) -> Duration {
         let between = || self.settings.failures.mean_time(self.began.elapsed());
         match (self.settings.every, self.cost) {
             (Some(every), _) => every,
@@ -450,4 +450,36 @@ fn everybody_does(all: &dyn Comm, due: Due) -> Result<Due, TrainError> {
 fn unique() -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     format!("{}-{}", now.as_nanos(), std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_ranks_see_the_same_fate() {
+        let failed = || Stage::Failed("`a`: full".into());
+        let fate_of = |stages: &[Stage]| {
+            let told = |(rank, stage): (usize, &Stage)| {
+                let told = Told { due: Due::Save, stall: rank as f64, stage: stage.clone() };
+                let found = Told::decode(&told.encode()).unwrap();
+                assert_eq!((found.due, found.stall, &found.stage), (told.due, told.stall, stage));
+                found
+            };
+            fate(&stages.iter().enumerate().map(told).collect::<Vec<_>>())
+        };
+        // Nobody may write into a folder that is removed.
+        assert!(matches!(fate_of(&[failed(), Stage::Writing]), Fate::UnderWay));
+        // The first rank has not published yet.
+        assert!(matches!(fate_of(&[Stage::Whole, Stage::Whole]), Fate::UnderWay));
+        let Fate::Published { stall } = fate_of(&[Stage::Published, Stage::Whole, Stage::Whole]) else {
+            panic!("all is done");
+        };
+        assert_eq!(stall, Duration::from_secs(2), "the slowest copy counts");
+        let Fate::Failed { rank, reason } = fate_of(&[Stage::Whole, failed(), failed()]) else {
+            panic!("a rank failed");
+        };
+        assert_eq!((rank, reason.as_str()), (1, "`a`: full"));
+        assert!(Told::decode(&[0; 9]).is_none() && Told::decode(&[9; 10]).is_none());
+    }
 }

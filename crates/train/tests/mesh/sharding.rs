@@ -28,6 +28,8 @@ fn sharding_changes_no_bit_of_one_micro_batch() {
         ("dp=2", tied, TrainConfig { micro_batch: 2, ..settings() }),
         ("dp=2,tp=2", config(), TrainConfig { micro_batch: 2, ..settings() }),
         ("dp=2,pp=2", config(), TrainConfig { micro_batch: 2, ..settings() }),
+        ("cp=2", config(), TrainConfig { micro_batch: 4, ..settings() }),
+        ("dp=2,cp=2", config(), TrainConfig { micro_batch: 2, ..blocks.clone() }),
         ("dp=2,pp=2,tp=2", config(), TrainConfig { micro_batch: 2, ..blocks }),
     ] {
         for dtype in [DType::F32, DType::Bf16] {

@@ -1,7 +1,9 @@
-//! Kills between any two changes to the disk, failures of one rank, the remote tier, and what a copy holds.
+//! Kills between any two changes to the disk, failures of one rank, and what a copy holds.
+
+mod ladder;
 
 use std::convert::Infallible;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,9 +16,8 @@ use llamero_model::{Config, initial_values};
 use llamero_tensor::{Backend, DType};
 
 use super::failpoint::stop_after;
-use super::format::{self, Piece, STATE_HASH};
-use super::remote::Remote;
-use super::{Checkpoints, snapshot};
+use super::format::{self, Piece};
+use super::{Checkpoints, Failures, Saver, snapshot};
 use crate::{
     Mesh, Observer, Ranks, SequenceSource, StepRecord, TrainConfig, TrainError, TrainReport, Trainer,
     build_stages, train,
@@ -193,7 +194,7 @@ fn a_kill_between_any_two_changes_leaves_a_checkpoint_that_loads() {
     }
 }
 
-/// Runs every rank of a mesh on a thread; `on_rank` is called on each before it begins.
+/// Runs every rank of a mesh on a thread; `after` is called on each after every step.
 fn on_mesh(
     mesh: &str,
     dtype: DType,
@@ -246,6 +247,26 @@ fn a_checkpoint_that_one_rank_cannot_write_is_told_and_tried_again() {
         }
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "the newest and one older");
     }
+}
+
+#[test]
+fn what_all_ranks_have_written_is_published_although_one_of_them_has_gone() {
+    let (dir, mesh) = (tempfile::tempdir().unwrap(), Mesh { dp: 2, ..Mesh::default() });
+    let checkpoints = every_step(dir.path());
+    let one = |world: World| {
+        let ranks = Ranks::new(&world, mesh);
+        // The second rank leaves after two steps.
+        let until = if ranks.all.rank() == 1 { 2 } else { STEPS };
+        rank(ranks, DType::F32, &checkpoints, until, &|_| ()).0.unwrap_err()
+    };
+    let one = &one;
+    let errors: Vec<TrainError> = std::thread::scope(|scope| {
+        let worlds = Threads::world(2, WorldOptions::default());
+        let ranks: Vec<_> = worlds.into_iter().map(|world| scope.spawn(move || one(world))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    assert!(matches!(errors[..], [TrainError::Comm(_), TrainError::Data(_)]), "{errors:?}");
+    assert_eq!(steps(dir.path()), [1, 2]);
 }
 
 #[test]
@@ -312,183 +333,35 @@ fn asked_to_stop_the_newest_state_is_saved() {
 }
 
 #[test]
+fn the_time_between_two_follows_from_what_they_cost() {
+    let backend = Cpu::new(1).unwrap();
+    let trainer = trainer(Ranks::solo(), DType::F32, &backend);
+    let pause = |checkpoints: &Checkpoints, cost: Option<(u64, u64)>| {
+        let mut saver = Saver::new(checkpoints, &trainer, None);
+        saver.cost = cost.map(|(stall, all)| (Duration::from_millis(stall), Duration::from_millis(all)));
+        saver.pause().as_secs_f64()
+    };
+    let calm = Checkpoints::new("x");
+    assert_eq!(pause(&calm, None), 10.0);
+    let usual = pause(&calm, Some((100, 1000)));
+    assert!((46.0..47.0).contains(&usual), "√(2 · 0.1 s · 3 h): {usual}");
+    // One in two minutes or so.
+    let broken = Checkpoints::new("x").failures(Failures { seconds: 1200.0, number: 99 });
+    let often = pause(&broken, Some((100, 100)));
+    assert_eq!(often, 10.0, "no more than one part in a hundred");
+    assert!(pause(&broken, Some((1, 100))) < 1.01);
+    assert_eq!(pause(&broken, Some((1, 700))), 7.0, "writing wants its time");
+    let given = Checkpoints::new("x").every(Duration::from_secs(3));
+    assert_eq!(pause(&given, Some((100, 1000))), 3.0);
+}
+
+#[test]
 fn so_many_are_kept() {
     for keep in [1, 3] {
         let dir = tempfile::tempdir().unwrap();
         alone(&every_step(dir.path()).keep(keep), STEPS).0.unwrap();
         assert_eq!(steps(dir.path()), (6 - keep as u64..6).collect::<Vec<_>>());
     }
-}
-
-/// A folder of checkpoints and a second place.
-struct Places {
-    tmp: tempfile::TempDir,
-}
-
-impl Places {
-    /// After a run until step 4, each with the newest two, or with what the uploads had time for.
-    fn filled() -> Self {
-        let places = Self { tmp: tempfile::tempdir().unwrap() };
-        // One at a time, so that none is passed over for a newer one.
-        for until in 1..5 {
-            alone(&places.checkpoints(), until).0.unwrap_err();
-        }
-        assert_eq!((steps(&places.local()), steps(&places.remote())), (vec![3, 4], vec![3, 4]));
-        places
-    }
-
-    fn local(&self) -> PathBuf {
-        self.tmp.path().join("local")
-    }
-
-    fn remote(&self) -> PathBuf {
-        self.tmp.path().join("far/away")
-    }
-
-    fn checkpoints(&self) -> Checkpoints {
-        let url = format!("file://{}/", self.remote().display());
-        every_step(&self.local()).remote(&url).unwrap()
-    }
-}
-
-fn flip(path: &Path) {
-    let mut bytes = std::fs::read(path).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 4;
-    std::fs::write(path, bytes).unwrap();
-}
-
-/// A damage, the step that is gone on from after it, and what is said of each checkpoint passed over.
-type Rung = (&'static str, fn(&Places), Option<u64>, &'static [&'static str]);
-
-fn rungs() -> [Rung; 9] {
-    [
-        ("nothing", |_| (), Some(4), &[]),
-        (
-            "the newest here is damaged: the other copy",
-            |p| flip(&p.local().join("step-0000000004/rank-0000.f32")),
-            Some(4),
-            &["local/step-0000000004"],
-        ),
-        (
-            "both newest are damaged: the older here",
-            |p| {
-                flip(&p.local().join("step-0000000004/rank-0000.f32"));
-                flip(&p.remote().join("step-0000000004/rank-0000.f32"));
-            },
-            Some(3),
-            &["local/step-0000000004", "far/away/step-0000000004"],
-        ),
-        ("all here is lost: the newest there", |p| std::fs::remove_dir_all(p.local()).unwrap(), Some(4), &[]),
-        (
-            "and the newest there is half: the older there",
-            |p| {
-                std::fs::remove_dir_all(p.local()).unwrap();
-                std::fs::remove_file(p.remote().join("step-0000000004").join(STATE_HASH)).unwrap();
-            },
-            Some(3),
-            &["far/away/step-0000000004"],
-        ),
-        (
-            "or has lost a file",
-            |p| {
-                std::fs::remove_dir_all(p.local()).unwrap();
-                std::fs::remove_file(p.remote().join("step-0000000004/rank-0000.f32")).unwrap();
-            },
-            Some(3),
-            &["far/away/step-0000000004"],
-        ),
-        (
-            "or says nonsense",
-            |p| {
-                std::fs::remove_dir_all(p.local()).unwrap();
-                flip(&p.remote().join("step-0000000004/state.json"));
-            },
-            Some(3),
-            &["far/away/step-0000000004"],
-        ),
-        (
-            "the store is out of reach: what is here",
-            |p| {
-                std::fs::remove_dir_all(p.remote().parent().unwrap()).unwrap();
-                std::fs::write(p.remote().parent().unwrap(), b"in the way").unwrap();
-            },
-            Some(4),
-            &["far/away"],
-        ),
-        (
-            "nothing is left anywhere: the start",
-            |p| {
-                std::fs::remove_dir_all(p.local()).unwrap();
-                std::fs::remove_dir_all(p.remote()).unwrap();
-            },
-            None,
-            &[],
-        ),
-    ]
-}
-
-#[test]
-fn the_ladder_of_restarts() {
-    let (history, weights) = calm();
-    for (what, damage, resumed_at, named) in rungs() {
-        let places = Places::filled();
-        damage(&places);
-        let (report, found, seen) = alone(&places.checkpoints(), STEPS);
-        let report = report.unwrap();
-        assert_eq!(report.resumed_at, resumed_at, "{what}: {:?}", report.remarks);
-        assert_eq!(report.history, history, "{what}");
-        assert!(found == weights, "{what}");
-        let passed_over = report.remarks.len() - seen.remarks.len();
-        assert_eq!(passed_over, named.len(), "{what}: {:?}", report.remarks);
-        for name in named {
-            assert!(
-                report.remarks.iter().any(|remark| remark.contains(name)),
-                "{what}: {:?}",
-                report.remarks
-            );
-        }
-        let unreachable = what.contains("reach");
-        assert_eq!(seen.remarks.is_empty(), !unreachable, "{what}: {:?}", seen.remarks);
-        assert_eq!(steps(&places.local()).last(), Some(&5), "{what}");
-        if !unreachable {
-            assert_eq!(steps(&places.remote()).last(), Some(&5), "{what}");
-        }
-    }
-    // Where there is something, but nothing whole: only when asked.
-    let places = Places::filled();
-    for dir in [places.local(), places.remote()] {
-        for step in [3, 4] {
-            flip(&dir.join(format::folder(step)).join("rank-0000.f32"));
-        }
-    }
-    let error = alone(&places.checkpoints(), STEPS).0.unwrap_err();
-    assert_eq!(error.to_string().matches(&format::folder(4)).count(), 2, "{error}");
-    let report = alone(&places.checkpoints().start_over(true), STEPS).0.unwrap();
-    assert_eq!((report.resumed_at, report.history), (None, history));
-}
-
-#[test]
-fn a_kill_between_any_two_changes_of_the_remote_tier_leaves_a_checkpoint_that_loads() {
-    let places = Places::filled();
-    alone(&every_step(&places.local()), 5).0.unwrap_err();
-    every_change(10, |n| {
-        let tmp = tempfile::tempdir().unwrap();
-        copy_all(&places.remote(), tmp.path());
-        let remote = Remote::open(&format!("file://{}", tmp.path().display())).unwrap();
-        stop_after(Some(n));
-        let uploaded = remote.upload(&places.local().join(format::folder(5)), 5, 2);
-        stop_after(None);
-        let stored = remote.list().unwrap();
-        let whole: Vec<u64> = stored.iter().filter(|s| s.whole).map(|s| s.step).collect();
-        assert!(whole.len() >= 2 && whole.last() >= Some(&4), "stopped after {n} changes: {stored:?}");
-        let fetched = tempfile::tempdir().unwrap();
-        for step in &whole {
-            remote.fetch(*step, fetched.path()).unwrap();
-        }
-        assert_eq!(steps(fetched.path()), whole);
-        uploaded.is_ok() && stored.len() == 2
-    });
 }
 
 fn copy_all(from: &Path, to: &Path) {
@@ -500,31 +373,6 @@ fn copy_all(from: &Path, to: &Path) {
         } else {
             std::fs::copy(entry.path(), target).unwrap();
         }
-    }
-}
-
-#[test]
-fn all_ranks_of_a_mesh_go_on_from_the_remote_tier() {
-    let places = Places { tmp: tempfile::tempdir().unwrap() };
-    let expected = on_mesh("dp=2,pp=2", DType::F32, &places.checkpoints(), STEPS, &|_, _| ());
-    let places = Places { tmp: tempfile::tempdir().unwrap() };
-    on_mesh("dp=2,pp=2", DType::F32, &places.checkpoints(), 3, &|_, _| ());
-    std::fs::remove_dir_all(places.local()).unwrap();
-    let found = on_mesh("dp=2,pp=2", DType::F32, &places.checkpoints(), STEPS, &|_, _| ());
-    for ((found, weights, _), (expected, expected_weights, _)) in found.into_iter().zip(expected) {
-        let (found, expected) = (found.unwrap(), expected.unwrap());
-        assert!(found.resumed_at.is_some());
-        assert_eq!(found.history, expected.history);
-        assert!(weights == expected_weights);
-    }
-}
-
-#[test]
-fn what_is_no_remote_place_is_said() {
-    let other = if cfg!(feature = "cloud") { "nowhere://bucket/x" } else { "s3://bucket/x" };
-    for url in ["file://x", other] {
-        let Err(error) = Checkpoints::new("x").remote(url) else { panic!("{url} was taken") };
-        assert!(error.to_string().contains(url), "{error}");
     }
 }
 
