@@ -112,3 +112,8 @@ fn interleaved_stages_take_what_is_expected() {
 fn all_axes_together_take_what_is_expected() {
     compare("dp=2,pp=2,tp=2", 1, &sized(128, 6, 352, 2_000), (256, 8, 2));
 }
+
+#[test]
+fn context_parallel_ranks_take_what_is_expected() {
+    compare("cp=2", 1, &sized(128, 6, 352, 2_000), (256, 4, 2));
+}
