@@ -52,12 +52,14 @@ fn sent(world: &World, mesh: Mesh, settings: &TrainConfig, dtype: DType) -> (usi
     (stage, LOOKS.iter().map(of).collect())
 }
 
-const POLICIES: [(Recompute, Sharding); 5] = [
+const POLICIES: [(Recompute, Sharding); 7] = [
     (Recompute::Nothing, Sharding::Optimizer),
     (Recompute::Selective, Sharding::Optimizer),
     (Recompute::Blocks, Sharding::Optimizer),
     (Recompute::Selective, Sharding::Gradients),
     (Recompute::Selective, Sharding::Parameters),
+    (Recompute::Nothing, Sharding::Parameters),
+    (Recompute::Blocks, Sharding::Parameters),
 ];
 
 #[test]
@@ -72,7 +74,8 @@ fn a_step_sends_what_is_planned() {
         ("pp=2", 2),
         ("dp=2,pp=2,tp=2", 1),
         ("cp=2", 1),
-        ("dp=2,cp=2,tp=2", 1),
+        ("cp=2,tp=2", 1),
+        ("dp=2,cp=2", 1),
     ] {
         let mesh: Mesh = mesh.parse().unwrap();
         for (recompute, sharding) in POLICIES {

@@ -10,7 +10,7 @@ use llamero_data::Sequence;
 use llamero_model::{Config, Recompute, initial_values};
 use llamero_tensor::{Backend, DType, NO_TARGET};
 use llamero_train::{
-    Kernels, Mesh, PipelineConfig, RankOf, Ranks, TrainConfig, Trainer, build_stages, rank_memory,
+    Kernels, Mesh, PipelineConfig, RankOf, Ranks, Sharding, TrainConfig, Trainer, build_stages, rank_memory,
 };
 
 fn sized(dim: usize, layers: usize, ffn: usize, vocab: usize) -> Config {
@@ -46,7 +46,16 @@ fn counted(world: &World, mesh: Mesh, model: &Config, settings: &TrainConfig, dt
 }
 
 /// The peak over the ranks of each stage, for every policy.
-fn compare(mesh: &str, chunks: usize, model: &Config, (sequence, batch, micro_batch): (usize, usize, usize)) {
+fn compare(mesh: &str, chunks: usize, model: &Config, sizes: (usize, usize, usize)) {
+    compare_sharded((mesh, Sharding::Optimizer), chunks, model, sizes);
+}
+
+fn compare_sharded(
+    (mesh, sharding): (&str, Sharding),
+    chunks: usize,
+    model: &Config,
+    (sequence, batch, micro_batch): (usize, usize, usize),
+) {
     let mesh: Mesh = mesh.parse().unwrap();
     let kernels = Some(Kernels { threads: 1, pairs: Cpu::new(1).unwrap().packs_pairs() });
     for recompute in [Recompute::Nothing, Recompute::Selective, Recompute::Blocks] {
@@ -59,6 +68,7 @@ fn compare(mesh: &str, chunks: usize, model: &Config, (sequence, batch, micro_ba
                 micro_batch,
                 recompute,
                 pipeline,
+                sharding,
                 ..TrainConfig::default()
             };
             mesh.check(model, &settings).unwrap();
@@ -74,7 +84,9 @@ fn compare(mesh: &str, chunks: usize, model: &Config, (sequence, batch, micro_ba
                 let rank = RankOf { mesh, stage, kernels };
                 let expected = rank_memory(model, &settings, dtype, &rank);
                 let ratio = expected.total() as f64 / most as f64;
-                println!("{mesh}, {chunks} chunks, {dtype}, {recompute:?}, stage {stage}: {ratio:.3}");
+                println!(
+                    "{mesh}, {sharding} sharded, {chunks} chunks, {dtype}, {recompute:?}, stage {stage}: {ratio:.3}"
+                );
                 assert!(
                     (0.9..1.1).contains(&ratio),
                     "{mesh}, {chunks} chunks, {dtype}, {recompute:?}, stage {stage}: {most}, expected {expected:?}"
@@ -111,4 +123,16 @@ fn interleaved_stages_take_what_is_expected() {
 #[test]
 fn all_axes_together_take_what_is_expected() {
     compare("dp=2,pp=2,tp=2", 1, &sized(128, 6, 352, 2_000), (256, 8, 2));
+}
+
+#[test]
+fn context_parallel_ranks_take_what_is_expected() {
+    compare("cp=2", 1, &sized(128, 6, 352, 2_000), (256, 4, 2));
+}
+
+#[test]
+fn ranks_that_divide_gradients_and_weights_take_what_is_expected() {
+    for sharding in [Sharding::Gradients, Sharding::Parameters] {
+        compare_sharded(("dp=2", sharding), 1, &sized(128, 6, 352, 2_000), (256, 8, 2));
+    }
 }

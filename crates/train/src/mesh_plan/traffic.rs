@@ -190,10 +190,24 @@ fn data(question: &MeshQuestion<'_>, places: &[Placement], schedule: &Pipeline) 
     let params: u64 = places.iter().map(|place| local_params(model, (place, mesh.tp), |_, _| true)).sum();
     let (micros, shards) = (schedule.micros as u64, mesh.dp * mesh.cp);
     let sums = if config.sharding == Sharding::Optimizer { 1 } else { micros };
-    // Sharded weights come for every forward and every backward pass.
-    let gathers = if config.sharding == Sharding::Parameters { 2 * micros } else { 1 };
+    let gathered = match config.sharding {
+        // The new ones, once.
+        Sharding::Optimizer | Sharding::Gradients => params,
+        Sharding::Parameters => places.iter().map(|place| gathered(model, (place, mesh.tp), micros)).sum(),
+    };
     [
         (Kind::GradientsSummed, sums * sent(4 * params, shards)),
-        (Kind::WeightsGathered, gathers * sent(dtype.bytes() as u64 * params, shards)),
+        (Kind::WeightsGathered, sent(dtype.bytes() as u64 * gathered, shards)),
     ]
+}
+
+/// Elements of sharded weights that are gathered for the passes of a step: those of blocks forwards and again backwards, table
+/// and output projection once. Norms are not sharded: the new ones are gathered, once.
+fn gathered(model: &Config, (place, tp): (&Placement, usize), micros: u64) -> u64 {
+    let count = |wanted: &dyn Fn(Option<usize>, &str) -> bool| local_params(model, (place, tp), wanted);
+    let norms = count(&|_, name| name.contains("norm"));
+    let blocks = count(&|layer, name| layer.is_some() && !name.contains("norm"));
+    let ends = count(&|layer, name| layer.is_none() && !name.contains("norm"));
+    let again = if model.tied && place.first && place.last { ends } else { 0 };
+    micros * (2 * blocks + ends + again) + norms
 }
