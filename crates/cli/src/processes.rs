@@ -108,6 +108,12 @@ impl Processes {
         serde_json::from_slice(&messages[0]).context("an order of the first rank")
     }
 
+    /// Says what went wrong on this rank while the others count on it, and ends all.
+    pub(crate) fn fail(&self, error: &anyhow::Error) {
+        say!("error: rank {}: {}", self.wire.rank(), failure::text(error));
+        (self.abort)();
+    }
+
     /// Does a rank's `work` of a mesh, with `threads` threads or its share of this machine; the folder `flight` is for what it did
     /// last before a message failed to come. An error ends all processes, unless every rank has stopped because it was asked to.
     pub(crate) fn work<T>(
@@ -123,12 +129,10 @@ impl Processes {
         let Err(error) = &done else { return done };
         let found = error.downcast_ref::<TrainError>();
         if !matches!(found, Some(TrainError::Stopped { .. })) {
-            let rank = world.rank();
-            say!("error: rank {rank}: {}", failure::text(error));
             if matches!(found, Some(TrainError::Comm(_))) {
-                say!("last collectives of rank {rank}:\n{}", world.recorder());
+                say!("last collectives of rank {}:\n{}", world.rank(), world.recorder());
             }
-            (self.abort)();
+            self.fail(error);
         }
         done
     }

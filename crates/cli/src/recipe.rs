@@ -78,9 +78,12 @@ pub(crate) struct RunSection {
     /// over several micro-batches are made in another order with the latter two.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) shard: Option<String>,
+    /// Micro-batches that follow each other in a chunk; as many as there are stages when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) chunk_run: Option<usize>,
     /// What is watched for silent corruption while training; everything on a mesh, nothing on one rank, when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) guard: Option<Guard>,
+    pub(crate) guard: Option<GuardSection>,
     /// Longest wait of a rank for another, e.g. `10m`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) timeout: Option<String>,
@@ -106,6 +109,27 @@ impl Transport {
     }
 }
 
+/// What is watched for silent corruption; what is absent is as usual.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct GuardSection {
+    /// See [`Guard::state`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) state: Option<bool>,
+    /// See [`Guard::messages`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) messages: Option<bool>,
+    /// See [`Guard::products`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) products: Option<u64>,
+    /// See [`Guard::replicas`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) replicas: Option<u64>,
+    /// See [`Guard::repeat`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) repeat: Option<u64>,
+}
+
 /// Steps between two of the rare checks of the guard, where the recipe does not say.
 const RARE: u64 = 100;
 
@@ -123,6 +147,7 @@ impl Default for RunSection {
             start_over: None,
             mesh: None,
             chunks: None,
+            chunk_run: None,
             guard: None,
             timeout: None,
             shard: None,
@@ -147,19 +172,51 @@ impl RunSection {
                     "`run.chunks` is {chunks}, but must be 1 or absent: `run.mesh` has one pipeline stage\nhint: add e.g. `pp=2`"
                 )
             }
-            chunks => Ok(PipelineConfig { chunks: chunks.unwrap_or(1), ..PipelineConfig::default() }),
+            chunks => {
+                let (chunks, stages) = (chunks.unwrap_or(1), self.mesh()?.pp);
+                match self.chunk_run {
+                    Some(run) if chunks == 1 => {
+                        bail!(
+                            "`run.chunk_run` is {run}, but must be absent without `run.chunks`: there is one chunk"
+                        )
+                    }
+                    Some(run) if run < stages => {
+                        bail!(
+                            "`run.chunk_run` is {run}, but must be at least {stages}, the pipeline stages of `run.mesh`"
+                        )
+                    }
+                    run => Ok(PipelineConfig { chunks, run }),
+                }
+            }
         }
     }
 
     /// What is watched for silent corruption.
     pub(crate) fn guard(&self) -> Result<Guard> {
-        let usual = || Ok(if self.mesh()?.size() > 1 { Guard::every(RARE) } else { Guard::default() });
-        self.guard.map_or_else(usual, Ok)
+        let alone = self.mesh()?.size() == 1;
+        let usual = if alone { Guard::default() } else { Guard::every(RARE) };
+        let given = self.guard.unwrap_or_default();
+        let products = given.products.unwrap_or(usual.products);
+        if alone && products > 0 {
+            bail!(
+                "`run.guard.products` is {products}, but must be 0 or absent without `run.mesh`: ranks check products"
+            );
+        }
+        Ok(Guard {
+            state: given.state.unwrap_or(usual.state),
+            messages: given.messages.unwrap_or(usual.messages),
+            products,
+            replicas: given.replicas.unwrap_or(usual.replicas),
+            repeat: given.repeat.unwrap_or(usual.repeat),
+        })
     }
 
     /// How ranks talk to each other.
     pub(crate) fn world(&self) -> Result<WorldOptions> {
-        let mut options = WorldOptions { hash: self.guard()?.messages, ..WorldOptions::default() };
+        let mut options = WorldOptions {
+            hash: self.guard()?.messages || cfg!(debug_assertions),
+            ..WorldOptions::default()
+        };
         if let Some(text) = &self.timeout {
             options.timeout = Duration::from_secs_f64(parse_duration("run.timeout", text)?);
         }

@@ -63,9 +63,9 @@ impl Chaos {
     }
 
     /// A new job; nothing of the last one is still to be done.
-    pub(crate) fn begin(&mut self) -> io::Result<()> {
+    pub(crate) fn begin(&mut self) {
         (self.next, self.resume) = (None, None);
-        self.orders.clear()
+        self.orders.forget(self.ranks);
     }
 
     /// Lets a job that was stopped for a while go on when that is over.

@@ -72,6 +72,16 @@ pub enum TrainError {
         /// Tensors and ranks.
         found: String,
     },
+    /// The checkpoint of the last step, which a mesh leaves, cannot be used.
+    #[error(
+        "the state after the last step ({steps}) cannot be read back: {reason}\nhint: run the same command again"
+    )]
+    Unfinished {
+        /// Steps of the run.
+        steps: u64,
+        /// What there is.
+        reason: String,
+    },
     /// Somebody asked for it, e.g. by a signal; a checkpoint has all that was done.
     #[error("stopped after step {step}, which is in a checkpoint\nhint: run the same command again to go on")]
     Stopped {

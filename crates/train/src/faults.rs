@@ -120,6 +120,11 @@ impl Orders {
         }
     }
 
+    /// Forgets what ranks were to do to themselves; a disk that is full stays full for a new job.
+    pub(crate) fn forget(&self, ranks: usize) {
+        (0..ranks).for_each(|rank| drop(std::fs::remove_file(self.file(rank))));
+    }
+
     /// Forgets all orders.
     pub fn clear(&self) -> io::Result<()> {
         if Path::new(&self.dir).exists() { std::fs::remove_dir_all(&self.dir) } else { Ok(()) }

@@ -129,6 +129,16 @@ pub trait Observer {
         let _ = step;
     }
 
+    /// The last step was made; the last checkpoint and copies of it follow.
+    fn trained(&mut self, step: u64) {
+        let _ = step;
+    }
+
+    /// Training stops because it was asked to; `step` steps are in a checkpoint.
+    fn stopped(&mut self, step: u64) {
+        let _ = step;
+    }
+
     /// Something did not go as planned and the run goes on: a checkpoint that could not be written, say.
     fn remark(&mut self, text: &str) {
         let _ = text;
@@ -158,7 +168,8 @@ pub fn train(
     trainer.seal();
     let mut saver = Saver::new(checkpoints, trainer, resumed_at);
     let mut rollbacks = Rollbacks::default();
-    let (started, tokens_before) = (Instant::now(), progress.tokens);
+    let (mut started, mut tokens_before) = (Instant::now(), progress.tokens);
+    remarks.extend(trainer.check_devices()?);
     observer.ready(progress.step);
     if fresh && trainer.guard().is_on() {
         // Something to go back to.
@@ -188,6 +199,7 @@ pub fn train(
             remarks.extend(passed_over);
             let Some(resumed) = resumed else { return Err(TrainError::corrupted(step, &found)) };
             progress = resumed;
+            (started, tokens_before) = (Instant::now(), progress.tokens);
             saver.loaded(progress.step);
             trainer.seal();
             observer.ready(progress.step);
@@ -221,19 +233,43 @@ pub fn train(
         let done = progress.step == config.num_steps();
         saver.after_step(trainer, (&progress, done), observer)?;
     }
+    observer.trained(progress.step);
     saver.finish(trainer, &progress, observer)?;
     trainer.finish_average()?;
     saver.end_uploads(observer);
     remarks.append(&mut saver.remarks);
-    let (history, seconds): (Vec<_>, Vec<_>) = progress.history.into_iter().unzip();
-    remarks.extend(skips(&history));
-    Ok(TrainReport { history, seconds, resumed_at, remarks })
+    Ok(report(progress, resumed_at, remarks))
 }
 
-/// Corruption without progress between: a rank that goes wrong again and again is not worth going back for.
+/// The report of a run whose last state is in a checkpoint, which is put into `trainer`: nothing is trained.
+pub fn finished(trainer: &mut Trainer<'_>, checkpoints: &Checkpoints) -> Result<TrainReport, TrainError> {
+    let steps = trainer.config().num_steps();
+    let (progress, remarks) = checkpoints.load(trainer)?;
+    match progress {
+        Some(progress) if progress.step == steps => {
+            trainer.finish_average()?;
+            Ok(report(progress, Some(steps), remarks))
+        }
+        other => {
+            let newest = other
+                .map_or("there is none".into(), |p| format!("the newest whole one is of step {}", p.step));
+            let reason = remarks.into_iter().chain([newest]).collect::<Vec<_>>().join("; ");
+            Err(TrainError::Unfinished { steps, reason })
+        }
+    }
+}
+
+fn report(progress: Progress, resumed_at: Option<u64>, mut remarks: Vec<String>) -> TrainReport {
+    let (history, seconds): (Vec<_>, Vec<_>) = progress.history.into_iter().unzip();
+    remarks.extend(skips(&history));
+    TrainReport { history, seconds, resumed_at, remarks }
+}
+
+/// The same ranks found wrong again before a step that is new: going back for them is not worth it.
 #[derive(Default)]
 struct Rollbacks {
     furthest: Option<u64>,
+    ranks: Vec<usize>,
     in_vain: u32,
 }
 
@@ -241,7 +277,9 @@ impl Rollbacks {
     const MOST_IN_VAIN: u32 = 3;
 
     fn after(&mut self, step: u64, found: &[Finding]) -> Result<(), TrainError> {
-        self.in_vain = if Some(step) > self.furthest { 1 } else { self.in_vain + 1 };
+        let ranks: Vec<usize> = found.iter().flat_map(|finding| finding.ranks.iter().copied()).collect();
+        let again = Some(step) <= self.furthest && ranks.iter().any(|rank| self.ranks.contains(rank));
+        (self.in_vain, self.ranks) = (if again { self.in_vain + 1 } else { 1 }, ranks);
         self.furthest = self.furthest.max(Some(step));
         if self.in_vain < Self::MOST_IN_VAIN { Ok(()) } else { Err(TrainError::corrupted(step, found)) }
     }

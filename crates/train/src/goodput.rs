@@ -94,7 +94,9 @@ impl GoodputMeter {
                 self.steps += seconds - before;
             }
             Event::Copied { .. } | Event::Saved { .. } | Event::Remark { .. } => sum.checkpoint += seconds,
-            Event::Blamed { .. } => sum.lost += seconds,
+            // Ranks that wait in vain stand still.
+            Event::Blamed { .. } => sum.stalled += seconds,
+            Event::Damaged { .. } => sum.lost += seconds,
             Event::Slow { step, over, .. } => {
                 // The step was noted just before, with all that it took.
                 let all = self.made.entry(*step).or_default();
@@ -113,7 +115,7 @@ impl GoodputMeter {
                 (sum.failures, self.failed) = (sum.failures + 1, true);
                 *(if *hung { &mut sum.stalled } else { &mut sum.lost }) += seconds;
             }
-            Event::Done { .. } => sum.useful += seconds,
+            Event::Trained { .. } | Event::Stopped { .. } | Event::Done { .. } => sum.useful += seconds,
         }
     }
 

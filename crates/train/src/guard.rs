@@ -116,8 +116,8 @@ pub(crate) struct Watch {
     findings: Mutex<Vec<Finding>>,
     /// Sequences of another rank's first micro-batch, to be repeated in the next step.
     pub(crate) repeat: Option<Vec<Sequence>>,
-    /// How long this rank had waited for others at the end of the last step.
-    waited: Duration,
+    /// How long this rank had waited for others when the step began.
+    pub(crate) waited: Duration,
     /// Where faults to be injected come from.
     pub(crate) orders: Option<Orders>,
     /// A gradient to be damaged in the next step, chosen by this number.
@@ -196,6 +196,14 @@ impl Trainer<'_> {
         }
     }
 
+    /// Compares replicas and notes what is wrong with them. Every rank calls it.
+    pub(crate) fn look_at_replicas(&self, step: u64) -> Result<(), TrainError> {
+        if self.guard().replicas > 0 {
+            self.check_replicas(step)?.into_iter().for_each(|finding| self.watch.note(finding));
+        }
+        Ok(())
+    }
+
     /// Looks at the state where no step follows that would. Every rank calls it.
     pub(crate) fn check_now(&self, step: u64) -> Result<(), TrainError> {
         if !self.guard().state {
@@ -235,14 +243,14 @@ impl Trainer<'_> {
         let bodies = ranks.dp.all_gather(bytes.into())?;
         // The same rows of the next data-parallel rank's sequences.
         let next = (rank + ranks.mesh.cp) % size;
-        let found: Vec<u64> = bodies[next].as_chunks().0.iter().map(|b| u64::from_ne_bytes(*b)).collect();
-        let expected: Vec<u64> = repeated.values().copied().collect();
-        if found == expected {
+        let found = bodies[next].as_chunks().0.iter().map(|b| u64::from_ne_bytes(*b));
+        // The sweep goes from the last parameter to the first: what went wrong first has the highest number.
+        let same_number = found.len() == repeated.len();
+        let first =
+            repeated.iter().zip(found).filter(|((_, a), b)| *a != b).map(|((id, _), _)| *id).next_back();
+        if same_number && first.is_none() {
             return Ok(());
         }
-        // The sweep goes from the last parameter to the first: what went wrong first has the highest number.
-        let wrong = |(_, (id, sum)): &(usize, (&usize, &u64))| own.contains_key(id) && !found.contains(sum);
-        let first = repeated.iter().enumerate().rev().find(wrong).map(|(_, (id, _))| *id);
         let table = self.model().config.params();
         let tensor = first.map_or("all gradients".into(), |id| table[id].name.clone());
         let place = |n| ranks.mesh.rank(ranks.mesh.replica(n, ranks.at));
@@ -257,17 +265,39 @@ impl Trainer<'_> {
     pub(crate) fn after_step(&mut self, step: u64, took: Duration) -> Result<AfterStep, TrainError> {
         let guard = self.guard();
         if guard.replicas > 0 && step.is_multiple_of(guard.replicas) {
-            self.check_replicas(step)?.into_iter().for_each(|finding| self.watch.note(finding));
+            self.look_at_replicas(step)?;
         }
         for tensor in self.backend().take_faults() {
             let ranks = vec![self.ranks().all.rank()];
             self.watch.note(Finding { step, tensor, sign: Sign::Product, ranks });
         }
-        let waited = self.ranks().world.as_ref().map_or(Duration::ZERO, llamero_comm::World::waited);
-        let busy = took.saturating_sub(waited.saturating_sub(self.watch.waited));
-        self.watch.waited = waited;
+        let busy = took.saturating_sub(self.waited().saturating_sub(self.watch.waited));
         let own = AfterStep { found: self.take_findings(), busy: vec![busy.as_secs_f64()] };
         self.everybodys(own)
+    }
+
+    /// How long this rank has waited for others in all.
+    pub(crate) fn waited(&self) -> Duration {
+        self.ranks().world.as_ref().map_or(Duration::ZERO, llamero_comm::World::waited)
+    }
+
+    /// Repeats need the same bits on all ranks, which other instructions do not give. Every rank calls it; returns a remark when
+    /// there will be no repeats.
+    pub(crate) fn check_devices(&mut self) -> Result<Option<String>, TrainError> {
+        let all = std::sync::Arc::clone(&self.ranks().all);
+        if self.watch.guard.repeat == 0 || all.size() == 1 {
+            return Ok(None);
+        }
+        // The number of threads changes no bit.
+        let name = self.backend().name();
+        let own = name.split(" x").next().unwrap_or(&name).to_owned();
+        let names = all.all_gather(own.into_bytes().into())?;
+        let Some(other) = names.iter().find(|other| other[..] != names[0][..]) else { return Ok(None) };
+        self.watch.guard.repeat = 0;
+        let [a, b] = [&names[0], other].map(|name| String::from_utf8_lossy(name).into_owned());
+        Ok(Some(format!(
+            "no micro-batch is repeated to check arithmetic: ranks compute on `{a}` and on `{b}`"
+        )))
     }
 
     /// What all ranks tell each other.

@@ -41,6 +41,11 @@ impl Strike {
         }
     }
 
+    /// Whether it shows only when something is saved next, so maybe after other faults.
+    fn shows_late(self) -> bool {
+        matches!(self, Strike::LostStorage | Strike::FullDisk)
+    }
+
     /// Whether `event` is what shows such a fault.
     fn shows_in(self, event: &Event) -> bool {
         match self {
@@ -48,11 +53,17 @@ impl Strike {
                 matches!(event, Event::Failed { .. })
             }
             Strike::Pause | Strike::Rank(Fault::Slow) => matches!(event, Event::Slow { .. }),
-            Strike::LostStorage | Strike::FullDisk => matches!(event, Event::Remark { .. }),
-            Strike::Rank(Fault::Message) => matches!(event, Event::Corrupted { .. } | Event::Failed { .. }),
+            Strike::LostStorage => says(event, &["is gone", "was not saved", "No such file"]),
+            Strike::FullDisk => says(event, &["no space left"]),
+            Strike::Rank(Fault::Message) => matches!(event, Event::Damaged { .. }),
             Strike::Rank(_) => matches!(event, Event::Corrupted { .. }),
         }
     }
+}
+
+/// Whether a remark has one of these phrases.
+fn says(event: &Event, phrases: &[&str]) -> bool {
+    matches!(event, Event::Remark { text } if phrases.iter().any(|phrase| text.contains(phrase)))
 }
 
 /// One injected fault.
@@ -81,7 +92,8 @@ pub fn incidents(entries: &[Entry]) -> Vec<Incident> {
     for (n, &from) in at.iter().enumerate() {
         let Some((fault, rank)) = injected(&entries[from]) else { continue };
         let until = at.get(n + 1).copied().unwrap_or(entries.len());
-        let shown = entries[from..].iter().find(|entry| fault.shows_in(&entry.event));
+        let last = if fault.shows_late() { entries.len() } else { until };
+        let shown = entries[from..last].iter().find(|entry| fault.shows_in(&entry.event));
         incidents.push(Incident {
             fault,
             rank,
@@ -103,6 +115,7 @@ fn in_words(event: &Event) -> String {
         Event::Slow { rank: Some(rank), over, .. } => format!("rank {rank} held a step up for {over:.2} s"),
         Event::Slow { over, .. } => format!("a step took {over:.2} s more"),
         Event::Corrupted { found, .. } => found.join("; "),
+        Event::Damaged { reason } => reason.clone(),
         Event::Remark { text } => text.clone(),
         other => format!("{other:?}"),
     }

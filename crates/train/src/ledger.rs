@@ -65,12 +65,29 @@ pub enum Event {
         /// Rank, tensor and what showed it.
         found: Vec<String>,
     },
-    /// Something was the fault of one rank.
+    /// Something was the fault of one rank: what it holds is wrong, or another waited for it in vain.
     Blamed {
         /// The rank.
         rank: usize,
+        /// Who says so. A rank that waits itself is waited for without being at fault.
+        by: usize,
         /// What.
         reason: String,
+    },
+    /// A message arrived damaged. The step cannot be made, and the job ends.
+    Damaged {
+        /// Ranks, group and operation.
+        reason: String,
+    },
+    /// The last step was made; what follows (the last checkpoint, copies, the model) shows no sign of life.
+    Trained {
+        /// Steps in all.
+        step: u64,
+    },
+    /// The job was asked to stop, and has.
+    Stopped {
+        /// Steps done, all in a checkpoint.
+        step: u64,
     },
     /// Something did not go as planned and the run goes on: a checkpoint that could not be written, say.
     Remark {
@@ -124,7 +141,15 @@ impl Ledger {
         let entry = Entry { at, event };
         let mut line = serde_json::to_vec(&entry)?;
         line.push(b'\n');
-        let mut file: File = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        let mut file: File = OpenOptions::new().create(true).read(true).append(true).open(&self.path)?;
+        // After a line that was cut short this one would be lost too.
+        let mut last = [b'\n'];
+        if file.seek(SeekFrom::End(-1)).is_ok() {
+            file.read_exact(&mut last)?;
+        }
+        if last != [b'\n'] {
+            line.insert(0, b'\n');
+        }
         file.write_all(&line)?;
         Ok(entry)
     }
@@ -178,10 +203,10 @@ mod tests {
         let mut offset = 0;
         assert_eq!(ledger.read_from(&mut offset).unwrap().len(), 1);
         assert!(ledger.read_from(&mut offset).unwrap().is_empty());
-        // What comes after it is read again.
+        // What comes after it is not lost with it.
         ledger.note(Event::Done { step: 9 }).unwrap();
-        ledger.note(Event::Done { step: 9 }).unwrap();
-        assert_eq!(ledger.read().unwrap().len(), 2);
+        let events: Vec<Event> = ledger.read().unwrap().into_iter().map(|entry| entry.event).collect();
+        assert_eq!(events, [Event::Step { step: 7 }, Event::Done { step: 9 }]);
     }
     #[test]
     fn what_was_made_before_does_not_count() {

@@ -40,7 +40,7 @@ pub use checkpoint::{Checkpoints, Failures, young_daly};
 pub use config::{OptimizerConfig, TrainConfig};
 pub use error::TrainError;
 pub use faults::{Fault, Order, Orders};
-pub use fit::{Observer, SequenceSource, StepRecord, TrainReport, train};
+pub use fit::{Observer, SequenceSource, StepRecord, TrainReport, finished, train};
 pub use goodput::{Goodput, GoodputMeter};
 pub use guard::{Finding, Guard, Sign};
 pub use hosts::Hosts;

@@ -35,13 +35,18 @@ pub struct LongStep {
 /// Watches how long ranks are busy.
 #[derive(Clone, Debug, Default)]
 pub struct Stragglers {
+    /// Tokens of the newest step: steps of another size are not compared.
+    tokens: u64,
     recent: VecDeque<f64>,
     busy: Vec<f64>,
 }
 
 impl Stragglers {
-    /// A step of `seconds`, in which each rank was busy for so many.
-    pub fn note(&mut self, seconds: f64, busy: &[f64]) -> Option<LongStep> {
+    /// A step of so many tokens and seconds, in which each rank was busy for so many.
+    pub fn note(&mut self, tokens: u64, seconds: f64, busy: &[f64]) -> Option<LongStep> {
+        if tokens != self.tokens {
+            *self = Self { tokens, ..Self::default() };
+        }
         let usual = median(self.recent.iter().copied());
         let long = self.recent.len() >= FEWEST && seconds > LONG * usual + NOISE;
         self.recent.push_back(seconds);
@@ -87,22 +92,24 @@ mod tests {
     fn a_long_step_names_the_rank_that_others_waited_for() {
         let mut watch = Stragglers::default();
         for _ in 0..20 {
-            assert_eq!(watch.note(0.10, &[0.08, 0.09, 0.08, 0.10]), None);
+            assert_eq!(watch.note(7, 0.10, &[0.08, 0.09, 0.08, 0.10]), None);
         }
-        let long = watch.note(0.50, &[0.08, 0.09, 0.49, 0.10]).unwrap();
+        let long = watch.note(7, 0.50, &[0.08, 0.09, 0.49, 0.10]).unwrap();
         assert_eq!(long.rank, Some(2));
         assert!((long.over - 0.4).abs() < 1e-9);
         // All stood still together.
-        assert_eq!(watch.note(0.50, &[0.48, 0.49, 0.49, 0.48]).unwrap().rank, None);
-        assert_eq!(watch.note(0.11, &[0.08, 0.09, 0.08, 0.10]), None);
+        assert_eq!(watch.note(7, 0.50, &[0.48, 0.49, 0.49, 0.48]).unwrap().rank, None);
+        assert_eq!(watch.note(7, 0.11, &[0.08, 0.09, 0.08, 0.10]), None);
         assert!(watch.ranking().is_empty());
+        // Another size, another time.
+        assert_eq!(watch.note(28, 0.44, &[0.4, 0.4, 0.4, 0.4]), None);
     }
 
     #[test]
     fn a_rank_that_is_always_slower_is_ranked_first() {
         let mut watch = Stragglers::default();
         for _ in 0..200 {
-            assert_eq!(watch.note(0.20, &[0.10, 0.19, 0.10, 0.14]), None);
+            assert_eq!(watch.note(7, 0.20, &[0.10, 0.19, 0.10, 0.14]), None);
         }
         let ranking = watch.ranking();
         assert_eq!(ranking.iter().map(|(rank, _)| *rank).collect::<Vec<_>>(), [1]);

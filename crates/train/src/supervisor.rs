@@ -2,6 +2,7 @@
 //! which goes on from the newest checkpoint that is whole. Gives up, with a report, when jobs fail again and again without getting
 //! any further. In chaos mode it also breaks the job on purpose.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,7 +19,7 @@ use crate::{Event, Hosts, Ledger};
 pub struct Supervisor {
     /// What the job writes its steps to.
     pub ledger: Ledger,
-    /// A job that trains and adds nothing to the ledger for so long hangs.
+    /// A job that trains and adds nothing to the ledger for so long hangs; one that gets ready may take six times as long.
     pub hang_after: Duration,
     /// Most jobs that are started after the first.
     pub restarts: u32,
@@ -30,6 +31,12 @@ pub struct Supervisor {
 
 /// Jobs in a row that may fail without a step that no job had made before.
 const FRUITLESS: u32 = 3;
+
+/// Getting ready may take so many times as long as a step may.
+const START: u32 = 6;
+
+/// Time before a job is started again after one that got nowhere, once for each of them.
+const PAUSE: Duration = Duration::from_millis(500);
 
 /// Time between two looks at the job.
 const LOOK: Duration = Duration::from_millis(20);
@@ -51,14 +58,29 @@ pub enum Ended {
 struct Life {
     read_to: u64,
     makes: String,
-    /// Training has begun and has not ended.
-    trains: bool,
+    phase: Phase,
+    /// The job has stopped because it was asked to.
+    stopped: bool,
     /// The furthest step of all jobs that make the same.
     best: Option<u64>,
     /// Ranks of the job.
     ranks: usize,
-    /// Ranks that were at fault since this was last looked at.
-    blamed: Vec<usize>,
+    /// Ranks that this job found at fault, and who says so.
+    blamed: Vec<(usize, usize)>,
+}
+
+/// What a job is at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// It makes what training needs, which may take hours.
+    #[default]
+    Preparing,
+    /// Its ranks load their state.
+    Starting,
+    /// It makes steps.
+    Training,
+    /// It makes the model, which may take long.
+    Finishing,
 }
 
 impl Life {
@@ -73,28 +95,54 @@ impl Life {
                     if makes != self.makes {
                         (self.makes, self.best) = (makes, None);
                     }
-                    self.trains = false;
+                    self.phase = Phase::Starting;
                 }
-                Event::Failed { .. } | Event::Done { .. } => self.trains = false,
-                Event::Ready { .. } => self.trains = true,
+                Event::Stopped { .. } => (self.phase, self.stopped) = (Phase::Finishing, true),
+                Event::Failed { .. } | Event::Trained { .. } | Event::Done { .. } => {
+                    self.phase = Phase::Finishing
+                }
+                Event::Ready { .. } => self.phase = Phase::Training,
                 Event::Step { step } => self.best = self.best.max(Some(step)),
-                Event::Blamed { rank, .. } => self.blamed.push(rank),
+                Event::Blamed { rank, by, .. } => self.blamed.push((rank, by)),
                 Event::Copied { .. }
                 | Event::Saved { .. }
                 | Event::Injected { .. }
                 | Event::Slow { .. }
                 | Event::Corrupted { .. }
+                | Event::Damaged { .. }
                 | Event::Remark { .. } => {}
             }
         }
         Ok(sign)
     }
+
+    /// Ranks that were at fault: of those that others waited for, the ones that did not wait themselves.
+    fn at_fault(&self) -> BTreeSet<usize> {
+        let waits = |rank: usize| self.blamed.iter().any(|(other, by)| *by == rank && *other != rank);
+        self.blamed.iter().map(|(rank, _)| *rank).filter(|rank| !waits(*rank)).collect()
+    }
+
+    /// A new job; the ledger was read to where it begins.
+    fn begin(&mut self) {
+        (self.phase, self.stopped) = (Phase::Preparing, false);
+        self.blamed.clear();
+    }
+
+    /// Longest time without a sign of life.
+    fn patience(&self, hang_after: Duration) -> Duration {
+        match self.phase {
+            Phase::Training => hang_after,
+            Phase::Starting => START * hang_after,
+            // What a job before it has made is there.
+            Phase::Preparing if self.best.is_some() => START * hang_after,
+            Phase::Preparing | Phase::Finishing => Duration::MAX,
+        }
+    }
 }
 
 impl Supervisor {
     /// Runs jobs of `command`, which is given the machines to run on, until one has done its work. `stop` (set by a signal) is
-    /// passed on to the job as SIGUSR1, so
-    /// that it leaves a checkpoint. `say` gets a line for everything that happens.
+    /// passed on to the job as SIGUSR1, so that it leaves a checkpoint. `say` gets a line for everything that happens.
     pub fn run(
         mut self,
         command: &mut dyn FnMut(&[&str]) -> Command,
@@ -105,9 +153,11 @@ impl Supervisor {
         loop {
             life.follow(&self.ledger)?;
             let before = life.best;
-            life.blamed.clear();
+            life.begin();
             let mut child = command(&self.hosts.chosen()).spawn()?;
-            let ended = self.watch(&mut child, &mut life, stop, say)?;
+            // Nobody else would end a job that is not watched any more.
+            let ended =
+                self.watch(&mut child, &mut life, stop, say).inspect_err(|_| drop(kill(&mut child)))?;
             life.follow(&self.ledger)?;
             let (reason, hung) = match ended {
                 Watched::Ended(status) if status.success() => return Ok(Ended::Done),
@@ -121,11 +171,11 @@ impl Supervisor {
                 }
                 Watched::Hung(waited) => (format!("no sign of life for {:.1} s", waited.as_secs_f64()), true),
             };
-            if stop.load(Ordering::Relaxed) {
+            if stop.load(Ordering::Relaxed) || life.stopped {
                 return Ok(Ended::Left(1));
             }
             self.ledger.note(Event::Failed { reason: reason.clone(), hung })?;
-            for rank in std::mem::take(&mut life.blamed) {
+            for rank in life.at_fault() {
                 self.hosts.blame(rank, life.ranks).iter().for_each(|said| say(said));
             }
             fruitless = if life.best > before { 0 } else { fruitless + 1 };
@@ -134,6 +184,7 @@ impl Supervisor {
                 return Ok(Ended::GaveUp(failures));
             }
             say(&format!("{reason}; starting again ({} of {} times)", failures.len(), self.restarts));
+            std::thread::sleep(PAUSE * fruitless);
         }
     }
 
@@ -147,7 +198,7 @@ impl Supervisor {
     ) -> io::Result<Watched> {
         let (mut told, mut last_sign) = (false, Instant::now());
         if let Some(chaos) = &mut self.chaos {
-            chaos.begin()?;
+            chaos.begin();
         }
         loop {
             if let Some(status) = child.try_wait()? {
@@ -158,23 +209,26 @@ impl Supervisor {
                 // Not SIGTERM: `mpirun` kills its ranks a second after that, and passes this one on.
                 signal_first(child, Signal::USR1);
             }
-            if life.follow(&self.ledger)? || !life.trains {
+            if life.follow(&self.ledger)? {
                 last_sign = Instant::now();
             }
             if let Some(chaos) = &mut self.chaos {
                 chaos.relent(child);
-                if life.trains
+                if life.phase == Phase::Training
                     && !told
                     && let Some(best) = life.best
                     && let Some((fault, rank)) = chaos.due(best)
                 {
                     // Noted first, so that nothing that follows from it comes before it.
                     self.ledger.note(Event::Injected { fault, rank })?;
-                    let how = chaos.strike(fault, rank, child)?;
+                    let how = match chaos.strike(fault, rank, child) {
+                        Ok(how) => how,
+                        Err(error) => format!("did not work: {error}"),
+                    };
                     say(&format!("chaos: {} ({how})", fault.name()));
                 }
             }
-            if last_sign.elapsed() >= self.hang_after {
+            if last_sign.elapsed() >= life.patience(self.hang_after) {
                 kill(child)?;
                 return Ok(Watched::Hung(last_sign.elapsed()));
             }

@@ -364,6 +364,7 @@ impl<'b> Trainer<'b> {
     }
 
     fn update(&mut self, step: u64, sequences: Vec<Sequence>) -> Result<StepOutcome, TrainError> {
+        self.watch.waited = self.waited();
         self.obey();
         let StepGradients { loss, lse_square, tokens, square, by_id, sums } =
             self.gradients(step, sequences)?;

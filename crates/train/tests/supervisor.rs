@@ -94,7 +94,7 @@ fn a_machine_whose_rank_is_always_at_fault_is_left_out() {
         ledger.note(Event::Step { step }).unwrap();
         let mut sh = Command::new("sh");
         // Its ranks are the third and the fourth of four.
-        let note = r#"echo '{"at":1,"event":"blamed","rank":3,"reason":"bits"}' >> "$LEDGER"; exit 1"#;
+        let note = r#"echo '{"at":1,"event":"blamed","rank":3,"by":2,"reason":"bits"}' >> "$LEDGER"; exit 1"#;
         sh.arg("-c").arg(if hosts.contains(&"bad") { note } else { "exit 0" }).env("LEDGER", ledger.path());
         sh
     };
@@ -104,4 +104,22 @@ fn a_machine_whose_rank_is_always_at_fault_is_left_out() {
     assert_eq!(ended, Ended::Done);
     assert_eq!(launched, ["good,bad", "good,bad", "good,bad", "good,spare"]);
     assert!(said.iter().any(|line| line.contains("`bad` (rank 3)") && line.contains("left out")), "{said:?}");
+}
+
+#[test]
+fn a_job_that_was_asked_to_stop_by_somebody_else_is_not_started_again() {
+    let script = format!(
+        "{START}\nnote '\"event\":\"step\",\"step\":0'\nnote '\"event\":\"stopped\",\"step\":1'\nexit 1"
+    );
+    let (ended, said, _) = supervise(&script, false);
+    assert_eq!(ended, Ended::Left(1));
+    assert!(said.is_empty(), "{said:?}");
+}
+
+#[test]
+fn after_the_last_step_a_job_may_take_its_time() {
+    let script = format!("{START}\nnote '\"event\":\"trained\",\"step\":1'\nsleep 2");
+    let (ended, said, entries) = supervise(&script, false);
+    assert_eq!(ended, Ended::Done);
+    assert!(said.is_empty() && !entries.iter().any(|e| matches!(e.event, Event::Failed { .. })), "{said:?}");
 }

@@ -9,6 +9,7 @@ pub(crate) mod inspect;
 pub(crate) mod pretrain;
 pub(crate) mod run;
 pub(crate) mod score;
+pub(crate) mod supervise;
 pub(crate) mod tokenizer;
 pub(crate) mod why;
 

@@ -1,26 +1,21 @@
 //! `llamero pretrain`.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 use std::rc::Rc;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
-use llamero_artifact::{ArtifactError, WORK_STATE, recipe as files};
-use llamero_train::{
-    Chaos, Ended, Goodput, Hosts, Incident, IncidentTable, Ledger, Mesh, Orders, Sharding, Supervisor,
-    incidents,
-};
+use llamero_artifact::{ArtifactError, recipe as files};
+use llamero_train::{Goodput, Incident, IncidentTable, Ledger, Mesh, Sharding, incidents};
 use serde::Serialize;
 
 use super::dry_run::{DeviceArg, dry_run};
+use super::supervise::supervise;
 use super::{print, print_json};
 use crate::failure;
 use crate::pipeline::{self, Order, Pretrained};
-use crate::processes::{Processes, Quiet, can_join};
-use crate::recipe::{Recipe, Transport, parse_duration};
-use crate::termination::Termination;
+use crate::processes::{Processes, Quiet};
+use crate::recipe::{Recipe, Transport};
 
 #[derive(Args)]
 #[command(
@@ -46,7 +41,7 @@ use crate::termination::Termination;
 )]
 pub(crate) struct PretrainArgs {
     /// The recipe, a TOML file.
-    recipe: PathBuf,
+    pub(super) recipe: PathBuf,
     /// Set a value of the recipe, e.g. `pretrain.steps=1000`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
@@ -56,6 +51,9 @@ pub(crate) struct PretrainArgs {
     /// Chunks of the model on each pipeline stage; more than one is the interleaved schedule.
     #[arg(long)]
     chunks: Option<usize>,
+    /// Micro-batches that follow each other in a chunk (N of the paper); as many as there are stages when absent.
+    #[arg(long, value_name = "N")]
+    chunk_run: Option<usize>,
     /// What data-parallel ranks divide among each other: `optimizer` (state only), `gradients` or `parameters` (each also what
     /// comes before it).
     #[arg(long, value_name = "WHAT")]
@@ -77,31 +75,34 @@ pub(crate) struct PretrainArgs {
     supervise: bool,
     /// What starts the ranks of a supervised job over MPI; `-n RANKS` and the command follow it.
     #[arg(long, value_name = "COMMAND", default_value = "mpirun", requires = "supervise")]
-    launcher: String,
+    pub(super) launcher: String,
     /// Machines for a supervised job, e.g. `a:8,b:8,c:8`; they take the place of `{hosts}` in --launcher.
     #[arg(long, value_name = "HOSTS", value_delimiter = ',', requires = "supervise")]
-    hosts: Vec<String>,
+    pub(super) hosts: Vec<String>,
     /// So many of them, the last ones, wait until another was at fault three times.
     #[arg(long, value_name = "N", default_value_t = 0, requires = "hosts")]
-    spares: usize,
+    pub(super) spares: usize,
     /// Most restarts.
     #[arg(long, value_name = "N", default_value_t = 1000, requires = "supervise")]
-    restarts: u32,
+    pub(super) restarts: u32,
     /// A job that trains and makes no step for so long hangs.
     #[arg(long, value_name = "TIME", default_value = "10m", requires = "supervise")]
-    hang_after: String,
+    pub(super) hang_after: String,
     /// Break the job on purpose: kills, hangs, pauses, damaged checkpoints. The same seed, the same faults.
     #[arg(long, value_name = "SEED", requires = "supervise")]
-    chaos: Option<u64>,
+    pub(super) chaos: Option<u64>,
     /// Mean time between two of them.
     #[arg(long, value_name = "TIME", default_value = "20s", requires = "chaos")]
-    mtbf: String,
+    pub(super) mtbf: String,
+    /// Do not run it once more undisturbed to see that the weights are the same.
+    #[arg(long, requires = "chaos")]
+    pub(super) no_comparison: bool,
     /// Folder with faults that ranks are to have; what --chaos gives the job.
     #[arg(long, value_name = "DIR", hide = true)]
     orders: Option<PathBuf>,
     /// Print the results as JSON.
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl PretrainArgs {
@@ -109,6 +110,8 @@ impl PretrainArgs {
     fn sets(&self) -> Vec<String> {
         let mesh = self.mesh.map(|mesh| format!("run.mesh=\"{mesh}\""));
         let chunks = self.chunks.map(|chunks| format!("run.chunks={chunks}"));
+        let chunk_run = self.chunk_run.map(|run| format!("run.chunk_run={run}"));
+        let chunks = chunks.into_iter().chain(chunk_run);
         let shard = self.shard.map(|shard| format!("run.shard=\"{shard}\""));
         let transport = self.transport.and_then(|transport| {
             Some(format!("run.transport={}", transport.to_possible_value()?.get_name()))
@@ -180,99 +183,4 @@ fn on_processes(args: &PretrainArgs, sets: &[String], recipe: Result<Recipe, Art
     }
     processes.give(&Order::Leave { failed: done.is_err() })?;
     done.map_err(|_| Quiet.into())
-}
-
-/// Stands for the machines in `--launcher`.
-const HOSTS: &str = "{hosts}";
-
-/// The machines of a supervised job.
-fn hosts(args: &PretrainArgs) -> Result<Hosts> {
-    let place = args.launcher.contains(HOSTS);
-    if args.hosts.is_empty() == place {
-        let (given, missing) = if place { (HOSTS, "--hosts") } else { ("--hosts", HOSTS) };
-        bail!(
-            "`{given}` is given, but `{missing}` is not\nhint: e.g. --launcher \"mpirun --host {HOSTS}\" --hosts a:8,b:8,c:8 --spares 1"
-        );
-    }
-    if !args.hosts.is_empty() && args.spares >= args.hosts.len() {
-        bail!("`--spares` is {}, but must be less than the {} hosts", args.spares, args.hosts.len());
-    }
-    Ok(Hosts::new(args.hosts.iter().cloned(), args.spares))
-}
-
-/// Runs this very command without `--supervise`, again and again until it is done.
-fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
-    let recipe: Recipe = files::load(&args.recipe, sets)?;
-    recipe.validate().with_context(|| format!("`{}`", args.recipe.display()))?;
-    let time =
-        |flag, text: &str| Ok::<_, anyhow::Error>(Duration::from_secs_f64(parse_duration(flag, text)?));
-    let run = Path::new(&recipe.run.dir);
-    std::fs::create_dir_all(run).with_context(|| format!("`{}`", run.display()))?;
-    let checkpoints = run.join(format!("pretrain.partial/{WORK_STATE}"));
-    let mtbf = time("--mtbf", &args.mtbf)?;
-    let hang_after = time("--hang-after", &args.hang_after)?;
-    let orders = run.join("pretrain.orders");
-    let faults = || (recipe.run.mesh().map_or(1, |mesh| mesh.size()), Orders::new(&orders));
-    let supervisor = Supervisor {
-        ledger: Ledger::new(run.join(pipeline::ledger_file("pretrain"))),
-        hang_after,
-        restarts: args.restarts,
-        chaos: args.chaos.map(|seed| Chaos::new(seed, mtbf, checkpoints, faults())),
-        hosts: hosts(args)?,
-    };
-    let own = std::env::current_exe().context("the path of this program")?;
-    let launcher: Vec<&str> = match recipe.run.transport {
-        Transport::Threads => Vec::new(),
-        Transport::Mpi => args.launcher.split_whitespace().collect(),
-    };
-    if recipe.run.transport == Transport::Mpi {
-        can_join()?;
-        if launcher.is_empty() {
-            bail!("`--launcher` is empty\nhint: `mpirun`, or e.g. `srun --mpi=pmix`");
-        }
-    }
-    let ranks = recipe.run.mesh()?.size().to_string();
-    let mut command = |hosts: &[&str]| {
-        let mut job = match launcher.split_first() {
-            None => Command::new(&own),
-            Some((program, flags)) => {
-                let mut job = Command::new(program);
-                let hosts = hosts.join(",");
-                job.args(flags.iter().map(|flag| flag.replace(HOSTS, &hosts))).args(["-n", &ranks]).arg(&own);
-                job
-            }
-        };
-        // Faults may take all checkpoints that there are, while there are few.
-        let over = args.chaos.map(|_| "run.start_over=true");
-        let expected = args.chaos.filter(|_| recipe.run.expected_mtbf.is_none());
-        let expected = expected.map(|_| format!("run.expected_mtbf=\"{}\"", args.mtbf));
-        let sets = sets.iter().map(String::as_str).chain(over).chain(expected.as_deref());
-        job.arg("pretrain").arg(&args.recipe).args(sets.flat_map(|set| ["--set", set]));
-        if args.json {
-            job.arg("--json");
-        }
-        if recipe.run.timeout.is_none() {
-            // Ranks notice first, for they know which of them is missing.
-            job.arg("--set").arg(format!("run.timeout=\"{}s\"", hang_after.as_secs_f64() / 2.0));
-        }
-        if args.chaos.is_some() {
-            job.arg("--orders").arg(&orders);
-        }
-        job
-    };
-    let stop = Termination::listen()?.hold();
-    let ended = supervisor.run(&mut command, &stop, &mut |line| say!("supervisor: {line}"));
-    Orders::new(&orders).clear().ok();
-    let started = launcher.first().copied().unwrap_or("the job");
-    match ended.with_context(|| format!("`{started}` cannot be started, or its ledger not be read"))? {
-        Ended::Done => Ok(()),
-        // The job has said why.
-        Ended::Left(code) => std::process::exit(code),
-        Ended::GaveUp(failures) => bail!(
-            "gave up after {} failures:\n  {}\nhint: the last lines of the job above say more; checkpoints are kept in `{}`",
-            failures.len(),
-            failures.join("\n  "),
-            run.display()
-        ),
-    }
 }

@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use llamero_artifact::recipe as files;
-use llamero_train::TrainError;
+use llamero_train::{Ledger, TrainError};
 use serde::{Deserialize, Serialize};
 
-use super::job::{How, Nobody};
+use super::job::{How, Nobody, note_of_ranks};
 use super::training::pretraining;
 use crate::processes::{Processes, Quiet};
 use crate::recipe::Recipe;
@@ -35,6 +35,8 @@ pub(crate) struct Lesson {
     pub(super) flight: PathBuf,
     /// Folder with faults that ranks are to have.
     pub(super) orders: Option<PathBuf>,
+    /// What the run writes to.
+    pub(super) ledger: PathBuf,
 }
 
 /// Does what the first rank says until it says to leave.
@@ -42,7 +44,10 @@ pub(crate) fn follow(processes: &Processes) -> Result<()> {
     let termination = Termination::listen().context("signals cannot be listened to")?;
     loop {
         match processes.order()? {
-            Order::Train(lesson) => learn(processes, &lesson, &termination)?,
+            // The others wait for this one.
+            Order::Train(lesson) => {
+                learn(processes, &lesson, &termination).inspect_err(|e| processes.fail(e))?
+            }
             Order::Leave { failed: false } => return Ok(()),
             Order::Leave { failed: true } => return Err(Quiet.into()),
         }
@@ -56,7 +61,9 @@ fn learn(processes: &Processes, lesson: &Lesson, termination: &Termination) -> R
     let how = How::new(&recipe.run, lesson.orders.as_ref())?;
     let done = processes.work((how.mesh, how.threads), (how.world, &lesson.flight), |cpu, ranks| {
         pretraining(&recipe, &lesson.tokens, |job, _| {
-            job.one_rank(&how, (cpu, ranks), &checkpoints, &mut Nobody)
+            let rank = ranks.all.rank();
+            let done = job.one_rank(&how, (cpu, ranks), &checkpoints, &mut Nobody);
+            done.inspect_err(|error| note_of_ranks(&Ledger::new(&lesson.ledger), rank, error))
         })
     });
     termination.release();

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use llamero_artifact::Draft;
 use llamero_comm::{Comm, CommError, Solo, WorldOptions};
 use llamero_cpu::Cpu;
@@ -13,7 +13,7 @@ use llamero_tensor::{Backend, CheckedProducts, DType};
 use llamero_train::{
     Checkpoints, Event, Finding, GoodputMeter, Guard, Ledger, LongStep, Mesh, Observer, Orders, Ranks,
     SequenceSource, StepRecord, Stragglers, TrainConfig, TrainError, TrainReport, Trainer, build_stages,
-    train,
+    finished, train,
 };
 
 use super::follow::{Lesson, Order};
@@ -68,6 +68,18 @@ impl How {
     }
 }
 
+/// What an error that ends a job on rank `by` tells of ranks. Losing a note must not hide the error.
+pub(super) fn note_of_ranks(ledger: &Ledger, by: usize, error: &anyhow::Error) {
+    let Some(TrainError::Comm(error)) = error.downcast_ref() else { return };
+    let reason = error.to_string();
+    let event = match error {
+        CommError::Damaged { .. } => Event::Damaged { reason },
+        CommError::Timeout { world, .. } => Event::Blamed { rank: *world, by, reason },
+        _ => return,
+    };
+    ledger.note(event).ok();
+}
+
 /// Where a job notes how it goes on.
 pub(super) struct Notes<'a> {
     pub(super) name: &'static str,
@@ -111,7 +123,7 @@ impl Job<'_> {
                 processes.give(&Order::Train(lesson))?;
                 processes.work((mesh, how.threads), (how.world, &notes.flight), |cpu, ranks| {
                     let done = self.one_rank(how, (cpu, ranks), checkpoints, &mut watch);
-                    done.inspect_err(|error| notes.of_ranks(error, checkpoints))
+                    done.inspect_err(|error| note_of_ranks(notes.ledger, 0, error))
                 })?
             }
             None => self.on_threads(how, checkpoints, notes, watch)?,
@@ -119,13 +131,7 @@ impl Job<'_> {
         // The last checkpoint of a mesh is that of its last step: one rank takes it whole.
         let alone = TrainConfig { pipeline: Default::default(), ..self.config.clone() };
         let mut trainer = self.whole(backend, alone)?;
-        let whole = train(&mut trainer, self.source, checkpoints, &mut Nobody)?;
-        if whole.resumed_at != Some(self.config.num_steps()) {
-            let remarks = whole.remarks.join("; ");
-            bail!(
-                "the last checkpoint of {mesh} cannot be read back: {remarks}\nhint: run the same command again"
-            );
-        }
+        let whole = finished(&mut trainer, checkpoints)?;
         let report = TrainReport { resumed_at: of_first.resumed_at, remarks: of_first.remarks, ..whole };
         Ok(Trained { trainer, report, peak_bytes })
     }
@@ -141,17 +147,14 @@ impl Job<'_> {
         let cpus = ranks::devices(how.mesh, how.threads)?;
         let watch = Mutex::new(Some(watch));
         let done = ranks::on_threads(how.mesh, (how.world, Some(&notes.flight)), &cpus, |cpu, ranks| {
-            let first = ranks.all.rank() == 0;
-            let watch = first.then(|| watch.lock().ok()?.take()).flatten();
+            let rank = ranks.all.rank();
+            let watch = (rank == 0).then(|| watch.lock().ok()?.take()).flatten();
             let mut observer: Box<dyn Observer> = match watch {
                 Some(watch) => Box::new(watch),
                 None => Box::new(Nobody),
             };
             let done = self.one_rank(how, (cpu, ranks), checkpoints, &mut *observer);
-            if let Err(error) = &done {
-                notes.of_ranks(error, checkpoints);
-            }
-            done
+            done.inspect_err(|error| note_of_ranks(notes.ledger, rank, error))
         })?;
         let Some(of_first) = done.into_iter().next() else { unreachable!("a mesh has ranks") };
         Ok(of_first)
@@ -187,27 +190,22 @@ impl Job<'_> {
 }
 
 impl<'a> Notes<'a> {
-    /// What an error that ends a job tells of ranks.
-    fn of_ranks(&self, error: &anyhow::Error, checkpoints: &Checkpoints) {
-        let Some(TrainError::Comm(error)) = error.downcast_ref() else { return };
-        let reason = error.to_string();
-        let event = match error {
-            // No step can be made with it.
-            CommError::Damaged { .. } => {
-                Event::Corrupted { step: checkpoints.newest_step(), found: vec![reason] }
-            }
-            CommError::Timeout { world, .. } => Event::Blamed { rank: *world, reason },
-            _ => return,
-        };
-        self.ledger.note(event).ok();
-    }
-
     fn watch(&self, config: &TrainConfig, checkpoints: &Checkpoints) -> Watch<'a> {
         let steps = config.num_steps();
         let bar = Progress::new(self.name, steps, "steps").from(checkpoints.newest_step());
         let (stragglers, mut meter) = (Stragglers::default(), GoodputMeter::default());
         self.ledger.read().unwrap_or_default().iter().for_each(|entry| meter.note(entry));
-        Watch { bar, steps, name: self.name, draft: self.draft, ledger: self.ledger, stragglers, meter }
+        Watch {
+            bar,
+            steps,
+            name: self.name,
+            draft: self.draft,
+            ledger: self.ledger,
+            stragglers,
+            tokens: 0,
+            step_tokens: 0,
+            meter,
+        }
     }
 }
 
@@ -219,6 +217,9 @@ struct Watch<'a> {
     draft: &'a Draft,
     ledger: &'a Ledger,
     stragglers: Stragglers,
+    /// Tokens up to the newest step, and of it.
+    tokens: u64,
+    step_tokens: u64,
     /// Of all jobs up to now.
     meter: GoodputMeter,
 }
@@ -239,6 +240,7 @@ impl Observer for Watch<'_> {
 
     fn step(&mut self, record: &StepRecord, rate: f64) {
         self.note(Event::Step { step: record.step });
+        self.step_tokens = record.tokens.saturating_sub(std::mem::replace(&mut self.tokens, record.tokens));
         if record.step % 100 == 99 {
             // For whoever opens the unfinished folder.
             drop(self.draft.progress(&format!("step {} of {}", record.step + 1, self.steps)));
@@ -252,7 +254,7 @@ impl Observer for Watch<'_> {
     }
 
     fn busy(&mut self, step: u64, seconds: f64, busy: &[f64]) {
-        if let Some(LongStep { rank, over }) = self.stragglers.note(seconds, busy) {
+        if let Some(LongStep { rank, over }) = self.stragglers.note(self.step_tokens, seconds, busy) {
             self.note(Event::Slow { step, rank, over });
         }
     }
@@ -265,7 +267,7 @@ impl Observer for Watch<'_> {
         say!("{:>10} going back: {}", self.name, found.join("; "));
         self.note(Event::Corrupted { step, found });
         for (rank, reason) in blamed {
-            self.note(Event::Blamed { rank, reason });
+            self.note(Event::Blamed { rank, by: rank, reason });
         }
     }
 
@@ -275,6 +277,14 @@ impl Observer for Watch<'_> {
 
     fn saved(&mut self, step: u64) {
         self.note(Event::Saved { step });
+    }
+
+    fn trained(&mut self, step: u64) {
+        self.note(Event::Trained { step });
+    }
+
+    fn stopped(&mut self, step: u64) {
+        self.note(Event::Stopped { step });
     }
 
     fn remark(&mut self, text: &str) {

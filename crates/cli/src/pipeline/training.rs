@@ -53,6 +53,7 @@ impl Run {
                 checkpoints: (draft.path().join(WORK_STATE), format!("pretrain-{}", draft.id())),
                 flight: run.dir.path().join("pretrain.flight"),
                 orders: run.orders.clone(),
+                ledger: run.dir.path().join(super::ledger_file("pretrain")),
             };
             let recipe = run.recipe.clone();
             pretraining(&recipe, tokens.path(), |job, loader| {

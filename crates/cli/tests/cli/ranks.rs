@@ -117,13 +117,45 @@ fn a_signal_leaves_a_checkpoint_that_the_next_call_goes_on_from() {
 #[test]
 fn a_job_that_is_broken_while_it_runs_ends_with_the_bytes_of_a_calm_one() {
     let tmp = tempfile::tempdir().unwrap();
-    let (calm, broken) = (tmp.path().join("calm"), tmp.path().join("broken"));
-    let mesh = ["--mesh", "dp=2,pp=2", "--set", "run.checkpoint_seconds=0"];
-    llamero(pretrain_args(&calm, &mesh)).ok();
-    let chaos = ["--supervise", "--chaos", "3", "--mtbf", "0.6s", "--hang-after", "2s", "--json"];
-    let said = llamero(pretrain_args(&broken, &[&mesh[..], &chaos[..]].concat())).json();
-    assert!(said["goodput"]["injected"].as_u64().unwrap() > 0, "{said}");
-    assert_eq!(weights(&calm), weights(&broken));
+    let broken = tmp.path().join("broken");
+    let mesh = ["--mesh", "dp=2,pp=2", "--set", "run.checkpoint_seconds=0.1", "--set", "pretrain.steps=300"];
+    let chaos = ["--supervise", "--chaos", "3", "--mtbf", "0.4s", "--hang-after", "2s", "--json"];
+    let said = llamero(pretrain_args(&broken, &[&mesh[..], &chaos[..]].concat()));
+    // The supervisor has run it once more to compare.
+    assert!(said.err.contains("the weights are those of an undisturbed run"), "{}", said.err);
+    assert!(!broken.join("undisturbed").exists());
+    let said = said.json();
+    let incidents = said["incidents"].as_array().unwrap();
+    assert!(incidents.len() >= 3, "{said}");
+    assert_eq!(said["goodput"]["injected"].as_u64().unwrap() as usize, incidents.len());
+    // What is saved next may not be saved again before the end.
+    let late = |fault: &serde_json::Value| *fault == "lost_storage" || *fault == "full_disk";
+    for incident in incidents.iter().filter(|incident| !late(&incident["fault"])) {
+        assert!(incident["detected_after"].is_f64(), "{incident}");
+    }
+    let names = ["useful", "checkpoint", "start_up", "restart", "lost", "stalled"];
+    let shares: f64 = names.iter().map(|name| said["goodput"][name].as_f64().unwrap()).sum();
+    assert!(
+        said["goodput"]["useful"].as_f64().unwrap() / shares
+            - said["effective_training_time"].as_f64().unwrap()
+            < 1e-9
+    );
+}
+
+#[test]
+fn chaos_without_what_sees_it_is_refused() {
+    let tmp = tempfile::tempdir().unwrap();
+    let run = tmp.path().join("run");
+    let blind = ["--supervise", "--chaos", "1", "--set", "run.guard.state=false"];
+    llamero(pretrain_args(&run, &blind)).fails(1, &["run.guard.state", "--chaos"]);
+    llamero(pretrain_args(&run, &["--supervise", "--hosts", "a,b"]))
+        .fails(1, &["--hosts", "--transport mpi"]);
+    llamero(pretrain_args(&run, &["--set", "run.guard.products=1"]))
+        .fails(1, &["run.guard.products", "run.mesh"]);
+    llamero(pretrain_args(&run, &["--set", "run.timeout=soon"])).fails(1, &["run.timeout", "soon"]);
+    llamero(pretrain_args(&run, &["--mesh", "pp=2", "--chunks", "2", "--chunk-run", "1"]))
+        .fails(1, &["run.chunk_run", "at least 2"]);
+    assert!(!run.exists());
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! From a folder, here or in the remote tier, to the state of a trainer.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use llamero_autograd::Param;
 use llamero_comm::Comm;
-use llamero_model::{Llama, ParamSpec, Placement};
+use llamero_model::{ParamSpec, Placement};
 use llamero_tensor::{Backend, DType, Shape, Tensor, pieces};
 
 use super::format::{self, Kind, Piece, State, check_pieces, kinds, runs};
@@ -170,11 +171,8 @@ fn check(dir: &Path, trainer: &Trainer<'_>) -> Result<State, String> {
         return Err("it belongs to a run whose weights are averaged over other steps".into());
     }
     let table = config.params();
-    let holds = |name: &str| trainer.stages().iter().flat_map(Llama::params).any(|p| p.name == name);
-    for shards in &state.files {
-        check_pieces(dir, shards, |piece| holds(&piece.name))?;
-    }
     // Every element that is needed is in exactly one piece.
+    let mut wanted: HashSet<*const Piece> = HashSet::new();
     let params = trainer.stages().iter().zip(trainer.places());
     let params = params.flat_map(|(stage, place)| stage.params().map(move |param| (param, place)));
     for ((param, place), owned) in params.zip(&trainer.optimizer.states) {
@@ -183,6 +181,9 @@ fn check(dir: &Path, trainer: &Trainer<'_>) -> Result<State, String> {
             let cols = spec.local_cols(place);
             for (_, rows) in runs(spec, place, &needed(kind, param, owned)) {
                 let found: usize = overlaps(&state, kind, &param.name, &rows, &cols)
+                    .inspect(|(_, _, piece, ..)| {
+                        wanted.insert(*piece);
+                    })
                     .map(|(.., rows, cols)| rows.len() * cols.len())
                     .sum();
                 if found != rows.len() * cols.len() {
@@ -191,6 +192,9 @@ fn check(dir: &Path, trainer: &Trainer<'_>) -> Result<State, String> {
                 }
             }
         }
+    }
+    for shards in &state.files {
+        check_pieces(dir, shards, |piece| wanted.contains(&std::ptr::from_ref(piece)))?;
     }
     Ok(state)
 }

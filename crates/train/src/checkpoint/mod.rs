@@ -127,10 +127,16 @@ impl Checkpoints {
     /// Removes all of them, and what is being written, as storage that is lost does. Returns how many there were.
     pub(crate) fn remove_all(&self) -> std::io::Result<usize> {
         let number = format::published(&self.dir).len();
-        match std::fs::remove_dir_all(&self.dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-            _ => Ok(number),
+        // Out of the way at once, for somebody may be writing there.
+        let away = self.dir.with_extension("lost");
+        match std::fs::rename(&self.dir, &away) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(number),
+            moved => moved?,
         }
+        while std::fs::remove_dir_all(&away).is_err() && away.exists() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(number)
     }
 
     /// The folder of the newest.

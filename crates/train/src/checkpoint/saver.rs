@@ -159,13 +159,16 @@ impl<'a> Saver<'a> {
         }
     }
 
-    /// What this rank wants, by its clock and its signals.
-    fn due(&self, done: bool) -> Due {
+    /// What this rank wants: the first by its clock, all by their signals.
+    fn due(&self, done: bool, rank: usize) -> Due {
         if done {
             return Due::Nothing;
         }
         if self.settings.asked_to_stop() {
             return Due::SaveAndStop;
+        }
+        if rank > 0 {
+            return Due::Nothing;
         }
         let pause = self.pause();
         let free = self.in_flight.is_none() || pause.is_zero();
@@ -184,7 +187,7 @@ impl<'a> Saver<'a> {
             // Whatever had gone wrong before the copy would have been found in the step after it.
             in_flight.shared.approve();
         }
-        let due = self.due(done);
+        let due = self.due(done, all.rank());
         let due = match &self.in_flight {
             Some(in_flight) => {
                 let told = tell(all, in_flight, due)?;
@@ -201,6 +204,7 @@ impl<'a> Saver<'a> {
         if due == Due::SaveAndStop {
             self.end(trainer, progress, observer)?;
             self.end_uploads(observer);
+            observer.stopped(progress.step);
             return Err(TrainError::Stopped { step: progress.step });
         }
         Ok(())
@@ -213,6 +217,7 @@ impl<'a> Saver<'a> {
         progress: &Progress,
         observer: &mut dyn Observer,
     ) -> Result<(), TrainError> {
+        trainer.check_now(progress.step)?;
         self.settle(trainer, observer)?;
         if trainer.ranks().all.size() > 1 && self.safe != Some(progress.step) {
             self.save(trainer, progress, observer)?;
@@ -324,6 +329,8 @@ impl<'a> Saver<'a> {
         let background = settings.background;
         let thread =
             if background { task.in_background(trainer, &shared) } else { task.at_once(trainer, &shared) };
+        // No rank of several that hold the same may be the one that is wrong and writes it.
+        trainer.look_at_replicas(progress.step)?;
         let (step, thread) = (progress.step, Some(thread?));
         self.in_flight = Some(InFlight { step, temporary, begun, stall: begun.elapsed(), shared, thread });
         if background {
@@ -439,7 +446,7 @@ fn tell(all: &dyn Comm, in_flight: &InFlight, due: Due) -> Result<Vec<Told>, Tra
     bodies.iter().enumerate().map(decoded).collect()
 }
 
-/// The most that any rank wants: clocks differ, and a signal may have come to one rank alone.
+/// The most that any rank wants: a signal may have come to one rank alone.
 fn everybody_does(all: &dyn Comm, due: Due) -> Result<Due, TrainError> {
     let wanted = all.all_gather(vec![due as u8].into())?;
     let most = wanted.iter().filter_map(|code| DUES.get(usize::from(*code.first()?)).copied()).max();

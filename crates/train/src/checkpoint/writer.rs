@@ -90,6 +90,12 @@ impl Shared {
         self.approved.store(true, Ordering::Relaxed);
     }
 
+    /// An error when there is no use in writing any more.
+    fn go_on(&self) -> std::io::Result<()> {
+        let abandoned = self.abandoned.load(Ordering::Relaxed);
+        if abandoned { Err(std::io::Error::other("it was given up")) } else { Ok(()) }
+    }
+
     pub(super) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Relaxed);
     }
@@ -136,7 +142,13 @@ impl Task {
         })?;
         self.spawn(shared, move |task, shared| {
             // Each copy goes when it is written.
-            task.write(|file| copied.into_iter().try_for_each(|(piece, bytes)| file.add(piece, &bytes)))?;
+            let path = task.temporary.clone();
+            task.write(|file| {
+                copied.into_iter().try_for_each(|(piece, bytes)| {
+                    shared.go_on().map_err(fail(&path))?;
+                    file.add(piece, &bytes)
+                })
+            })?;
             task.publish(shared)
         })
     }
