@@ -4,7 +4,8 @@
 //! writes checkpoints and reports. Pre-training and fine-tuning differ only in their [`SequenceSource`] and settings.
 //!
 //! Every number that a step produces is a function of (initial weights, settings, sequences): not of threads, of
-//! micro-batches, of recomputation or of how often the process was killed in between.
+//! recomputation, of how often the process was killed in between, nor, unless gradients are sharded, of micro-batches. A mesh
+//! adds up in its own order.
 
 mod average;
 mod chaos;

@@ -70,7 +70,7 @@ pub struct StagePlan {
     pub in_flight: usize,
     /// Bytes of a rank at its peak.
     pub memory: RankMemory,
-    /// Whether that, and what the device keeps for itself, fits.
+    /// Whether that, what the device keeps for itself, and on a CPU a checkpoint's copy fits.
     pub fits: bool,
     /// What a rank sends in a step.
     pub traffic: Traffic,
@@ -278,15 +278,18 @@ fn stage_plan(
     let places = placements(model, config, mesh.pp, stage);
     let rank = RankOf { mesh, stage, kernels: device.kernels };
     let memory = rank_memory(model, run, dtype, &rank);
+    let params: u64 = places.iter().map(|place| local_params(model, (place, mesh.tp), |_, _| true)).sum();
+    // Another device copies to its host.
+    let copied = if device.kernels.is_some() { 12 * params / (mesh.dp * mesh.cp) as u64 } else { 0 };
     StagePlan {
         stage,
         embedding: places.iter().any(|place| place.first),
         head: places.iter().any(|place| place.last),
-        params: places.iter().map(|place| local_params(model, (place, mesh.tp), |_, _| true)).sum(),
+        params,
         layers: places.into_iter().map(|place| place.layers).collect(),
         in_flight: in_flight(schedule, stage),
         memory,
-        fits: memory.total() + device.reserved_bytes <= device.memory_bytes,
+        fits: memory.total() + copied + device.reserved_bytes <= device.memory_bytes,
         traffic: traffic::of_stage(question, schedule, stage),
     }
 }

@@ -194,7 +194,11 @@ impl MeshPlan {
         };
         writeln!(f, "memory: {total} of {all}{device}: {verdict} (sharded: {sharding})")?;
         let each = bytes(self.checkpoint_bytes / self.axes.size() as u64);
-        writeln!(f, "checkpoint: {}, {each} a rank on average", bytes(self.checkpoint_bytes))
+        writeln!(
+            f,
+            "checkpoint: {}, {each} a rank on average, which its host holds a copy of while it is written",
+            bytes(self.checkpoint_bytes)
+        )
     }
 }
 
