@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use llamero_comm::{CommError, Threads, World, WorldOptions};
 use llamero_cpu::Cpu;
 use llamero_train::{Mesh, Ranks, TrainError};
@@ -54,10 +54,13 @@ pub(crate) fn on_threads<T: Send>(
                 Err(error) => errors.push((rank, error)),
             }
         }
-        let waited = |e: &anyhow::Error| {
-            matches!(comm_error(e), Some(CommError::PeerLost { .. } | CommError::Timeout { .. }))
+        // That a rank is gone follows from why it is; that one does not answer may be the reason.
+        let order = |e: &anyhow::Error| match comm_error(e) {
+            Some(CommError::PeerLost { .. }) => 2,
+            Some(CommError::Timeout { .. }) => 1,
+            _ => 0,
         };
-        errors.sort_by_key(|(_, error)| waited(error));
+        errors.sort_by_key(|(_, error)| order(error));
         let Some((rank, error)) = errors.into_iter().next() else { return Ok(results) };
         if matches!(error.downcast_ref::<TrainError>(), Some(TrainError::Stopped { .. })) {
             return Err(error);
@@ -65,7 +68,13 @@ pub(crate) fn on_threads<T: Send>(
         if comm_error(&error).is_some() {
             say!("last collectives of rank {rank}:\n{}", recorders[rank]);
         }
-        Err(error.context(format!("rank {rank}")))
+        let hint = match comm_error(&error) {
+            Some(CommError::Timeout { .. }) => {
+                "\nhint: that rank hangs, or `run.timeout` is too short for it"
+            }
+            _ => "",
+        };
+        Err(anyhow!("rank {rank}: {error:#}{hint}"))
     })
 }
 

@@ -1,12 +1,18 @@
-//! SIGTERM, which Slurm sends before it takes a machine away, and SIGUSR1, which `mpirun` passes on to its ranks and leaves them
-//! the time that they need: training stops with a checkpoint; all else stops at once.
+//! SIGTERM, which Slurm sends before it takes a machine away, SIGUSR1, which `mpirun` passes on to its ranks and leaves them
+//! the time that they need, and SIGINT (Ctrl-C): training stops with a checkpoint; all else stops at once. A second SIGINT
+//! stops training at once too.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use signal_hook::consts::{SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::flag;
+
+/// Exit status of a program that SIGINT has ended.
+const INTERRUPTED: i32 = 130;
 
 /// Whether one of the signals has come.
 #[derive(Clone)]
@@ -19,8 +25,12 @@ impl Termination {
     /// Begins to listen. Until [`Termination::hold`] a signal ends the process as usual.
     pub(crate) fn listen() -> io::Result<Self> {
         let (asked, at_once) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(true)));
-        for signal in [SIGTERM, SIGUSR1] {
+        for signal in [SIGTERM, SIGUSR1, SIGINT] {
             flag::register_conditional_default(signal, Arc::clone(&at_once))?;
+            if signal == SIGINT {
+                // Before the flag is set: the second one finds it so.
+                flag::register_conditional_shutdown(signal, INTERRUPTED, Arc::clone(&asked))?;
+            }
             flag::register(signal, Arc::clone(&asked))?;
         }
         Ok(Self { asked, at_once })
@@ -36,4 +46,20 @@ impl Termination {
     pub(crate) fn release(&self) {
         self.at_once.store(true, Ordering::SeqCst);
     }
+}
+
+/// Stops this process like SIGTERM when another one on this machine is gone (where that can be seen).
+pub(crate) fn end_with(pid: u32) {
+    let other = Path::new("/proc").join(pid.to_string());
+    if !other.exists() {
+        return;
+    }
+    let watch = move || {
+        while other.exists() {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        say!("the process that watches this job is gone: stopping");
+        signal_hook::low_level::raise(SIGTERM).ok();
+    };
+    std::thread::spawn(watch);
 }

@@ -171,6 +171,7 @@ pub fn train(
     let (mut started, mut tokens_before) = (Instant::now(), progress.tokens);
     remarks.extend(trainer.check_devices()?);
     observer.ready(progress.step);
+    remarks.iter().for_each(|remark| observer.remark(remark));
     if fresh && trainer.guard().is_on() {
         // Something to go back to.
         saver.save_now(trainer, &progress, observer)?;
@@ -196,6 +197,7 @@ pub fn train(
             saver.before_rollback(trainer, observer)?;
             let (resumed, passed_over) = checkpoints.load(trainer)?;
             remarks.extend(found.iter().map(|finding| format!("rolled back: {finding}")));
+            passed_over.iter().for_each(|remark| observer.remark(remark));
             remarks.extend(passed_over);
             let Some(resumed) = resumed else { return Err(TrainError::corrupted(step, &found)) };
             progress = resumed;

@@ -53,7 +53,9 @@ impl Strike {
                 matches!(event, Event::Failed { .. })
             }
             Strike::Pause | Strike::Rank(Fault::Slow) => matches!(event, Event::Slow { .. }),
-            Strike::LostStorage => says(event, &["is gone", "was not saved", "No such file"]),
+            Strike::LostStorage => {
+                says(event, &["is gone", "was not saved", "No such file", "had none so new"])
+            }
             Strike::FullDisk => says(event, &["no space left"]),
             Strike::Rank(Fault::Message) => matches!(event, Event::Damaged { .. }),
             Strike::Rank(_) => matches!(event, Event::Corrupted { .. }),

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 const RECENT: usize = 32;
 
 /// Fewest steps before any is called long.
-const FEWEST: usize = 8;
+const FEWEST: usize = 3;
 
 /// A step is long when it takes this many times the usual, and [`NOISE`] more.
 const LONG: f64 = 3.0;
@@ -67,8 +67,11 @@ impl Stragglers {
         Some(LongStep { rank, over })
     }
 
-    /// Ranks that are busier than the usual one and by how many times, the busiest first.
+    /// Ranks that are busier than the usual one and by how many times, the busiest first; none after few steps.
     pub fn ranking(&self) -> Vec<(usize, f64)> {
+        if self.recent.len() < RECENT {
+            return Vec::new();
+        }
         let usual = median(self.busy.iter().copied());
         let times = self.busy.iter().map(|busy| busy / usual).enumerate();
         let mut slow: Vec<(usize, f64)> = times.filter(|(_, times)| *times > STRAGGLES).collect();

@@ -102,7 +102,11 @@ impl Life {
                     self.phase = Phase::Finishing
                 }
                 Event::Ready { .. } => self.phase = Phase::Training,
-                Event::Step { step } => self.best = self.best.max(Some(step)),
+                // Steps of a job that somebody else started are not this one's.
+                Event::Step { step } if self.phase == Phase::Training => {
+                    self.best = self.best.max(Some(step))
+                }
+                Event::Step { .. } => {}
                 Event::Blamed { rank, by, .. } => self.blamed.push((rank, by)),
                 Event::Copied { .. }
                 | Event::Saved { .. }

@@ -7,8 +7,9 @@ use clap::ValueEnum;
 use llamero_artifact::recipe as files;
 use llamero_cpu::Cpu;
 use llamero_cpu::peak::{self, Unit};
+use llamero_model::Recompute;
 use llamero_tensor::DType;
-use llamero_train::{Device, Mesh, MeshPlan, MeshQuestion, TrainConfig, plan_mesh};
+use llamero_train::{Device, Mesh, MeshPlan, MeshQuestion, Sharding, TrainConfig, plan_mesh};
 use serde::Serialize;
 
 use super::{print, print_json};
@@ -69,9 +70,17 @@ pub(crate) fn dry_run(
     }
     print(format!("{plan}").trim_end())?;
     if !plan.fits() {
-        print(
-            "\nhint: a mesh with more `pp` or `tp`, a smaller `pretrain.micro_batch`, or `pretrain.recompute = \"blocks\"`",
-        )?;
+        let mut hints = vec!["a mesh with more `pp` or `tp`"];
+        if mesh.dp * mesh.cp > 1 && config.sharding < Sharding::Parameters {
+            hints.push("`--shard parameters`");
+        }
+        if config.micro_batch > 1 {
+            hints.push("a smaller `pretrain.micro_batch`");
+        }
+        if config.recompute != Recompute::Blocks {
+            hints.push("`pretrain.recompute = \"blocks\"`");
+        }
+        print(format!("\nhint: {}", hints.join(", or ")))?;
     }
     Ok(())
 }

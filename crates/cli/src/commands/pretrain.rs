@@ -16,6 +16,7 @@ use crate::failure;
 use crate::pipeline::{self, Order, Pretrained};
 use crate::processes::{Processes, Quiet};
 use crate::recipe::{Recipe, Transport};
+use crate::termination;
 
 #[derive(Args)]
 #[command(
@@ -31,7 +32,7 @@ use crate::recipe::{Recipe, Transport};
     the pipeline, steps, tokens, hours, checkpoints. It reads no data and writes nothing, so it plans any mesh anywhere.\n\n\
     Examples:\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2\n  \
-    llamero pretrain recipes/quickstart.toml --mesh dp=2,pp=2 --chunks 2 --supervise\n  \
+    llamero pretrain recipes/quickstart.toml --mesh dp=2,pp=2 --chunks 2 --set pretrain.micro_batch=1 --supervise\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=4 --shard parameters\n  \
     llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --supervise --chaos 1 --mtbf 20s\n  \
     mpirun -n 4 llamero pretrain recipes/quickstart.toml --mesh dp=2,tp=2 --transport mpi\n  \
@@ -79,7 +80,7 @@ pub(crate) struct PretrainArgs {
     /// Machines for a supervised job, e.g. `a:8,b:8,c:8`; they take the place of `{hosts}` in --launcher.
     #[arg(long, value_name = "HOSTS", value_delimiter = ',', requires = "supervise")]
     pub(super) hosts: Vec<String>,
-    /// So many of them, the last ones, wait until another was at fault three times.
+    /// So many of the hosts, the last ones, are spare: one takes the place of a host whose ranks have spoiled three jobs.
     #[arg(long, value_name = "N", default_value_t = 0, requires = "hosts")]
     pub(super) spares: usize,
     /// Most restarts.
@@ -97,6 +98,9 @@ pub(crate) struct PretrainArgs {
     /// Do not run it once more undisturbed to see that the weights are the same.
     #[arg(long, requires = "chaos")]
     pub(super) no_comparison: bool,
+    /// Process that watches this job: without it the job stops with a checkpoint. What --supervise gives the job.
+    #[arg(long, value_name = "PID", hide = true)]
+    watch_for: Option<u32>,
     /// Folder with faults that ranks are to have; what --chaos gives the job.
     #[arg(long, value_name = "DIR", hide = true)]
     orders: Option<PathBuf>,
@@ -133,7 +137,11 @@ struct Summary<'a> {
 }
 
 pub(crate) fn pretrain(args: &PretrainArgs) -> Result<()> {
+    pipeline::expect_recipe(&args.recipe)?;
     let sets = args.sets();
+    if let Some(pid) = args.watch_for {
+        termination::end_with(pid);
+    }
     if args.dry_run {
         return dry_run(&args.recipe, &sets, (args.device, args.mfu), args.json);
     }

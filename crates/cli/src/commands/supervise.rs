@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -26,6 +27,7 @@ pub(super) fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
     let hosts = hosts(args, recipe.run.transport)?;
     let run = Path::new(&recipe.run.dir);
     std::fs::create_dir_all(run).with_context(|| format!("`{}`", run.display()))?;
+    let _alone = alone(run)?;
     let checkpoints = run.join(format!("pretrain.partial/{WORK_STATE}"));
     let faults = (recipe.run.mesh()?.size(), Orders::new(&jobs.orders));
     let supervisor = Supervisor {
@@ -44,14 +46,37 @@ pub(super) fn supervise(args: &PretrainArgs, sets: &[String]) -> Result<()> {
     {
         Ended::Done if args.chaos.is_some() && !args.no_comparison => jobs.compare(run),
         Ended::Done => Ok(()),
-        // The job has said why.
-        Ended::Left(code) => std::process::exit(code),
+        Ended::Left(code) => {
+            // A job that is one process has said why; a launcher may have said much else.
+            if let Some(launcher) = jobs.launcher.first().filter(|_| !stop.load(Ordering::Relaxed)) {
+                say!(
+                    "error: `{launcher}` ended with code {code} before the job got anywhere\n\
+                     hint: its own words are above; with fewer cores than ranks, --launcher \"mpirun --oversubscribe\""
+                );
+            }
+            std::process::exit(code)
+        }
         Ended::GaveUp(failures) => bail!(
-            "gave up after {} failures:\n  {}\nhint: the last lines of the job above say more; checkpoints are kept in `{}`",
+            "gave up after {} failure(s):\n  {}\nhint: the last lines of the job above say more; checkpoints are kept in `{}`",
             failures.len(),
             failures.join("\n  "),
             run.display()
         ),
+    }
+}
+
+/// A lock that one supervisor of a run folder holds.
+fn alone(run: &Path) -> Result<std::fs::File> {
+    let path = run.join(".supervisor.lock");
+    let lock = std::fs::File::create(&path).with_context(|| format!("`{}`", path.display()))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("`{}` is watched by another supervisor\nhint: end that one first (SIGTERM)", run.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("`{}`", path.display()))
+        }
     }
 }
 
@@ -143,6 +168,7 @@ impl<'a> Jobs<'a> {
         if self.args.json {
             job.arg("--json");
         }
+        job.arg("--watch-for").arg(std::process::id().to_string());
         if self.args.chaos.is_some() && disturbed {
             job.arg("--orders").arg(&self.orders);
         }

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use anyhow::{Context, Result};
 use llamero_artifact::Draft;
@@ -112,11 +113,11 @@ impl Job<'_> {
         notes.ledger.note(launched).with_context(|| format!("`{}`", notes.ledger.path().display()))?;
         if mesh.size() == 1 {
             let mut trainer = how.watched(self.whole(backend, self.config.clone())?);
-            let mut watch = notes.watch(&self.config, checkpoints);
+            let mut watch = notes.watch(&self.config, mesh.size());
             let report = train(&mut trainer, self.source, checkpoints, &mut watch)?;
             return Ok(Trained { trainer, report, peak_bytes: backend.memory().peak_bytes });
         }
-        let watch = notes.watch(&self.config, checkpoints);
+        let watch = notes.watch(&self.config, mesh.size());
         let (of_first, peak_bytes) = match processes {
             Some((processes, lesson)) => {
                 let mut watch = watch;
@@ -190,9 +191,9 @@ impl Job<'_> {
 }
 
 impl<'a> Notes<'a> {
-    fn watch(&self, config: &TrainConfig, checkpoints: &Checkpoints) -> Watch<'a> {
+    fn watch(&self, config: &TrainConfig, ranks: usize) -> Watch<'a> {
         let steps = config.num_steps();
-        let bar = Progress::new(self.name, steps, "steps").from(checkpoints.newest_step());
+        let bar = Progress::new(self.name, steps, "steps");
         let (stragglers, mut meter) = (Stragglers::default(), GoodputMeter::default());
         self.ledger.read().unwrap_or_default().iter().for_each(|entry| meter.note(entry));
         Watch {
@@ -204,6 +205,9 @@ impl<'a> Notes<'a> {
             stragglers,
             tokens: 0,
             step_tokens: 0,
+            step_seconds: 0.0,
+            since: Instant::now(),
+            measured: ranks <= crate::machine::threads(),
             meter,
         }
     }
@@ -220,6 +224,11 @@ struct Watch<'a> {
     /// Tokens up to the newest step, and of it.
     tokens: u64,
     step_tokens: u64,
+    step_seconds: f64,
+    /// Time of the newest note.
+    since: Instant,
+    /// Whether ranks have a core each, so that it means something how busy they are.
+    measured: bool,
     /// Of all jobs up to now.
     meter: GoodputMeter,
 }
@@ -229,6 +238,7 @@ impl Watch<'_> {
     fn note(&mut self, event: Event) {
         if let Ok(entry) = self.ledger.note(event) {
             self.meter.note(&entry);
+            self.since = Instant::now();
         }
     }
 }
@@ -236,9 +246,16 @@ impl Watch<'_> {
 impl Observer for Watch<'_> {
     fn ready(&mut self, step: u64) {
         self.note(Event::Ready { step });
+        if step > 0 || self.draft.resumed() {
+            say!("{:>10} goes on at step {step} of {}", self.name, self.steps);
+        }
+        self.bar.finish();
+        self.bar = Progress::new(self.name, self.steps, "steps").from(step);
     }
 
     fn step(&mut self, record: &StepRecord, rate: f64) {
+        // All that the ledger has it take, not its own time alone: somebody may stand still between two steps.
+        self.step_seconds = self.since.elapsed().as_secs_f64();
         self.note(Event::Step { step: record.step });
         self.step_tokens = record.tokens.saturating_sub(std::mem::replace(&mut self.tokens, record.tokens));
         if record.step % 100 == 99 {
@@ -253,7 +270,8 @@ impl Observer for Watch<'_> {
         }
     }
 
-    fn busy(&mut self, step: u64, seconds: f64, busy: &[f64]) {
+    fn busy(&mut self, step: u64, _: f64, busy: &[f64]) {
+        let seconds = self.step_seconds;
         if let Some(LongStep { rank, over }) = self.stragglers.note(self.step_tokens, seconds, busy) {
             self.note(Event::Slow { step, rank, over });
         }
@@ -296,8 +314,11 @@ impl Observer for Watch<'_> {
 impl Drop for Watch<'_> {
     fn drop(&mut self) {
         self.bar.finish();
-        for (rank, times) in self.stragglers.ranking() {
-            say!("{:>10} rank {rank} is busy {times:.2} times as long as the others", self.name);
+        let slow = if self.measured { self.stragglers.ranking() } else { Vec::new() };
+        if !slow.is_empty() {
+            let slow: Vec<String> =
+                slow.iter().take(3).map(|(rank, times)| format!("rank {rank} ({times:.2} times)")).collect();
+            say!("{:>10} busier than the usual rank: {}", self.name, slow.join(", "));
         }
     }
 }

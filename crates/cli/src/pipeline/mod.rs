@@ -84,8 +84,8 @@ pub(crate) struct Summary {
     pub(crate) remarks: Vec<String>,
 }
 
-/// Reads and checks a recipe and makes its run folder.
-fn open(path: &Path, sets: &[String], processes: Option<Rc<Processes>>) -> Result<Run> {
+/// An error that helps when there is no recipe at a path.
+pub(crate) fn expect_recipe(path: &Path) -> Result<()> {
     if !path.is_file() {
         bail!(
             "no recipe at `{}`: {}\nhint: a recipe is a TOML file such as `recipes/quickstart.toml`",
@@ -93,6 +93,12 @@ fn open(path: &Path, sets: &[String], processes: Option<Rc<Processes>>) -> Resul
             if path.exists() { "it is not a file" } else { "there is no such file" }
         );
     }
+    Ok(())
+}
+
+/// Reads and checks a recipe and makes its run folder.
+fn open(path: &Path, sets: &[String], processes: Option<Rc<Processes>>) -> Result<Run> {
+    expect_recipe(path)?;
     let recipe: Recipe = files::load(path, sets)?;
     recipe.validate().with_context(|| format!("`{}`", path.display()))?;
     if recipe.run.transport == Transport::Mpi && processes.is_none() {

@@ -16,9 +16,10 @@ pub(super) const STATE: &str = "state.json";
 /// Its hash; in the remote tier the last file to come.
 pub(super) const STATE_HASH: &str = "state.blake3";
 /// What folders of checkpoints that nobody has published, or that are going, begin with.
-const UNFINISHED: [&str; 3] = [WRITING, "fetching-", REMOVING];
+const UNFINISHED: [&str; 4] = [WRITING, "fetching-", REMOVING, DAMAGED];
 pub(super) const WRITING: &str = "writing-";
 const REMOVING: &str = "removing-";
+const DAMAGED: &str = "damaged-";
 
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct State {
@@ -131,6 +132,13 @@ pub(super) fn published(dir: &Path) -> Vec<(u64, PathBuf)> {
         .collect();
     found.sort();
     found
+}
+
+/// Takes its name from a damaged one, which stays until the next job begins.
+pub(super) fn set_apart(dir: &Path) -> std::io::Result<()> {
+    let name = dir.file_name().unwrap_or_default().to_string_lossy();
+    step()?;
+    std::fs::rename(dir, dir.with_file_name(format!("{DAMAGED}{name}")))
 }
 
 /// Removes what a job that was killed has left.

@@ -49,6 +49,7 @@ impl Checkpoints {
             .flat_map(|Candidate { step, stored }| step.to_le_bytes().into_iter().chain([u8::from(*stored)]))
             .collect();
         let list = agree(&*all, Ok(list))?.swap_remove(0);
+        let mut damaged = Vec::new();
         for entry in list.as_chunks::<9>().0 {
             let [step @ .., stored] = entry;
             let (step, stored) = (u64::from_le_bytes(*step), *stored != 0);
@@ -61,11 +62,22 @@ impl Checkpoints {
             if let Some(reason) = reasons.iter().find(|reason| !reason.is_empty()) {
                 let reason = String::from_utf8_lossy(reason);
                 passed_over.push(format!("checkpoint `{name}` was passed over: {reason}"));
+                damaged.extend((!stored).then_some(dir));
                 continue;
             }
             let Ok(state) = checked else { unreachable!("a failed check has a reason") };
             let restored = restore(&dir, trainer, &state);
             agree(&*all, restored.map(|()| Vec::new()))?;
+            if all.rank() == 0 {
+                // They must not count among those that are kept. Only room is lost where that fails.
+                let others = damaged.iter().filter(|damaged| **damaged != dir);
+                others.for_each(|damaged| drop(format::set_apart(damaged)));
+            }
+            if stored {
+                passed_over.push(format!(
+                    "went on from `{name}`, for the folder of the run had none so new that is whole"
+                ));
+            }
             return Ok((Some(state.progress), passed_over));
         }
         self.begin_again(&*all, found, passed_over)

@@ -129,7 +129,9 @@ fn the_ladder_of_restarts() {
         assert_eq!(report.resumed_at, resumed_at, "{what}: {:?}", report.remarks);
         assert_eq!(report.history, history, "{what}");
         assert!(found == weights, "{what}");
-        let passed_over = report.remarks.len() - seen.remarks.len();
+        assert_eq!(report.remarks, seen.remarks, "{what}: what was not told");
+        let passed_over =
+            report.remarks.iter().filter(|r| r.contains("passed over") || r.contains("left out")).count();
         assert_eq!(passed_over, named.len(), "{what}: {:?}", report.remarks);
         for name in named {
             assert!(
@@ -139,7 +141,6 @@ fn the_ladder_of_restarts() {
             );
         }
         let unreachable = what.contains("reach");
-        assert_eq!(seen.remarks.is_empty(), !unreachable, "{what}: {:?}", seen.remarks);
         assert_eq!(steps(&places.local()).last(), Some(&5), "{what}");
         if !unreachable {
             assert_eq!(steps(&places.remote()).last(), Some(&5), "{what}");
