@@ -22,7 +22,7 @@ use crate::termination;
 #[command(
     after_help = "Makes what the model learns from (documents, tokenizer, tokens) and then the model, RUN/pretrain; what is there \
     already is kept, what was interrupted is resumed, on the same mesh or another. `llamero run` goes on from there.\n\n\
-    Ranks are threads of one process, or, with --transport mpi, as many processes as `mpirun` or `srun` starts. On SIGTERM or \
+    Ranks are threads of one process, or, with --transport mpi, as many processes as `mpirun` or `srun` starts. On SIGTERM, Ctrl-C or \
     SIGUSR1 training leaves a checkpoint and ends with code 1; the same command goes on. (`mpirun` kills its ranks a second after \
     SIGTERM; SIGUSR1 it passes on.)\n\n\
     With --supervise another process watches the job: it starts it again when it dies or hangs, from the newest checkpoint \
