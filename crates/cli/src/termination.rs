@@ -48,12 +48,20 @@ impl Termination {
     }
 }
 
-/// Stops this process like SIGTERM when another one on this machine is gone (where that can be seen).
+/// The process that started another one (where that can be seen).
+fn parent(pid: u32) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, which may hold anything, is in parentheses; the state comes before the parent.
+    text.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Stops this process like SIGTERM when the one that has started it, directly or not, is gone. On another machine the number
+/// means nothing, and nothing is done.
 pub(crate) fn end_with(pid: u32) {
-    let other = Path::new("/proc").join(pid.to_string());
-    if !other.exists() {
+    if !std::iter::successors(Some(std::process::id()), |pid| parent(*pid)).any(|ancestor| ancestor == pid) {
         return;
     }
+    let other = Path::new("/proc").join(pid.to_string());
     let watch = move || {
         while other.exists() {
             std::thread::sleep(Duration::from_millis(500));

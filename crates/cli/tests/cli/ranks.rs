@@ -166,3 +166,25 @@ fn a_job_that_fails_before_it_trains_is_not_started_again() {
     let said = llamero(pretrain_args(&run, &missing)).fails(1, &["/nowhere"]);
     assert!(!said.contains("starting again"), "{said}");
 }
+
+#[test]
+fn a_job_ends_with_its_supervisor_and_two_do_not_watch_one_run() {
+    let tmp = tempfile::tempdir().unwrap();
+    let run = tmp.path().join("run");
+    let long = ["--mesh", "dp=2", "--supervise", "--set", "pretrain.steps=100000", "--set", "run.checkpoint_every=1s"];
+    let mut supervisor =
+        command(pretrain_args(&run, &long)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let ledger = || fs::read_to_string(run.join("pretrain.ledger.jsonl")).unwrap_or_default();
+    while !ledger().contains("\"event\":\"step\"") {
+        assert!(supervisor.try_wait().unwrap().is_none(), "ended before it could be killed");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    llamero(pretrain_args(&run, &long)).fails(1, &["another supervisor"]);
+    supervisor.kill().unwrap();
+    supervisor.wait().unwrap();
+    // The job sees it, and leaves a checkpoint.
+    while !ledger().contains("\"event\":\"stopped\"") {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(run.join("pretrain.partial/resume").read_dir().unwrap().count() > 0);
+}
