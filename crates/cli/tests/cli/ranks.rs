@@ -119,7 +119,7 @@ fn a_job_that_is_broken_while_it_runs_ends_with_the_bytes_of_a_calm_one() {
     let tmp = tempfile::tempdir().unwrap();
     let broken = tmp.path().join("broken");
     let mesh = ["--mesh", "dp=2,pp=2", "--set", "run.checkpoint_seconds=0.1", "--set", "pretrain.steps=300"];
-    let chaos = ["--supervise", "--chaos", "3", "--mtbf", "0.4s", "--hang-after", "2s", "--json"];
+    let chaos = ["--supervise", "--chaos", "3", "--mtbf", "0.4s", "--hang-after", "5s", "--json"];
     let said = llamero(pretrain_args(&broken, &[&mesh[..], &chaos[..]].concat()));
     // The supervisor has run it once more to compare.
     assert!(said.err.contains("the weights are those of an undisturbed run"), "{}", said.err);
@@ -171,7 +171,15 @@ fn a_job_that_fails_before_it_trains_is_not_started_again() {
 fn a_job_ends_with_its_supervisor_and_two_do_not_watch_one_run() {
     let tmp = tempfile::tempdir().unwrap();
     let run = tmp.path().join("run");
-    let long = ["--mesh", "dp=2", "--supervise", "--set", "pretrain.steps=100000", "--set", "run.checkpoint_every=1s"];
+    let long = [
+        "--mesh",
+        "dp=2",
+        "--supervise",
+        "--set",
+        "pretrain.steps=100000",
+        "--set",
+        "run.checkpoint_every=1s",
+    ];
     let mut supervisor =
         command(pretrain_args(&run, &long)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     let ledger = || fs::read_to_string(run.join("pretrain.ledger.jsonl")).unwrap_or_default();

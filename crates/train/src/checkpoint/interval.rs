@@ -8,7 +8,10 @@ use crate::{Event, ledger::Entry};
 pub(super) const PRIOR: Duration = Duration::from_secs(3 * 3600);
 
 /// Before it is known what a checkpoint costs.
-pub(super) const FIRST: Duration = Duration::from_secs(10);
+const FIRST: Duration = Duration::from_secs(10);
+
+/// Of the mean time between failures, so much may pass before the first checkpoint of a job.
+const FIRST_SHARE: u32 = 50;
 
 /// At most so long, if the two bounds below allow it.
 const MOST: Duration = Duration::from_secs(1800);
@@ -34,6 +37,11 @@ pub fn young_daly(stall: Duration, between: Duration) -> Duration {
 /// The time to train between two checkpoints that stall for `stall` and take `saving` until they are published.
 pub(super) fn choose(stall: Duration, saving: Duration, between: Duration) -> Duration {
     young_daly(stall, between).min(MOST).max(STALL_SHARE * stall).max(WRITE_SHARE * saving)
+}
+
+/// The time before the first, whose cost is not known yet.
+pub(super) fn first(between: Duration) -> Duration {
+    FIRST.min(between / FIRST_SHARE)
 }
 
 /// How often jobs of a run have failed.

@@ -154,7 +154,7 @@ impl<'a> Saver<'a> {
         let between = || self.settings.failures.mean_time(self.began.elapsed(), self.settings.usual);
         match (self.settings.every, self.cost) {
             (Some(every), _) => every,
-            (None, None) => interval::FIRST,
+            (None, None) => interval::first(between()),
             (None, Some((stall, saving))) => interval::choose(stall, saving, between()),
         }
     }
