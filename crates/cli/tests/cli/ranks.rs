@@ -178,7 +178,7 @@ fn a_job_ends_with_its_supervisor_and_two_do_not_watch_one_run() {
         "--set",
         "pretrain.steps=100000",
         "--set",
-        "run.checkpoint_every=1s",
+        "run.checkpoint_seconds=1",
     ];
     let mut supervisor =
         command(pretrain_args(&run, &long)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
