@@ -91,6 +91,7 @@ fn a_machine_whose_rank_is_always_at_fault_is_left_out() {
         launched.push(hosts.join(","));
         step += 1;
         ledger.note(Event::Launched { makes: "a".into(), ranks: 4 }).unwrap();
+        ledger.note(Event::Ready { step }).unwrap();
         ledger.note(Event::Step { step }).unwrap();
         let mut sh = Command::new("sh");
         // Its ranks are the third and the fourth of four.
