@@ -111,6 +111,8 @@ struct Jobs<'a> {
     ranks: usize,
     sets: Vec<String>,
     hang_after: Duration,
+    /// Whether checkpoints go to a second place.
+    remote: bool,
     /// Folder with the faults that chaos mode orders.
     orders: PathBuf,
 }
@@ -143,6 +145,7 @@ impl<'a> Jobs<'a> {
             ranks: recipe.run.mesh()?.size(),
             sets,
             hang_after,
+            remote: recipe.run.remote_checkpoints.is_some(),
             orders: Path::new(&recipe.run.dir).join("pretrain.orders"),
         })
     }
@@ -192,6 +195,12 @@ impl<'a> Jobs<'a> {
         let hosts = &hosts[..hosts.len() - self.args.spares];
         let mut job = self.command(hosts, false);
         job.arg("--set").arg(format!("run.dir={:?}", calm.display().to_string())).stdout(Stdio::null());
+        if self.remote {
+            // The checkpoints in the second place are those of the broken run: it would go on from the last of them.
+            let own = std::path::absolute(calm.join("second-place")).context("the current folder")?;
+            std::fs::create_dir_all(&own).with_context(|| format!("`{}`", own.display()))?;
+            job.arg("--set").arg(format!("run.remote_checkpoints={:?}", format!("file://{}", own.display())));
+        }
         let status = job.status().with_context(|| format!("`{}`", self.starter()))?;
         if !status.success() {
             bail!("the undisturbed run ended with {status}");

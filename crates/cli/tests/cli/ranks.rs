@@ -120,10 +120,15 @@ fn a_job_that_is_broken_while_it_runs_ends_with_the_bytes_of_a_calm_one() {
     let broken = tmp.path().join("broken");
     let mesh = ["--mesh", "dp=2,pp=2", "--set", "run.checkpoint_seconds=0.1", "--set", "pretrain.steps=300"];
     let chaos = ["--supervise", "--chaos", "3", "--mtbf", "0.4s", "--hang-after", "5s", "--json"];
-    let said = llamero(pretrain_args(&broken, &[&mesh[..], &chaos[..]].concat()));
+    let second = format!("run.remote_checkpoints=\"file://{}\"", arg(&tmp.path().join("far")));
+    let second = ["--set", second.as_str()];
+    let said = llamero(pretrain_args(&broken, &[&mesh[..], &chaos[..], &second[..]].concat()));
     // The supervisor has run it once more to compare.
     assert!(said.err.contains("the weights are those of an undisturbed run"), "{}", said.err);
     assert!(!broken.join("undisturbed").exists());
+    // From the start, and not from what the broken one has left.
+    let (_, calm) = said.err.split_once("once more, undisturbed").unwrap();
+    assert!(!calm.contains("went on from") && !calm.contains("goes on at step"), "{calm}");
     let said = said.json();
     let incidents = said["incidents"].as_array().unwrap();
     assert!(incidents.len() >= 3, "{said}");
