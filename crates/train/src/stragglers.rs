@@ -5,6 +5,8 @@
 
 use std::collections::VecDeque;
 
+use crate::{Entry, Event};
+
 /// Steps that a long one is compared with.
 const RECENT: usize = 32;
 
@@ -42,17 +44,36 @@ pub struct Stragglers {
 }
 
 impl Stragglers {
-    /// A step of so many tokens and seconds, in which each rank was busy for so many.
-    pub fn note(&mut self, tokens: u64, seconds: f64, busy: &[f64]) -> Option<LongStep> {
-        if tokens != self.tokens {
-            *self = Self { tokens, ..Self::default() };
+    /// Begins with what the ledger tells of earlier jobs' steps, so that the first steps of a job are compared with something.
+    pub fn since(entries: &[Entry]) -> Self {
+        let mut watch = Self::default();
+        for pair in entries.windows(2) {
+            if let (Event::Ready { .. } | Event::Step { .. } | Event::Saved { .. }, Event::Step { .. }) =
+                (&pair[0].event, &pair[1].event)
+            {
+                watch.push(pair[1].at - pair[0].at);
+            }
         }
-        let usual = median(self.recent.iter().copied());
-        let long = self.recent.len() >= FEWEST && seconds > LONG * usual + NOISE;
+        watch
+    }
+
+    fn push(&mut self, seconds: f64) {
         self.recent.push_back(seconds);
         if self.recent.len() > RECENT {
             self.recent.pop_front();
         }
+    }
+
+    /// A step of so many tokens and seconds, in which each rank was busy for so many.
+    pub fn note(&mut self, tokens: u64, seconds: f64, busy: &[f64]) -> Option<LongStep> {
+        if self.tokens == 0 {
+            self.tokens = tokens;
+        } else if tokens != self.tokens {
+            *self = Self { tokens, ..Self::default() };
+        }
+        let usual = median(self.recent.iter().copied());
+        let long = self.recent.len() >= FEWEST && seconds > LONG * usual + NOISE;
+        self.push(seconds);
         if !long {
             self.busy.resize(busy.len(), f64::NAN);
             for (mean, busy) in self.busy.iter_mut().zip(busy) {
@@ -106,6 +127,14 @@ mod tests {
         assert!(watch.ranking().is_empty());
         // Another size, another time.
         assert_eq!(watch.note(28, 0.44, &[0.4, 0.4, 0.4, 0.4]), None);
+    }
+
+    #[test]
+    fn the_first_step_of_a_job_is_compared_with_those_of_the_last() {
+        let events = [0.0, 0.1, 0.2, 0.3, 0.4].map(|at| Entry { at, event: Event::Step { step: 0 } });
+        let mut watch = Stragglers::since(&events);
+        assert!(watch.note(7, 0.5, &[0.5, 0.1]).is_some());
+        assert_eq!(Stragglers::default().note(7, 0.5, &[0.5, 0.1]), None);
     }
 
     #[test]

@@ -194,8 +194,9 @@ impl<'a> Notes<'a> {
     fn watch(&self, config: &TrainConfig, ranks: usize) -> Watch<'a> {
         let steps = config.num_steps();
         let bar = Progress::new(self.name, steps, "steps");
-        let (stragglers, mut meter) = (Stragglers::default(), GoodputMeter::default());
-        self.ledger.read().unwrap_or_default().iter().for_each(|entry| meter.note(entry));
+        let entries = self.ledger.read().unwrap_or_default();
+        let (stragglers, mut meter) = (Stragglers::since(&entries), GoodputMeter::default());
+        entries.iter().for_each(|entry| meter.note(entry));
         Watch {
             bar,
             steps,
