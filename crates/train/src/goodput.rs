@@ -42,9 +42,21 @@ impl Goodput {
         meter.goodput()
     }
 
+    /// Name and seconds of every class; what was useful comes first.
+    pub fn parts(&self) -> [(&'static str, f64); 6] {
+        [
+            ("useful steps", self.useful),
+            ("checkpoints", self.checkpoint),
+            ("start-up", self.start_up),
+            ("restarts", self.restart),
+            ("lost work", self.lost),
+            ("stalled", self.stalled),
+        ]
+    }
+
     /// Seconds in all.
     pub fn elapsed(&self) -> f64 {
-        self.useful + self.checkpoint + self.start_up + self.restart + self.lost + self.stalled
+        self.parts().iter().map(|(_, seconds)| seconds).sum()
     }
 
     /// Effective training time: the useful share.
@@ -129,14 +141,7 @@ impl fmt::Display for Goodput {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.elapsed();
         write!(f, "effective training time {:.1} % of {all:.1} s (", 100.0 * self.effective())?;
-        let parts = [
-            ("checkpoints", self.checkpoint),
-            ("start-up", self.start_up),
-            ("restarts", self.restart),
-            ("lost work", self.lost),
-            ("stalled", self.stalled),
-        ];
-        for (i, (name, seconds)) in parts.into_iter().enumerate() {
+        for (i, (name, seconds)) in self.parts().into_iter().skip(1).enumerate() {
             let comma = if i == 0 { "" } else { ", " };
             write!(f, "{comma}{name} {:.1} %", 100.0 * seconds / all.max(1e-9))?;
         }

@@ -206,7 +206,7 @@ impl Trainer<'_> {
 
     /// Looks at the state where no step follows that would. Every rank calls it.
     pub(crate) fn check_now(&self, step: u64) -> Result<(), TrainError> {
-        if !self.guard().state {
+        if !self.guard().is_on() {
             return Ok(());
         }
         self.verify(step);
@@ -263,8 +263,7 @@ impl Trainer<'_> {
 
     /// After a step that took this rank so long: what all ranks have to tell, the same on all of them. Every rank calls it.
     pub(crate) fn after_step(&mut self, step: u64, took: Duration) -> Result<AfterStep, TrainError> {
-        let guard = self.guard();
-        if guard.replicas > 0 && step.is_multiple_of(guard.replicas) {
+        if step.is_multiple_of(self.guard().replicas.max(1)) {
             self.look_at_replicas(step)?;
         }
         for tensor in self.backend().take_faults() {

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use crate::chaos::Chaos;
 use crate::family::{kill, signal_first};
-use crate::{Event, Hosts, Ledger};
+use crate::{Event, Hosts, Ledger, Strike};
 
 /// How a job is watched.
 #[derive(Clone, Debug)]
@@ -200,7 +200,7 @@ impl Supervisor {
         stop: &AtomicBool,
         say: &mut dyn FnMut(&str),
     ) -> io::Result<Watched> {
-        let (mut told, mut last_sign) = (false, Instant::now());
+        let (mut told, mut last_sign, mut frozen) = (false, Instant::now(), false);
         if let Some(chaos) = &mut self.chaos {
             chaos.begin();
         }
@@ -225,6 +225,8 @@ impl Supervisor {
                 {
                     // Noted first, so that nothing that follows from it comes before it.
                     self.ledger.note(Event::Injected { fault, rank })?;
+                    // It may have made its last step just now, after which it could take its time.
+                    frozen |= fault == Strike::Hang;
                     let how = match chaos.strike(fault, rank, child) {
                         Ok(how) => how,
                         Err(error) => format!("did not work: {error}"),
@@ -232,7 +234,8 @@ impl Supervisor {
                     say(&format!("chaos: {} ({how})", fault.name()));
                 }
             }
-            if last_sign.elapsed() >= life.patience(self.hang_after) {
+            let patience = if frozen { self.hang_after } else { life.patience(self.hang_after) };
+            if last_sign.elapsed() >= patience {
                 kill(child)?;
                 return Ok(Watched::Hung(last_sign.elapsed()));
             }

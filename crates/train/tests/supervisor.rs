@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use llamero_train::{Ended, Entry, Event, Goodput, Hosts, Ledger, Supervisor};
+use llamero_train::{Chaos, Ended, Entry, Event, Goodput, Hosts, Ledger, Orders, Strike, Supervisor};
 
 /// Supervises a script whose `$LEDGER` is the ledger; returns how it ended, what was said and what is in the ledger.
 fn supervise(script: &str, stop: bool) -> (Ended, Vec<String>, Vec<Entry>) {
@@ -123,4 +123,43 @@ fn after_the_last_step_a_job_may_take_its_time() {
     let (ended, said, entries) = supervise(&script, false);
     assert_eq!(ended, Ended::Done);
     assert!(said.is_empty() && !entries.iter().any(|e| matches!(e.event, Event::Failed { .. })), "{said:?}");
+}
+
+/// A job may make its last step just before it is stopped for ever: what it notes then must not give it time without end.
+#[test]
+fn a_job_that_is_frozen_after_its_last_step_is_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = Ledger::new(dir.path().join("ledger.jsonl"));
+    let done = dir.path().join("done");
+    let orders = Orders::new(dir.path().join("orders"));
+    let chaos = Chaos::new(1, Duration::from_millis(30), dir.path().join("none"), (1, orders));
+    let (hosts, hang_after) = (Hosts::default(), Duration::from_millis(500));
+    let supervisor =
+        Supervisor { ledger: ledger.clone(), hang_after, restarts: 1000, chaos: Some(chaos), hosts };
+    let finish = std::thread::spawn({
+        let (ledger, done) = (ledger.clone(), done.clone());
+        move || {
+            let hangs = |entry: &Entry| matches!(entry.event, Event::Injected { fault: Strike::Hang, .. });
+            while !ledger.read().unwrap().iter().any(hangs) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::fs::write(done, "").unwrap();
+            ledger.note(Event::Trained { step: 9 }).unwrap();
+        }
+    });
+    let mut step = 0;
+    let mut job = |_: &[&str]| {
+        step += 1000;
+        ledger.note(Event::Launched { makes: "a".into(), ranks: 1 }).unwrap();
+        ledger.note(Event::Ready { step }).unwrap();
+        let mut sh = Command::new("sh");
+        let steps = r#"while [ ! -e "$DONE" ]; do echo '{"at":1,"event":"step","step":'$STEP'}' >> "$LEDGER"; STEP=$((STEP + 1)); sleep 0.01; done"#;
+        sh.arg("-c").arg(steps).env("LEDGER", ledger.path()).env("DONE", &done).env("STEP", step.to_string());
+        sh
+    };
+    let ended = supervisor.run(&mut job, &AtomicBool::new(false), &mut |_| ()).unwrap();
+    assert_eq!(ended, Ended::Done);
+    finish.join().unwrap();
+    let entries = ledger.read().unwrap();
+    assert!(entries.iter().any(|entry| matches!(entry.event, Event::Failed { hung: true, .. })));
 }

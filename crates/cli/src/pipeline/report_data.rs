@@ -103,18 +103,10 @@ fn time(run: &Run, stage: &str) -> Option<TimeRow> {
     let entries = Ledger::new(run.dir.path().join(super::ledger_file(stage))).read().ok()?;
     let goodput = Goodput::of(&entries);
     let all = goodput.elapsed();
-    let shares = [
-        ("useful steps", goodput.useful),
-        ("checkpoints", goodput.checkpoint),
-        ("start-up", goodput.start_up),
-        ("restarts", goodput.restart),
-        ("lost work", goodput.lost),
-        ("stalled", goodput.stalled),
-    ];
     (all > 0.0).then(|| TimeRow {
         stage: stage.into(),
         seconds: all,
-        shares: shares.into_iter().map(|(name, seconds)| (name.into(), seconds / all)).collect(),
+        shares: goodput.parts().into_iter().map(|(name, seconds)| (name.into(), seconds / all)).collect(),
         failures: goodput.failures as u64,
         rollbacks: goodput.rollbacks as u64,
     })
