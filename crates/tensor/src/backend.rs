@@ -12,8 +12,8 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::{
-    CachedSegment, DType, GatheredSegment, Heads, LowHalves, RopeDirection, RopeTable, Segments, Shape,
-    Tensor, checksum,
+    CachedSegment, DType, GatheredSegment, Heads, KV_PAGE, KvFormat, KvLayout, LowHalves, PagedSegment,
+    RopeDirection, RopeTable, Segments, Shape, StoredRows, Tensor, checksum, kv,
 };
 
 /// The target of a row that takes no part in the loss.
@@ -203,6 +203,17 @@ pub trait Backend: Send + Sync {
     /// rows must be of its dtype.
     fn pack(&self, w: &Tensor) -> Tensor;
 
+    /// A weight `[N, K]` as a file stores it, arranged for [`Backend::linear`] with rows of `dtype`, as by [`Backend::pack`];
+    /// [`Backend::embed`] takes it too. `parts` are its runs of rows, in order.
+    ///
+    /// In f32 every weight has the value that its encoding says. In bf16 plain encodings are rounded to bf16; a backend may keep
+    /// quantised ones in their blocks, and then rounds rows of activations to 8 bits for the product, in runs of 32 elements of
+    /// one row: a row of the result still depends on its own inputs only.
+    fn pack_stored(&self, parts: &[StoredRows<'_>], shape: Shape, dtype: DType) -> Tensor {
+        let values: Vec<f32> = parts.iter().flat_map(|part| part.decode(shape.cols)).collect();
+        self.pack(&self.upload(&values, shape, dtype))
+    }
+
     /// Copies `src[rows, cols]` over the rows of `dst` that start at `at`. `dst` must not be shared and has as many
     /// columns as `cols`.
     fn copy_rows(&self, dst: &mut Tensor, at: usize, src: &Tensor, rows: Range<usize>, cols: Range<usize>);
@@ -258,6 +269,88 @@ pub trait Backend: Send + Sync {
     /// [`Backend::attention`] of rows whose earlier keys and values are cached; the queries come from `qkv`, all keys
     /// and values from the caches. Same bits as `attention` over the whole document.
     fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor;
+
+    /// An empty page of keys and values of all layers, [`KV_PAGE`] positions of a request with activations of `dtype`. Only the
+    /// `kv_` and paged ops read it.
+    fn kv_page(&self, layout: KvLayout, dtype: DType) -> Tensor {
+        self.zeros(Shape::new(layout.layers * 2 * KV_PAGE, layout.heads.kv_width()), dtype)
+    }
+
+    /// Puts the keys and values of `rows` of `qkv [T, (H+2G)·D]` into a page at positions `at ..` of it. The page must not be
+    /// shared.
+    fn kv_append(
+        &self,
+        page: &mut Tensor,
+        (layout, layer): (KvLayout, usize),
+        at: usize,
+        qkv: &Tensor,
+        rows: Range<usize>,
+    ) {
+        let (heads, count) = (layout.heads, rows.len());
+        assert!(at + count <= KV_PAGE, "kv_append: {count} positions at {at} of a page of {KV_PAGE}");
+        let (first, width) = (heads.query_width(), heads.kv_width());
+        let rounded = (layout.format == KvFormat::Int8).then(|| kv::rounded(self, qkv, rows.clone(), heads));
+        let (from, rows, first) = match &rounded {
+            Some(kv) => (kv, 0..count, 0),
+            None => (qkv, rows, first),
+        };
+        for (i, start) in kv::plain_rows(layer).into_iter().enumerate() {
+            let column = first + i * width;
+            self.copy_rows(page, start + at, from, rows.clone(), column..column + width);
+        }
+    }
+
+    /// A copy of a page, for a request that goes on from a part of it.
+    fn kv_copy(&self, page: &Tensor) -> Tensor {
+        let mut copy = self.zeros(page.shape(), page.dtype());
+        self.copy_rows(&mut copy, 0, page, 0..page.rows(), 0..page.cols());
+        copy
+    }
+
+    /// A page's contents for keeping in the host's memory, from which [`Backend::kv_restore`] makes an equal page.
+    fn kv_save(&self, page: &Tensor) -> Bytes {
+        Bytes::copy_from_slice(&self.download_raw(page, 0..page.rows()))
+    }
+
+    /// The page that [`Backend::kv_save`] saved.
+    fn kv_restore(&self, saved: &Bytes, layout: KvLayout, dtype: DType) -> Tensor {
+        let shape = Shape::new(layout.layers * 2 * KV_PAGE, layout.heads.kv_width());
+        self.upload_raw(&[saved], shape, dtype)
+    }
+
+    /// Bytes of a page.
+    fn kv_page_bytes(&self, layout: KvLayout, dtype: DType) -> usize {
+        layout.layers * 2 * KV_PAGE * layout.heads.kv_width() * dtype.bytes()
+    }
+
+    /// [`Backend::attention`] of rows whose keys and values are in pages, in layer `layer` of them; the queries come from `qkv
+    /// [T, (H+2G)·D]`, all keys and values from the pages. Same bits as `attention` over the whole document, where pages keep
+    /// elements as they are.
+    fn attention_paged(
+        &self,
+        qkv: &Tensor,
+        (layout, layer): (KvLayout, usize),
+        segments: &[PagedSegment<'_>],
+    ) -> Tensor {
+        let width = layout.heads.kv_width();
+        let joined = segments.iter().map(|s| {
+            let valid = s.segment.past + s.segment.rows.len();
+            kv::plain_rows(layer).map(|start| {
+                let mut all = self.zeros(Shape::new(s.pages.len() * KV_PAGE, width), qkv.dtype());
+                for (i, page) in s.pages.iter().enumerate().take(valid.div_ceil(KV_PAGE)) {
+                    self.copy_rows(&mut all, i * KV_PAGE, page, start..start + KV_PAGE, 0..width);
+                }
+                all
+            })
+        });
+        let joined: Vec<[Tensor; 2]> = joined.collect();
+        let cached = segments.iter().zip(&joined).map(|(s, [keys, values])| CachedSegment {
+            segment: s.segment.clone(),
+            keys,
+            values,
+        });
+        self.attention_cached(qkv, layout.heads, &cached.collect::<Vec<_>>())
+    }
 
     /// [`Backend::attention`] of rows whose documents' keys and values are rows of `kv [S, 2·G·D]` (keys, then values); those in
     /// `qkv [T, (H+2G)·D]` are not read. Same bits, of outputs and log-sum-exps, as `attention` over the whole documents.

@@ -13,7 +13,8 @@ use bytes::Bytes;
 
 use crate::{
     AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, GatheredSegment, Heads,
-    LowHalves, Memory, RopeDirection, RopeTable, RowLoss, Segments, Shape, Tensor,
+    KvLayout, LowHalves, Memory, PagedSegment, RopeDirection, RopeTable, RowLoss, Segments, Shape,
+    StoredRows, Tensor,
 };
 
 /// A device that checks some of its matrix products (`linear` and its gradients; not attention and the head).
@@ -291,6 +292,50 @@ impl Backend for CheckedProducts<'_> {
 
     fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
         self.inner.attention_cached(qkv, heads, segments)
+    }
+
+    fn pack_stored(&self, parts: &[StoredRows<'_>], shape: Shape, dtype: DType) -> Tensor {
+        self.inner.pack_stored(parts, shape, dtype)
+    }
+
+    fn kv_page(&self, layout: KvLayout, dtype: DType) -> Tensor {
+        self.inner.kv_page(layout, dtype)
+    }
+
+    fn kv_append(
+        &self,
+        page: &mut Tensor,
+        layer: (KvLayout, usize),
+        at: usize,
+        qkv: &Tensor,
+        rows: Range<usize>,
+    ) {
+        self.inner.kv_append(page, layer, at, qkv, rows);
+    }
+
+    fn kv_copy(&self, page: &Tensor) -> Tensor {
+        self.inner.kv_copy(page)
+    }
+
+    fn kv_save(&self, page: &Tensor) -> Bytes {
+        self.inner.kv_save(page)
+    }
+
+    fn kv_restore(&self, saved: &Bytes, layout: KvLayout, dtype: DType) -> Tensor {
+        self.inner.kv_restore(saved, layout, dtype)
+    }
+
+    fn kv_page_bytes(&self, layout: KvLayout, dtype: DType) -> usize {
+        self.inner.kv_page_bytes(layout, dtype)
+    }
+
+    fn attention_paged(
+        &self,
+        qkv: &Tensor,
+        layer: (KvLayout, usize),
+        segments: &[PagedSegment<'_>],
+    ) -> Tensor {
+        self.inner.attention_paged(qkv, layer, segments)
     }
 
     fn attention_gathered(

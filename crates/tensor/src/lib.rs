@@ -13,7 +13,9 @@
 mod backend;
 mod checked;
 mod checksum;
+mod kv;
 mod layout;
+mod stored;
 mod tensor;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -23,7 +25,9 @@ pub use backend::{
 };
 pub use checked::CheckedProducts;
 pub use checksum::checksum;
+pub use kv::{KV_PAGE, KvFormat, KvLayout, PagedSegment, kv_int8};
 pub use layout::{
     CachedSegment, GatheredSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces,
 };
+pub use stored::{Encoding, StoredRows};
 pub use tensor::{DType, LowHalves, Shape, Tensor};
