@@ -53,9 +53,11 @@ mod memory;
 mod ops;
 mod path;
 pub mod peak;
+mod quant;
 mod rows;
 mod simd;
 mod storage;
+mod team;
 
 pub use path::Path;
 
@@ -83,7 +85,7 @@ pub enum CpuError {
     NoThreads,
     /// The threads could not be started.
     #[error("cannot start `{0}` threads: {1}")]
-    Threads(usize, rayon::ThreadPoolBuildError),
+    Threads(usize, std::io::Error),
 }
 
 fn available() -> String {

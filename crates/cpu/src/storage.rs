@@ -9,6 +9,7 @@ use crate::exec::Exec;
 use crate::gemm::{Data, Mat, Panels};
 use crate::math::Element;
 use crate::memory::Buffer;
+use crate::quant::Blocks;
 
 /// Storage of a tensor.
 pub(crate) enum Storage {
@@ -16,6 +17,8 @@ pub(crate) enum Storage {
     Bf16(Buffer<bf16>),
     /// A weight from `pack`.
     Panels(Panels),
+    /// A weight that `pack_stored` keeps in its blocks.
+    Blocks(Blocks),
 }
 
 /// An element type with its place in [`Storage`].
@@ -74,8 +77,8 @@ pub(crate) fn data<'a>(op: &str, x: &'a Tensor) -> Data<'a> {
     match storage(op, x) {
         Storage::F32(x) => Data::F32(x),
         Storage::Bf16(x) => Data::Bf16(x),
-        Storage::Panels(_) => {
-            panic!("{op}: {x:?} is packed and only fits `linear` and `linear_cross_entropy`")
+        Storage::Panels(_) | Storage::Blocks(_) => {
+            panic!("{op}: {x:?} is packed and only fits `linear`, `linear_cross_entropy` and `embed`")
         }
     }
 }
