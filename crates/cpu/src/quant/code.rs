@@ -117,7 +117,10 @@ pub(crate) trait Code: Copy + Send + Sync {
             let (scale, least) = Self::scales(chunk, column, run);
             for (i, x) in out.iter_mut().enumerate() {
                 let q = i32::from(Self::element(chunk, column, run * Self::RUN + i)) - Self::OFFSET;
-                *x = scale * q as f32 + least;
+                *x = scale * q as f32;
+                if Self::LEAST {
+                    *x += least;
+                }
             }
         }
     }

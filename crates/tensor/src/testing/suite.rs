@@ -26,6 +26,7 @@ pub mod norm;
 pub mod optimizer;
 pub mod rope;
 pub mod storage;
+pub mod stored;
 
 pub use contract::fingerprint;
 pub use rope::table as rope_table;
@@ -51,6 +52,10 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("linear::backward_weight", linear::backward_weight),
     ("linear::row_invariance", linear::row_invariance),
     ("linear::non_finite", linear::non_finite),
+    ("stored::forward", stored::forward),
+    ("stored::row_invariance", stored::row_invariance),
+    ("stored::head", stored::head),
+    ("stored::non_finite", stored::non_finite),
     ("norm::forward", norm::forward),
     ("norm::backward", norm::backward),
     ("norm::row_invariance", norm::row_invariance),
