@@ -7,11 +7,12 @@ use bytes::Bytes;
 use half::bf16;
 use llamero_tensor::{
     AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, GatheredSegment, Heads,
-    LowHalves, Master, Memory, RopeDirection, RopeTable, RowLoss, Segments, Shape, StoredRows,
-    TARGET_ELSEWHERE, Tensor,
+    KV_PAGE, KvLayout, LowHalves, Master, Memory, PagedSegment, RopeDirection, RopeTable, RowLoss, Segments,
+    Shape, StoredRows, TARGET_ELSEWHERE, Tensor,
 };
 
 use crate::Cpu;
+use crate::attention::Page;
 use crate::gemm::{Mat, Out, Right, gemm, pack_panels, pack_rows};
 use crate::loss::{self, Head, Outputs, OverSlices, Saved};
 use crate::master::{join_all, split_all};
@@ -367,6 +368,52 @@ impl Backend for Cpu {
 
     fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
         attention::cached(self, qkv, heads, segments)
+    }
+
+    fn kv_page(&self, layout: KvLayout, dtype: DType) -> Tensor {
+        let shape = Shape::new(layout.layers * 2 * KV_PAGE, layout.heads.kv_width());
+        Tensor::from_storage(shape, dtype, Storage::Page(Page::new(&self.exec, layout, dtype)))
+    }
+
+    fn kv_append(
+        &self,
+        page: &mut Tensor,
+        layer: (KvLayout, usize),
+        at: usize,
+        qkv: &Tensor,
+        rows: Range<usize>,
+    ) {
+        attention::append(self, page, layer, at, (qkv, rows));
+    }
+
+    fn kv_copy(&self, page: &Tensor) -> Tensor {
+        let Storage::Page(from) = storage("kv_copy", page) else { panic!("kv_copy: {page:?} is no page") };
+        Tensor::from_storage(page.shape(), page.dtype(), Storage::Page(from.copy(&self.exec)))
+    }
+
+    fn kv_save(&self, page: &Tensor) -> Bytes {
+        let Storage::Page(from) = storage("kv_save", page) else { panic!("kv_save: {page:?} is no page") };
+        from.save().into()
+    }
+
+    fn kv_restore(&self, saved: &Bytes, layout: KvLayout, dtype: DType) -> Tensor {
+        let mut page = Page::new(&self.exec, layout, dtype);
+        page.restore(saved);
+        let shape = Shape::new(layout.layers * 2 * KV_PAGE, layout.heads.kv_width());
+        Tensor::from_storage(shape, dtype, Storage::Page(page))
+    }
+
+    fn kv_page_bytes(&self, layout: KvLayout, dtype: DType) -> usize {
+        Page::bytes(&self.exec, layout, dtype)
+    }
+
+    fn attention_paged(
+        &self,
+        qkv: &Tensor,
+        layer: (KvLayout, usize),
+        segments: &[PagedSegment<'_>],
+    ) -> Tensor {
+        attention::paged(self, qkv, layer, segments)
     }
 
     fn attention_gathered(

@@ -24,6 +24,7 @@ pub mod head;
 pub mod linear;
 pub mod norm;
 pub mod optimizer;
+pub mod paged;
 pub mod rope;
 pub mod storage;
 pub mod stored;
@@ -67,6 +68,8 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("attention::packed_documents", attention::packed_documents),
     ("attention::causal", attention::causal),
     ("attention::cached", attention::cached),
+    ("paged::attention", paged::attention),
+    ("paged::leftovers", paged::leftovers),
     ("gathered::attention_of_parts", gathered::attention_of_parts),
     ("gathered::concat_columns", gathered::concat_columns),
     ("head::forward", head::forward),
