@@ -76,12 +76,13 @@ impl Engine {
         params.validate()?;
         self.check_prompt(prompt)?;
         self.check_ids(&params.stop)?;
+        self.check_ids(&params.logit_bias.keys().copied().collect::<Vec<_>>())?;
         let (mut hidden, cached) = self.read(session, prompt)?;
         let (mut ids, mut rows) = (Vec::new(), Vec::new());
         let finish = loop {
             let position = prompt.len() + ids.len();
             let logits = self.backend().linear(&hidden, &self.head().value);
-            let id = sample(&self.backend().download(&logits), params, position)?;
+            let id = sample(&self.backend().download(&logits), params, &session.ids, position)?;
             rows.push(hidden);
             ids.push(id);
             if params.stop.contains(&id) {

@@ -19,6 +19,7 @@ mod lm;
 mod open;
 mod sampler;
 mod score;
+mod stop;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
@@ -30,5 +31,6 @@ pub use error::{InferError, Result};
 pub use generate::{Finish, Generation, OnToken};
 pub use lm::Lm;
 pub use open::{MODEL_STAGES, resolve_model};
-pub use sampler::{SamplingParams, sample};
+pub use sampler::{FORBID, SamplingParams, sample};
 pub use score::Score;
+pub use stop::StopText;

@@ -6,6 +6,7 @@ mod equal;
 mod limits;
 mod open;
 mod sampling;
+mod sampling_reference;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
