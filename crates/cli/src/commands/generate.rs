@@ -45,6 +45,7 @@ impl SamplingArgs {
             seed: self.seed,
             max_tokens: self.max_tokens,
             stop,
+            ..SamplingParams::default()
         }
     }
 }
