@@ -4,6 +4,7 @@
 //!   initialisation, sharding, optimiser groups, file names, FLOPs and memory follow.
 //! - [`Llama`] is the forward pass. It names no rank, device or cache; how a weight is divided over ranks is
 //!   declared in the table and done by `linear`.
+//! - [`Weights`] is a model as files hold it, whatever the format; [`weights::open`] opens one.
 //! - [`hf`] reads and writes Hugging Face's folder layout.
 
 mod config;
@@ -13,6 +14,7 @@ mod linear;
 mod llama;
 mod params;
 mod rope;
+pub mod weights;
 
 pub use config::{Config, ConfigError, PRESETS, RopeScaling};
 pub use init::initial_values;
@@ -20,3 +22,4 @@ pub use linear::{Division, Linear, Vocabulary};
 pub use llama::{Block, Input, Llama, Recompute};
 pub use params::{Group, Init, ParamPart, ParamSpec, Placement, Shard};
 pub use rope::{half_split_rows, interleaved_rows, rope_table};
+pub use weights::{StopTokens, WeightError, Weights};
