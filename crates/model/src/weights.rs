@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use llamero_tensor::{DType, StoredRows};
 
+use crate::gguf::GgufModel;
 use crate::{Config, ParamSpec, hf};
 
 mod error;
@@ -200,7 +201,7 @@ pub fn open(path: &Path) -> Result<Box<dyn Weights>, WeightError> {
     match Layout::of(path)? {
         Some(Layout::HuggingFace) => Ok(Box::new(hf::ModelFolder::open(path)?)),
         Some(Layout::Meta) => unknown("Meta's layout cannot be read yet"),
-        Some(Layout::Gguf(_)) => unknown("GGUF cannot be read yet"),
+        Some(Layout::Gguf(file)) => Ok(Box::new(GgufModel::open(&file)?)),
         None if !path.exists() => unknown("there is no such file or folder"),
         None => unknown("it holds no weights in a format that can be read"),
     }

@@ -1,5 +1,7 @@
 //! Block encodings against ggml's: the values of the same bytes, the bytes of the same values, the error of ours and theirs.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use llamero_tensor::Encoding;
 use serde_json::Value;
 
