@@ -10,10 +10,12 @@ use crate::{Config, ParamSpec, hf};
 
 mod error;
 mod mapped;
+mod transcode;
 
 pub use error::WeightError;
 pub use mapped::not_finite;
 pub(crate) use mapped::{MappedTensor, WeightFile};
+pub(crate) use transcode::{Piece, transcode};
 
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq)]
