@@ -13,7 +13,7 @@ mod write;
 pub use crate::weights::StopTokens;
 pub use config::read_config;
 pub use read::ModelFolder;
-pub use write::save;
+pub use write::{SaveOptions, save, save_weights};
 
 /// Sizes of the model.
 pub const CONFIG_FILE: &str = "config.json";

@@ -5,7 +5,8 @@
 //! - [`Llama`] is the forward pass. It names no rank, device or cache; how a weight is divided over ranks is
 //!   declared in the table and done by `linear`.
 //! - [`Weights`] is a model as files hold it, whatever the format; [`weights::open`] opens one.
-//! - [`hf`] reads and writes Hugging Face's folder layout; [`gguf`] reads and writes GGUF files.
+//! - [`hf`] reads and writes Hugging Face's folder layout; [`gguf`] reads and writes GGUF files; [`meta`] reads Meta's
+//!   layout.
 
 mod config;
 pub mod gguf;
@@ -13,6 +14,7 @@ pub mod hf;
 mod init;
 mod linear;
 mod llama;
+pub mod meta;
 mod params;
 mod rope;
 pub mod weights;

@@ -43,7 +43,13 @@ pub(crate) fn interleaved_row(row: usize, head_dim: usize) -> usize {
 
 /// The inverse of [`half_split_rows`].
 pub fn interleaved_rows(w: &[f32], head_dim: usize, cols: usize) -> Vec<f32> {
-    reorder(w, head_dim, cols, |i| i / 2 + if i % 2 == 1 { head_dim / 2 } else { 0 })
+    reorder(w, head_dim, cols, |i| half_split_row(i, head_dim))
+}
+
+/// Where row `row` of the interleaved layout is in the half-split one.
+pub(crate) fn half_split_row(row: usize, head_dim: usize) -> usize {
+    let (head, i) = (row / head_dim * head_dim, row % head_dim);
+    head + i / 2 + if i % 2 == 1 { head_dim / 2 } else { 0 }
 }
 
 fn reorder(w: &[f32], head_dim: usize, cols: usize, source: impl Fn(usize) -> usize) -> Vec<f32> {
