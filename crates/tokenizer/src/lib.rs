@@ -36,7 +36,7 @@ mod unicode_table;
 pub use chat::{CHAT_TEMPLATE, MaskedDialog, Message, Role};
 pub use error::Error;
 pub use special::SpecialTokens;
-pub use split::{PATTERN, Pieces, split};
+pub use split::{GPT2_PATTERN, PATTERN, Pieces, Split, split};
 pub use stream::StreamDecoder;
 pub use tokenizer::Tokenizer;
 pub use train::{TrainReport, Trainer};
