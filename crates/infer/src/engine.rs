@@ -88,10 +88,9 @@ impl Engine {
         self.model.config.context
     }
 
-    /// Tokens that end a text or a turn: `<|end_of_text|>`, `<|eot_id|>` and, where the tokenizer has it, `<|eom_id|>`.
+    /// Tokens that end a text or a turn: `<|end_of_text|>`, `<|eot_id|>` and whatever else the tokenizer's files name.
     pub fn stop_tokens(&self) -> Vec<u32> {
-        let special = self.tokenizer.special();
-        [special.end_of_text, special.eot].into_iter().chain(special.id("<|eom_id|>")).collect()
+        self.tokenizer.special().ends().to_vec()
     }
 
     /// The device.
