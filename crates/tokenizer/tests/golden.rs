@@ -67,7 +67,7 @@ fn the_specification_is_met() {
         Message::new(Role::User, "What is 2+2?"),
     ];
     let expected = ids(&spec["chat_ids"]);
-    assert_eq!(tokenizer.encode_dialog_prompt(&dialog), expected);
+    assert_eq!(tokenizer.encode_dialog_prompt(&dialog).unwrap(), expected);
     assert_eq!(tokenizer.encode_with_special(spec["chat_text"].as_str().unwrap()), expected);
 }
 
