@@ -6,11 +6,12 @@ use std::sync::Arc;
 use llamero_artifact::{Artifact, ArtifactError, MANIFEST};
 use llamero_autograd::Param;
 use llamero_comm::{Comm, Solo};
+use llamero_model::gguf::{self, GgufFile};
 use llamero_model::hf::{CONFIG_FILE, WEIGHTS_FILE};
 use llamero_model::weights::Layout;
 use llamero_model::{Division, Group, Llama, ParamSpec, Placement, WeightError, Weights};
 use llamero_tensor::{Backend, DType, Tensor};
-use llamero_tokenizer::Tokenizer;
+use llamero_tokenizer::{GgufVocabulary, Tokenizer};
 
 use crate::{InferError, Result};
 
@@ -102,10 +103,24 @@ fn latest_of_run(run: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The tokenizer of the model at `path`: that of its folder.
+/// The tokenizer of the model at `path`: that of its GGUF file, or that of its folder.
 pub(crate) fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let dir = if path.is_file() { path.parent().unwrap_or(path) } else { path };
-    Ok(Tokenizer::load(dir)?)
+    let Some(Layout::Gguf(file)) = Layout::of(path)? else { return Ok(Tokenizer::load(path)?) };
+    let gguf::GgufVocabulary {
+        model,
+        pre,
+        tokens,
+        token_types,
+        merges,
+        bos,
+        eos,
+        eot,
+        add_bos,
+        chat_template,
+    } = gguf::vocabulary(&GgufFile::open(&file)?)?;
+    let vocabulary =
+        GgufVocabulary { model, pre, tokens, token_types, merges, bos, eos, eot, add_bos, chat_template };
+    Tokenizer::from_gguf(vocabulary).map_err(|source| InferError::GgufVocabulary { path: file, source })
 }
 
 /// A model for inference: every matrix is arranged for it straight from the files, one at a time, so that no weight is in

@@ -235,7 +235,9 @@ impl Tokenizer {
                 hasher.update(&left.to_le_bytes()).update(&right.to_le_bytes());
             }
             for token in added.list() {
-                hasher.update(&token.id.to_le_bytes()).update(&[token.special.into(), token.normalized.into()]);
+                hasher
+                    .update(&token.id.to_le_bytes())
+                    .update(&[token.special.into(), token.normalized.into()]);
             }
         }
         hasher.finalize().to_hex().to_string()
