@@ -110,6 +110,15 @@ impl Cpu {
     }
 }
 
+/// The bytes of a packed weight that are read first.
+fn packed_bytes(w: &Tensor) -> Option<&[u8]> {
+    match w.storage()? {
+        Storage::Panels(panels) => Some(bytemuck::cast_slice(&panels.data)),
+        Storage::Blocks(blocks) => Some(blocks.first()),
+        _ => None,
+    }
+}
+
 fn check_heads(op: &str, qkv: &Tensor, heads: Heads, rows: usize) {
     let divides = heads.kv > 0 && heads.dim > 0 && heads.query.is_multiple_of(heads.kv);
     assert!(
@@ -240,6 +249,12 @@ impl Backend for Cpu {
         Tensor::from_storage(shape, dtype, storage)
     }
 
+    fn prefetch(&self, w: &Tensor) {
+        if let (Some(ahead), Some(data)) = (self.exec.ahead(), packed_bytes(w)) {
+            ahead.announce(data);
+        }
+    }
+
     fn copy_rows(&self, dst: &mut Tensor, at: usize, src: &Tensor, rows: Range<usize>, cols: Range<usize>) {
         let fits = rows.start <= rows.end && cols.start <= cols.end && dst.cols() == cols.len();
         let inside = rows.end <= src.rows() && cols.end <= src.cols() && at + rows.len() <= dst.rows();
@@ -259,6 +274,9 @@ impl Backend for Cpu {
 
     fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor {
         fits!("linear", x.cols() == w.cols() && x.dtype() == w.dtype(), x, w);
+        if let (Some(ahead), Some(data)) = (self.exec.ahead(), packed_bytes(w)) {
+            ahead.begin(data);
+        }
         let b = match storage("linear", w) {
             Storage::Blocks(blocks) => {
                 return with_type!(x.dtype(), E => {

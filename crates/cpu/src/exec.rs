@@ -2,6 +2,7 @@
 
 use std::marker::PhantomData;
 
+use crate::ahead::Ahead;
 use crate::memory::Allocator;
 use crate::path::{Checked, Kernel, Path};
 use crate::team::Team;
@@ -56,6 +57,11 @@ impl Exec {
             // SAFETY: inside `out`; chunks do not overlap, and each task runs once.
             f(i, unsafe { std::slice::from_raw_parts_mut(all.at(at), chunk.min(len - at)) });
         });
+    }
+
+    /// What idle threads bring near, where there are some.
+    pub(crate) fn ahead(&self) -> Option<&Ahead> {
+        self.team.as_ref().map(Team::ahead)
     }
 
     /// A number of rows per task that gives every thread a few tasks.

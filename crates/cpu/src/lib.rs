@@ -42,6 +42,7 @@
 #![expect(unsafe_code, reason = "intrinsics, the allocator and disjoint writes; each block has its argument")]
 #![expect(rustdoc::private_intra_doc_links, reason = "the overview names the private modules")]
 
+mod ahead;
 mod attention;
 mod backend;
 mod exec;

@@ -8,12 +8,21 @@
 use std::any::Any;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 
+use crate::ahead::{Ahead, Progress};
+
 /// Rounds of looking for work before a member sleeps: some tens of microseconds.
 const LOOKS: u32 = 4_000;
+
+/// One task taken from the front, and one from the back. The caller comes from the other end than members, so that these find
+/// what they have brought near ([`Ahead`]).
+const FRONT: u64 = 1;
+const BACK: u64 = 1 << 32;
+/// More than there are tasks.
+const ALL: u64 = BACK / 2;
 
 /// The word that members watch: whether there is a job to join, how many have joined, and the number of the job.
 mod gate {
@@ -38,14 +47,16 @@ struct Shared {
     gate: AtomicUsize,
     /// Read by members between joining and leaving, written by the caller while the gate is closed and all have left.
     job: std::cell::UnsafeCell<Option<Job>>,
-    /// The next task that nobody has taken.
-    next: AtomicUsize,
+    /// How many tasks members have taken from the front, and the caller from the back ([`BACK`]).
+    taken: AtomicU64,
     /// Members that have finished their part of the job.
     left: AtomicUsize,
     /// What a task of a member panicked with.
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     sleepers: AtomicUsize,
     stop: AtomicBool,
+    /// What members do while there is nothing else to do.
+    ahead: Ahead,
 }
 
 // SAFETY: `job` is the only part that is not `Sync` or `Send` by itself; see its comment and `Team::run`.
@@ -68,11 +79,12 @@ impl Team {
         let shared = Arc::new(Shared {
             gate: AtomicUsize::new(0),
             job: std::cell::UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            taken: AtomicU64::new(0),
             left: AtomicUsize::new(0),
             panic: Mutex::new(None),
             sleepers: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
+            ahead: Ahead::default(),
         });
         let mut team = Self { shared, members: Vec::new(), threads: Vec::new(), busy: Mutex::new(()) };
         for i in 0..members {
@@ -84,6 +96,11 @@ impl Team {
             team.members.push(member);
         }
         Ok(team)
+    }
+
+    /// What members are to bring near while they are idle.
+    pub(crate) fn ahead(&self) -> &Ahead {
+        &self.shared.ahead
     }
 
     /// Runs tasks `0 .. tasks` on this thread and on members that are free, and returns when all are done.
@@ -98,7 +115,7 @@ impl Team {
             );
             *shared.job.get() = Some(Job { run, tasks });
         }
-        shared.next.store(0, Ordering::Relaxed);
+        shared.taken.store(0, Ordering::Relaxed);
         shared.left.store(0, Ordering::Relaxed);
         let number = shared.gate.load(Ordering::Relaxed) & !(gate::OPEN | gate::COUNT);
         // Sequentially consistent, as is the sleeper's counting: either it sees the job or it is seen here.
@@ -107,7 +124,7 @@ impl Team {
             self.threads.iter().take(tasks.saturating_sub(1)).for_each(Thread::unpark);
         }
         let closing = Closing(shared);
-        shared.take_tasks(tasks, task);
+        shared.take_tasks(tasks, task, BACK);
         drop(closing);
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(panic) = panic {
@@ -123,7 +140,7 @@ impl Drop for Closing<'_> {
     fn drop(&mut self) {
         // After a panic of the caller nobody need take up what is left.
         if thread::panicking() {
-            self.0.next.store(usize::MAX / 2, Ordering::Relaxed);
+            self.0.taken.store(ALL, Ordering::Relaxed);
         }
         let gate = self.0.gate.fetch_and(!gate::OPEN, Ordering::AcqRel);
         let joined = (gate & gate::COUNT) / gate::JOINED;
@@ -148,21 +165,23 @@ impl Drop for Team {
 }
 
 impl Shared {
-    fn take_tasks(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+    /// Takes tasks from one end until all are taken.
+    fn take_tasks(&self, tasks: usize, task: &(dyn Fn(usize) + Sync), end: u64) {
         loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= tasks {
+            let taken = self.taken.fetch_add(end, Ordering::Relaxed);
+            let (front, back) = ((taken % BACK) as usize, (taken / BACK) as usize);
+            if front + back >= tasks {
                 return;
             }
-            task(i);
+            task(if end == FRONT { front } else { tasks - 1 - back });
         }
     }
 
     /// The life of a member.
     fn work(&self) {
-        let mut seen = 0;
+        let (mut seen, mut progress) = (0, Progress::default());
         loop {
-            let gate = self.wait(seen);
+            let gate = self.wait(seen, &mut progress);
             if self.stop.load(Ordering::SeqCst) {
                 return;
             }
@@ -178,10 +197,10 @@ impl Shared {
             // another one, before `left` counts this member.
             let done = unsafe {
                 let job = (*self.job.get()).expect("an open gate has a job");
-                catch_unwind(AssertUnwindSafe(|| self.take_tasks(job.tasks, &*job.run)))
+                catch_unwind(AssertUnwindSafe(|| self.take_tasks(job.tasks, &*job.run, FRONT)))
             };
             if let Err(panic) = done {
-                self.next.store(usize::MAX / 2, Ordering::Relaxed);
+                self.taken.store(ALL, Ordering::Relaxed);
                 *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
             }
             self.left.fetch_add(1, Ordering::Release);
@@ -189,7 +208,7 @@ impl Shared {
     }
 
     /// An open gate of another job than `seen`, or any gate when the team ends.
-    fn wait(&self, seen: usize) -> usize {
+    fn wait(&self, seen: usize, progress: &mut Progress) -> usize {
         let is_new = |gate: usize| gate & gate::OPEN != 0 && gate & !(gate::OPEN | gate::COUNT) != seen;
         loop {
             for _ in 0..LOOKS {
@@ -197,7 +216,9 @@ impl Shared {
                 if is_new(gate) {
                     return gate;
                 }
-                spin_loop();
+                if !self.ahead.step(progress) {
+                    spin_loop();
+                }
             }
             self.sleepers.fetch_add(1, Ordering::SeqCst);
             let gate = self.gate.load(Ordering::SeqCst);

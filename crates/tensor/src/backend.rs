@@ -214,6 +214,10 @@ pub trait Backend: Send + Sync {
         self.pack(&self.upload(&values, shape, dtype))
     }
 
+    /// Says that a packed weight will be multiplied soon, after those announced before: a backend may bring it nearer while it
+    /// has nothing else to do. Changes no result.
+    fn prefetch(&self, _w: &Tensor) {}
+
     /// Copies `src[rows, cols]` over the rows of `dst` that start at `at`. `dst` must not be shared and has as many
     /// columns as `cols`.
     fn copy_rows(&self, dst: &mut Tensor, at: usize, src: &Tensor, rows: Range<usize>, cols: Range<usize>);

@@ -108,7 +108,8 @@ pub(crate) fn attend<E: Element>(exec: &Exec, job: &Job<'_, E>) {
     // Costly blocks first, so that the threads finish together.
     blocks.sort_by_key(|b| std::cmp::Reverse(b.cost));
     let pairs: usize = blocks.iter().map(|b| b.cost).sum();
-    let ns = (pairs * group_size(job.heads) * dim) as f64 * 4.0 / 200.0;
+    // A block of keys costs something however few rows look at it.
+    let ns = (pairs * group_size(job.heads) * dim) as f64 * 4.0 / 200.0 + (pairs / KEYS) as f64 * 600.0;
 
     // Packed once where several blocks of queries need them; a decoded row packs the blocks that it meets one by one, and
     // so needs no copy of its whole past.

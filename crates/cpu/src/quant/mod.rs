@@ -64,14 +64,28 @@ impl Blocks {
 
     /// A weight of the rows `parts`, of `depth` elements each.
     pub(crate) fn new(exec: &Exec, parts: &[StoredRows<'_>], depth: usize) -> Self {
+        // Parts of one encoding, such as queries and keys, become one run.
+        let mut runs: Vec<(Encoding, Vec<&[u8]>)> = Vec::new();
+        for part in parts {
+            let rows = part.rows.iter().map(|row| &**row);
+            match runs.last_mut() {
+                Some((encoding, all)) if *encoding == part.encoding => all.extend(rows),
+                _ => runs.push((part.encoding, rows.collect())),
+            }
+        }
         let mut first = 0;
-        let runs = parts.iter().map(|part| {
-            let columns = first..first + part.rows.len();
+        let runs = runs.into_iter().map(|(encoding, rows)| {
+            let columns = first..first + rows.len();
             first = columns.end;
-            let data = with_code!(part.encoding, C => pack::<C>(exec, part, depth));
-            Run { encoding: part.encoding, columns, data }
+            let data = with_code!(encoding, C => pack::<C>(exec, &rows, depth));
+            Run { encoding, columns, data }
         });
         Self { depth, runs: runs.collect() }
+    }
+
+    /// What is read first.
+    pub(crate) fn first(&self) -> &[u8] {
+        self.runs.first().map_or(&[], |run| &run.data)
     }
 
     /// The values of row `row` of the weight.
@@ -137,13 +151,13 @@ impl Blocks {
     }
 }
 
-/// Strips of the rows of a part.
-fn pack<C: Code>(exec: &Exec, part: &StoredRows<'_>, depth: usize) -> Buffer<u8> {
+/// Strips of some rows.
+fn pack<C: Code>(exec: &Exec, rows: &[&[u8]], depth: usize) -> Buffer<u8> {
     let strip = depth / C::STEP * C::BYTES;
-    let mut data = exec.memory.stale::<u8>(part.rows.len().div_ceil(LANES) * strip);
+    let mut data = exec.memory.stale::<u8>(rows.len().div_ceil(LANES) * strip);
     let (_, block) = C::ENCODING.block();
-    exec.chunks(&mut data, strip, part.rows.len() as f64 * depth as f64, |index, strip| {
-        let rows = &part.rows[index * LANES..part.rows.len().min((index + 1) * LANES)];
+    exec.chunks(&mut data, strip, rows.len() as f64 * depth as f64, |index, strip| {
+        let rows = &rows[index * LANES..rows.len().min((index + 1) * LANES)];
         if rows.len() < LANES {
             strip.fill(0);
         }

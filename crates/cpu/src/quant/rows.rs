@@ -4,13 +4,16 @@ use crate::exec::Exec;
 use crate::math::{Element, load};
 use crate::memory::Buffer;
 use crate::path::Kernel;
-use crate::simd::{LANES, Simd};
+use crate::simd::{LANES, ROUND, Simd};
 use crate::storage::Stored;
 
 /// Rows that lie together, as many as a tile of the kernel takes.
 pub(crate) const GROUP: usize = 12;
 /// Elements that share a scale.
 pub(crate) const RUN: usize = 32;
+
+/// Runs whose elements are all as small as this are taken for zeros.
+const TINY: f32 = 1e-30;
 
 /// Rows `[m, k]`, `x ≈ scale · q`, in groups of [`GROUP`] rows; the places of rows beyond the last hold anything.
 pub(crate) struct Rows {
@@ -104,25 +107,20 @@ impl<E: Element> Kernel for Round<'_, '_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let zero = s.splat(0.0);
+        let (zero, round) = (s.splat(0.0), s.splat(ROUND));
         for (row, x) in self.x.chunks_exact(self.depth).enumerate() {
+            let mut faults = zero;
             for (run, x) in x.chunks_exact(RUN).enumerate() {
-                let [a, b] = [load(s, x, 0), load(s, x, LANES)];
-                let [size_a, size_b] = [a, b].map(|v| s.max(v, s.sub(zero, v)));
+                let (a, b) = (load(s, x, 0), load(s, x, LANES));
+                let size_a = s.max(a, s.sub(zero, a));
+                let size_b = s.max(b, s.sub(zero, b));
                 let most = s.largest(s.max(size_a, size_b));
-                // Zero, or NaN where an element is no number: that must show in the result.
-                let fault = s.sum(s.fma(a, zero, s.mul(b, zero)));
-                let scale = most / 127.0 + fault;
-                let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
-                let mut q = [0i8; RUN];
-                for (q, v) in q.as_chunks_mut::<LANES>().0.iter_mut().zip([a, b]) {
-                    for (q, x) in q.iter_mut().zip(s.array(s.mul(v, s.splat(inverse)))) {
-                        *q = x.round_ties_even() as i8;
-                    }
-                }
-                let half =
-                    |i: usize| q[i * LANES..][..LANES].iter().map(|q| i32::from(*q)).sum::<i32>() as f32;
-                let (left, right) = (half(0), half(1));
+                faults = s.fma(a, zero, s.fma(b, zero, faults));
+                let scale = most / 127.0;
+                let inverse = s.splat(if most > TINY { 127.0 / most } else { 0.0 });
+                // Adding it rounds, ties to even, and leaves the integer in the lowest byte.
+                let (a, b) = (s.fma(a, inverse, round), s.fma(b, inverse, round));
+                let (left, right) = (s.sum(s.sub(a, round)), s.sum(s.sub(b, round)));
                 let at = run * GROUP + row;
                 self.places.scales[at] = scale;
                 self.places.sums[at] = left + right;
@@ -130,10 +128,23 @@ impl<E: Element> Kernel for Round<'_, '_, E> {
                 self.places.half_sums[2 * run * GROUP + row] = left;
                 self.places.half_sums[(2 * run + 1) * GROUP + row] = right;
                 let bytes = &mut self.places.bytes[run * RUN / 4 * GROUP + row..];
-                for (i, q) in q.as_chunks::<4>().0.iter().enumerate() {
-                    bytes[i * GROUP] = u32::from_le_bytes(q.map(|q| q as u8));
-                }
+                put_bytes(&s.array(a), bytes);
+                put_bytes(&s.array(b), &mut bytes[LANES / 4 * GROUP..]);
             }
+            // Zero, or NaN where an element is no number: that must show in the result.
+            self.places.scales[row] += s.sum(faults);
         }
+    }
+}
+
+/// The lowest bytes of sixteen numbers, four to each place.
+#[inline(always)]
+fn put_bytes(x: &[f32; LANES], out: &mut [u32]) {
+    for (i, x) in x.as_chunks::<4>().0.iter().enumerate() {
+        let mut four = 0;
+        for (byte, x) in x.iter().enumerate() {
+            four |= (x.to_bits() & 0xff) << (8 * byte);
+        }
+        out[i * GROUP] = four;
     }
 }
