@@ -13,6 +13,9 @@ use crate::math::Element;
 use crate::path::{Kernel, Path};
 use crate::simd::{LANES, Simd};
 
+/// Bytes of weights that are fetched ahead of their use where few rows use them.
+const AHEAD: usize = 4096;
+
 /// `C = rows · stripsᵀ` for some rows and some strips of sixteen columns.
 pub(crate) struct Product<'a, C, E> {
     pub(crate) rows: &'a Rows,
@@ -143,6 +146,12 @@ unsafe fn tile<S: Simd, C: Code, const R: usize>(s: S, chunks: &[u8], mut at: Gr
     let mut sums = [s.splat(0.0); R];
     for chunk in chunks.chunks_exact(C::BYTES) {
         let chunk = chunk.as_ptr();
+        if R < 4 {
+            // So few rows wait for the weights, and what comes next is known.
+            for line in (0..C::BYTES).step_by(64) {
+                s.prefetch(chunk.wrapping_add(line + AHEAD).cast());
+            }
+        }
         for run in 0..C::STEP / C::RUN {
             let (part, pairs) = match C::RUN {
                 32 => (run, 0..4),
