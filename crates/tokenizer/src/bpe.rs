@@ -318,7 +318,8 @@ mod tests {
             let mut tokens: Vec<Vec<u8>> = vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec()];
             let mut merges = Vec::new();
             for (left, right) in pairs {
-                let (left, right) = (tokens[left % tokens.len()].clone(), tokens[right % tokens.len()].clone());
+                let (left, right) =
+                    (tokens[left % tokens.len()].clone(), tokens[right % tokens.len()].clone());
                 let joined = [left.as_slice(), &right].concat();
                 if joined.len() < 9 && !tokens.contains(&joined) {
                     tokens.push(joined);
@@ -334,7 +335,8 @@ mod tests {
     fn merge_oracle(tokens: &[Token], merges: &[(Token, Token)], piece: &[u8]) -> Vec<u32> {
         let mut parts: Vec<Vec<u8>> = piece.iter().map(|&byte| vec![byte]).collect();
         let place = |pair: &[Vec<u8>]| merges.iter().position(|(l, r)| l[..] == pair[0] && r[..] == pair[1]);
-        while let Some((_, at)) = parts.windows(2).enumerate().filter_map(|(i, w)| Some((place(w)?, i))).min() {
+        while let Some((_, at)) = parts.windows(2).enumerate().filter_map(|(i, w)| Some((place(w)?, i))).min()
+        {
             let right = parts.remove(at + 1);
             parts[at].extend(right);
         }
@@ -408,8 +410,7 @@ mod tests {
     #[test]
     fn bad_vocabularies_are_named() {
         let bytes = || (0..=255u8).map(|byte| vec![byte]);
-        let error =
-            |tokens: Vec<Vec<u8>>| Bpe::of_ranks(&boxed(&tokens)).unwrap_err().to_string();
+        let error = |tokens: Vec<Vec<u8>>| Bpe::of_ranks(&boxed(&tokens)).unwrap_err().to_string();
         assert_eq!(error(bytes().chain([vec![]]).collect()), "bad vocabulary: the token `256` is empty");
         assert_eq!(
             error(bytes().chain([b"a\n".to_vec(), b"a\n".to_vec()]).collect()),

@@ -112,7 +112,8 @@ impl Tokenizer {
     /// The tokenizer has another chat format, or none.
     pub fn encode_dialog_masked(&self, messages: &[Message]) -> Result<MaskedDialog> {
         if self.template().is_some() {
-            let problem = "which tokens are the assistant's is known for Llama 3's built-in format only".into();
+            let problem =
+                "which tokens are the assistant's is known for Llama 3's built-in format only".into();
             return Err(Error::Template { problem });
         }
         Ok(self.encode_headed(messages, self.headers()?))
@@ -121,7 +122,11 @@ impl Tokenizer {
     /// The tokens before and after the name of a role, in Llama 3's format.
     fn headers(&self) -> Result<(u32, u32)> {
         let special = self.special();
-        special.start_header.zip(special.end_header).filter(|_| special.has_headers()).ok_or(Error::NoChatFormat)
+        special
+            .start_header
+            .zip(special.end_header)
+            .filter(|_| special.has_headers())
+            .ok_or(Error::NoChatFormat)
     }
 
     fn encode_headed(&self, messages: &[Message], headers: (u32, u32)) -> MaskedDialog {

@@ -48,13 +48,17 @@ impl SpecialTokens {
     /// Those of `added` that are special, in a vocabulary of `vocab_size` ids.
     pub(crate) fn new(added: &[Added], said: Said, vocab_size: usize) -> Result<SpecialTokens> {
         let problem = |problem: String| Err(Error::Vocabulary { problem });
-        for (what, id) in [("begins a text", said.bos), ("ends a text", said.eos), ("ends a turn", said.eot)] {
+        for (what, id) in [("begins a text", said.bos), ("ends a text", said.eos), ("ends a turn", said.eot)]
+        {
             if let Some(id) = id.filter(|&id| id as usize >= vocab_size) {
                 return problem(format!("the token `{id}` that {what} is not below the size `{vocab_size}`"));
             }
         }
-        let names: Vec<_> =
-            added.iter().filter(|token| token.special).map(|token| (token.id, token.content.clone())).collect();
+        let names: Vec<_> = added
+            .iter()
+            .filter(|token| token.special)
+            .map(|token| (token.id, token.content.clone()))
+            .collect();
         let by_name: HashMap<String, u32> = names.iter().map(|(id, name)| (name.clone(), *id)).collect();
         let named = |names: &[&str]| names.iter().find_map(|&name| by_name.get(name).copied());
 

@@ -161,7 +161,8 @@ impl ChatTemplate {
             let broken = |message: &Message| Message::new(message.role, self.broken(&message.content, spare));
             let broken: Vec<Message> = messages.iter().map(broken).collect();
             if let Some(id) = self.spelled(&compiled.render(&broken, options)?) {
-                let name = self.special.iter().find(|token| token.id == id).map_or("", |token| &token.content);
+                let name =
+                    self.special.iter().find(|token| token.id == id).map_or("", |token| &token.content);
                 return Err(problem(format!(
                     "it builds the name of the special token `{name}` from parts, so that what a message says could \
                      become one too. hint: write the name as one string in the template"

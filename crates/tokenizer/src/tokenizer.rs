@@ -88,7 +88,16 @@ impl Tokenizer {
             },
         };
         let template = template.map(|source| ChatTemplate::new(source, &special));
-        Ok(Tokenizer(Arc::new(Inner { split, bpe, tokens, ordinary: count, added, unused, special, template })))
+        Ok(Tokenizer(Arc::new(Inner {
+            split,
+            bpe,
+            tokens,
+            ordinary: count,
+            added,
+            unused,
+            special,
+            template,
+        })))
     }
 
     /// Loads a `tokenizer.model` (one line per rank: base64, space, rank), a Hugging Face `tokenizer.json` (any file that
@@ -236,7 +245,9 @@ impl Tokenizer {
                 hasher.update(&left.to_le_bytes()).update(&right.to_le_bytes());
             }
             for token in added.list() {
-                hasher.update(&token.id.to_le_bytes()).update(&[token.special.into(), token.normalized.into()]);
+                hasher
+                    .update(&token.id.to_le_bytes())
+                    .update(&[token.special.into(), token.normalized.into()]);
             }
         }
         hasher.finalize().to_hex().to_string()

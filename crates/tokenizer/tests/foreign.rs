@@ -95,11 +95,8 @@ fn bad_gguf_vocabularies_are_refused_with_the_key() {
 }
 
 fn chat_vocabulary(template: &str) -> Tokenizer {
-    let bytes: Vec<String> = Tokenizer::from_ranks((0..=255).map(|byte| vec![byte]).collect())
-        .unwrap()
-        .to_gguf()
-        .unwrap()
-        .tokens;
+    let bytes: Vec<String> =
+        Tokenizer::from_ranks((0..=255).map(|byte| vec![byte]).collect()).unwrap().to_gguf().unwrap().tokens;
     let names = ["<|begin|>", "<|end|>", "<|start|>"].map(String::from);
     Tokenizer::from_gguf(GgufVocabulary {
         model: "gpt2".into(),
@@ -321,7 +318,10 @@ fn the_configuration_beside_a_file_is_read() {
     assert_eq!(load().unwrap().chat_template(), Some("of default"));
     named(["tool_use", "rag"]);
     let error = load().unwrap_err().to_string();
-    assert!(error.contains("tokenizer_config.json`: key `chat_template`: none of `tool_use`, `rag`"), "{error}");
+    assert!(
+        error.contains("tokenizer_config.json`: key `chat_template`: none of `tool_use`, `rag`"),
+        "{error}"
+    );
     named(["tool_use", "default"]);
     write("chat_template.jinja", "file");
     assert_eq!(load().unwrap().chat_template(), Some("file"));

@@ -177,7 +177,9 @@ fn foreign_hugging_face_files_are_refused_with_the_key() {
     refused("model.byte_fallback", &|json| json["model"]["byte_fallback"] = true.into());
     refused("model.end_of_word_suffix", &|json| json["model"]["end_of_word_suffix"] = "</w>".into());
     refused("decoder", &|json| json["decoder"] = serde_json::json!({ "type": "Metaspace" }));
-    refused("post_processor", &|json| json["post_processor"] = serde_json::json!({ "type": "RobertaProcessing" }));
+    refused("post_processor", &|json| {
+        json["post_processor"] = serde_json::json!({ "type": "RobertaProcessing" })
+    });
     refused("post_processor.single", &|json| {
         json["post_processor"]["single"].as_array_mut().unwrap().reverse();
     });

@@ -66,9 +66,11 @@ impl Tokenizer {
     /// that token, another split with it.
     pub fn to_gguf(&self) -> Result<GgufVocabulary> {
         let whole = self.bpe().whole_pieces();
-        let pre = PRES.iter().find(|(_, split, whole_pieces, _)| (*split, *whole_pieces) == (self.split(), whole));
+        let pre =
+            PRES.iter().find(|(_, split, whole_pieces, _)| (*split, *whole_pieces) == (self.split(), whole));
         let Some((pre, ..)) = pre else {
-            let problem = format!("there is no name for the split `{:?}` with `ignore_merges` = {whole}", self.split());
+            let problem =
+                format!("there is no name for the split `{:?}` with `ignore_merges` = {whole}", self.split());
             return refuse("tokenizer.ggml.pre", problem);
         };
         let chars = byte_chars();
@@ -169,7 +171,8 @@ fn read_tokens(tokens: &[String], types: &[i32], parts: &mut Parts) -> Result<()
                 parts.tokens.push(token.as_bytes().into());
             }
             other => {
-                let problem = format!("token `{id}`, `{token}`, has type `{other}`, supported are `1` to `5`");
+                let problem =
+                    format!("token `{id}`, `{token}`, has type `{other}`, supported are `1` to `5`");
                 return refuse("tokenizer.ggml.token_type", problem);
             }
         }

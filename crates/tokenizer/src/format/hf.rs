@@ -126,7 +126,8 @@ pub(crate) fn tokenizer_json(tokenizer: &Tokenizer) -> Vec<u8> {
     });
     let added = tokenizer.added().list();
     // Ids that follow the vocabulary's are given by the order of the added tokens; all others the vocabulary must give.
-    let behind = (0..tokens.len() as u32).rev().zip(added.iter().rev()).take_while(|(id, a)| *id == a.id).count();
+    let behind =
+        (0..tokens.len() as u32).rev().zip(added.iter().rev()).take_while(|(id, a)| *id == a.id).count();
     let vocab: Vec<(String, u32)> = (0u32..)
         .zip(&tokens[..tokens.len() - behind])
         .map(|(id, token)| match added.binary_search_by_key(&id, |token| token.id) {

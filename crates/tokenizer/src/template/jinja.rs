@@ -19,11 +19,12 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_fuel(Some(FUEL));
     environment.set_unknown_method_callback(method);
-    environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
-        Err(failure(message))
-    });
+    environment
+        .add_function("raise_exception", |message: String| -> Result<Value, Error> { Err(failure(message)) });
     environment.add_filter("tojson", to_json);
-    environment.add_filter("trim", |text: String, chars: Option<String>| strip(&text, chars.as_deref(), (true, true)));
+    environment.add_filter("trim", |text: String, chars: Option<String>| {
+        strip(&text, chars.as_deref(), (true, true))
+    });
     Ok(environment)
 }
 
@@ -123,11 +124,20 @@ pub(super) fn strftime_now(date: Date) -> Value {
 
 fn strftime(date: Date, format: &str) -> Result<String, Error> {
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",
-        "November", "December",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
     ];
-    const DAYS: [&str; 7] =
-        ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
+    const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday"];
     let Date { year, month, day } = date;
     let month_name = MONTHS[usize::from(month - 1)];
     let weekday = DAYS[weekday(date)];
@@ -189,7 +199,9 @@ mod tests {
             assert_eq!(strftime(day, format).unwrap(), text);
         }
         assert!(strftime(date(2024, 7, 26), "%j").unwrap_err().to_string().contains("`%j`"));
-        for (year, month, day) in [(2023, 2, 29), (1900, 2, 29), (2024, 4, 31), (2024, 13, 1), (2024, 0, 1), (2024, 1, 0)] {
+        for (year, month, day) in
+            [(2023, 2, 29), (1900, 2, 29), (2024, 4, 31), (2024, 13, 1), (2024, 0, 1), (2024, 1, 0)]
+        {
             assert_eq!(Date::new(year, month, day), None);
         }
     }

@@ -234,7 +234,10 @@ fn read_post_processor(found: &Value) -> Result<Option<u32>, Refusal> {
             "null" | "ByteLevel" => {}
             "TemplateProcessing" if bos.is_none() => bos = read_processing(step)?,
             other => {
-                return refuse(key, format!("found `{other}`, supported are `ByteLevel` and one `TemplateProcessing`"));
+                return refuse(
+                    key,
+                    format!("found `{other}`, supported are `ByteLevel` and one `TemplateProcessing`"),
+                );
             }
         }
     }
@@ -297,7 +300,9 @@ fn read_vocab(vocab: &HashMap<String, u32>, added: &[Added]) -> Result<Vec<Token
     for (expected, (id, is_added, token)) in (0u32..).zip(entries) {
         let key = || if is_added { "added_tokens".to_owned() } else { format!("model.vocab.{token}") };
         if id != expected {
-            let problem = format!("`{token}` has id `{id}` where `{expected}` is next; ids must be 0, 1, 2 …, each once");
+            let problem = format!(
+                "`{token}` has id `{id}` where `{expected}` is next; ids must be 0, 1, 2 …, each once"
+            );
             return refuse(key(), problem);
         }
         if names.contains(token) {
