@@ -69,8 +69,7 @@ impl Engine {
 
     /// An engine over a model that is arranged for inference.
     fn over(model: Llama, tokenizer: Tokenizer, backend: Arc<dyn Backend>) -> Self {
-        let special = tokenizer.special();
-        let stop = [special.end_of_text, special.eot].into_iter().chain(special.id("<|eom_id|>")).collect();
+        let stop = tokenizer.special().ends().iter().copied().collect();
         Self { backend, model, tokenizer, stop, prefill_chunk: PREFILL_CHUNK }
     }
 
@@ -94,8 +93,8 @@ impl Engine {
         self.model.config.context
     }
 
-    /// Tokens that end a text or a turn: `<|end_of_text|>`, `<|eot_id|>`, `<|eom_id|>` where the tokenizer has it, and those
-    /// that the model's files name.
+    /// Tokens that end a text or a turn: `<|end_of_text|>`, `<|eot_id|>` and whatever else the tokenizer's or the model's
+    /// files name.
     pub fn stop_tokens(&self) -> Vec<u32> {
         self.stop.iter().copied().collect()
     }

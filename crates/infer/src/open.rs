@@ -6,6 +6,7 @@ use std::sync::Arc;
 use llamero_artifact::{Artifact, ArtifactError, MANIFEST};
 use llamero_autograd::Param;
 use llamero_comm::{Comm, Solo};
+use llamero_model::gguf::{self, GgufFile, GgufVocabulary};
 use llamero_model::hf::{CONFIG_FILE, WEIGHTS_FILE};
 use llamero_model::weights::Layout;
 use llamero_model::{Division, Group, Llama, ParamSpec, Placement, WeightError, Weights};
@@ -106,10 +107,46 @@ fn latest_of_run(run: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The tokenizer of the model at `path`: that of its folder.
-pub(crate) fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let dir = if path.is_file() { path.parent().unwrap_or(path) } else { path };
-    Ok(Tokenizer::load(dir)?)
+/// The tokenizer of the model at `path`, which [`resolve_model`] found: that of its folder, or the one inside of its GGUF file.
+///
+/// # Errors
+/// None there; one that cannot be read or is of a kind that is not known here.
+pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let Some(Layout::Gguf(file)) = Layout::of(path)? else { return Ok(Tokenizer::load(path)?) };
+    let own = gguf::vocabulary(&GgufFile::open(&file)?)?;
+    let vocabulary = llamero_tokenizer::GgufVocabulary {
+        model: own.model,
+        pre: own.pre,
+        tokens: own.tokens,
+        token_types: own.token_types,
+        merges: own.merges,
+        bos: own.bos,
+        eos: own.eos,
+        eot: own.eot,
+        add_bos: own.add_bos,
+        chat_template: own.chat_template,
+    };
+    Ok(Tokenizer::from_gguf(vocabulary)?)
+}
+
+/// What a GGUF file is to say about a tokenizer.
+///
+/// # Errors
+/// One that the format has no name for.
+pub fn gguf_vocabulary(tokenizer: &Tokenizer) -> Result<GgufVocabulary> {
+    let own = tokenizer.to_gguf()?;
+    Ok(GgufVocabulary {
+        model: own.model,
+        pre: own.pre,
+        tokens: own.tokens,
+        token_types: own.token_types,
+        merges: own.merges,
+        bos: own.bos,
+        eos: own.eos,
+        eot: own.eot,
+        add_bos: own.add_bos,
+        chat_template: own.chat_template,
+    })
 }
 
 /// A model for inference: every matrix is arranged for it straight from the files, one at a time, so that no weight is in

@@ -83,7 +83,7 @@ impl Engine {
         if text.is_empty() {
             return Err(InferError::NothingToScore { found: "the text is empty".into() });
         }
-        let mut ids = vec![self.tokenizer().special().begin_of_text];
+        let mut ids = Vec::from_iter(self.tokenizer().special().begin_of_text);
         self.tokenizer().encode_into(text, &mut ids);
         let nll: f64 = self.score_tokens(&ids)?.into_iter().map(f64::from).sum();
         let (tokens, bytes) = (ids.len() - 1, text.len());

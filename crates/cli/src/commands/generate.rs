@@ -68,7 +68,7 @@ pub(crate) struct GenerateArgs {
 
 pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     let engine = open(&args.model)?;
-    let mut prompt = vec![engine.tokenizer().special().begin_of_text];
+    let mut prompt = Vec::from_iter(engine.tokenizer().special().begin_of_text);
     engine.tokenizer().encode_into(&args.prompt, &mut prompt);
     let params = args.sampling.params(engine.stop_tokens());
     if args.json {
