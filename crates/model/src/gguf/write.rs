@@ -57,10 +57,10 @@ impl<'a> Writer<'a> {
         Self { weights, encoding, threads, metadata }
     }
 
-    /// The same with the model's name and a vocabulary.
-    pub fn describe(mut self, name: &str, vocabulary: &GgufVocabulary) -> Self {
+    /// The same with the model's name and, where it has one, its vocabulary.
+    pub fn describe(mut self, name: &str, vocabulary: Option<&GgufVocabulary>) -> Self {
         self.metadata.insert("general.name".into(), name.into());
-        self.metadata.extend(tokenizer(vocabulary));
+        self.metadata.extend(vocabulary.into_iter().flat_map(tokenizer));
         self
     }
 

@@ -89,7 +89,7 @@ fn vocabulary() -> GgufVocabulary {
 }
 
 fn write(path: &Path, weights: &dyn Weights, encoding: Encoding) -> Result<(), WeightError> {
-    Writer::new(weights, encoding, 2).describe("tiny", &vocabulary()).write(path)
+    Writer::new(weights, encoding, 2).describe("tiny", Some(&vocabulary())).write(path)
 }
 
 /// The stored bytes of all rows of a parameter.

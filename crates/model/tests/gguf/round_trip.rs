@@ -99,7 +99,7 @@ fn threads_do_not_show() {
     let bytes = [1, 2, 7].map(|threads| {
         let path = dir.path().join(format!("{threads}.gguf"));
         let memory = made_up(config());
-        let writer = Writer::new(&memory, Encoding::Q5K, threads).describe("x", &vocabulary());
+        let writer = Writer::new(&memory, Encoding::Q5K, threads).describe("x", Some(&vocabulary()));
         writer.write(&path).unwrap();
         std::fs::read(&path).unwrap()
     });
