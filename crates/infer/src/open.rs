@@ -6,12 +6,12 @@ use std::sync::Arc;
 use llamero_artifact::{Artifact, ArtifactError, MANIFEST};
 use llamero_autograd::Param;
 use llamero_comm::{Comm, Solo};
-use llamero_model::gguf::{self, GgufFile};
+use llamero_model::gguf::{self, GgufFile, GgufVocabulary};
 use llamero_model::hf::{CONFIG_FILE, WEIGHTS_FILE};
 use llamero_model::weights::Layout;
 use llamero_model::{Division, Group, Llama, ParamSpec, Placement, WeightError, Weights};
 use llamero_tensor::{Backend, DType, Tensor};
-use llamero_tokenizer::{GgufVocabulary, Tokenizer};
+use llamero_tokenizer::Tokenizer;
 
 use crate::{InferError, Result};
 
@@ -103,24 +103,46 @@ fn latest_of_run(run: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The tokenizer of the model at `path`: that of its GGUF file, or that of its folder.
-pub(crate) fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
+/// The tokenizer of the model at `path`, which [`resolve_model`] found: that of its folder, or the one inside of its GGUF file.
+///
+/// # Errors
+/// None there; one that cannot be read or is of a kind that is not known here.
+pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
     let Some(Layout::Gguf(file)) = Layout::of(path)? else { return Ok(Tokenizer::load(path)?) };
-    let gguf::GgufVocabulary {
-        model,
-        pre,
-        tokens,
-        token_types,
-        merges,
-        bos,
-        eos,
-        eot,
-        add_bos,
-        chat_template,
-    } = gguf::vocabulary(&GgufFile::open(&file)?)?;
-    let vocabulary =
-        GgufVocabulary { model, pre, tokens, token_types, merges, bos, eos, eot, add_bos, chat_template };
+    let own = gguf::vocabulary(&GgufFile::open(&file)?)?;
+    let vocabulary = llamero_tokenizer::GgufVocabulary {
+        model: own.model,
+        pre: own.pre,
+        tokens: own.tokens,
+        token_types: own.token_types,
+        merges: own.merges,
+        bos: own.bos,
+        eos: own.eos,
+        eot: own.eot,
+        add_bos: own.add_bos,
+        chat_template: own.chat_template,
+    };
     Tokenizer::from_gguf(vocabulary).map_err(|source| InferError::GgufVocabulary { path: file, source })
+}
+
+/// What a GGUF file is to say about a tokenizer.
+///
+/// # Errors
+/// One that the format has no name for.
+pub fn gguf_vocabulary(tokenizer: &Tokenizer) -> Result<GgufVocabulary> {
+    let own = tokenizer.to_gguf()?;
+    Ok(GgufVocabulary {
+        model: own.model,
+        pre: own.pre,
+        tokens: own.tokens,
+        token_types: own.token_types,
+        merges: own.merges,
+        bos: own.bos,
+        eos: own.eos,
+        eot: own.eot,
+        add_bos: own.add_bos,
+        chat_template: own.chat_template,
+    })
 }
 
 /// A model for inference: every matrix is arranged for it straight from the files, one at a time, so that no weight is in

@@ -173,7 +173,7 @@ impl ChatTemplate {
     }
 
     fn first_compiled(&self) -> Result<&Compiled> {
-        let compile = || self.compile(PRIVATE[0]).map_err(|error| error.to_string());
+        let compile = || self.compile(PRIVATE[0]).map_err(|error| jinja::explain(&error));
         self.compiled.get_or_init(compile).as_ref().map_err(|error| problem(error.clone()))
     }
 
@@ -185,7 +185,7 @@ impl ChatTemplate {
         };
         match PRIVATE.into_iter().find(|&first| free(first)) {
             Some(first) if first == PRIVATE[0] => Ok(None),
-            Some(first) => self.compile(first).map(Some).map_err(|error| problem(error.to_string())),
+            Some(first) => self.compile(first).map(Some).map_err(|error| problem(jinja::explain(&error))),
             None => Err(problem("the messages use up all private-use characters".into())),
         }
     }

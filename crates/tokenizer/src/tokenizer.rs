@@ -25,6 +25,7 @@ struct Inner {
     /// How many of them are neither added nor unused.
     ordinary: usize,
     added: AddedTokens,
+    unused: Vec<u32>,
     special: SpecialTokens,
     template: Option<ChatTemplate>,
 }
@@ -72,7 +73,7 @@ impl Tokenizer {
         let added = AddedTokens::new(added)?;
         let special = SpecialTokens::new(added.list(), said, tokens.len())?;
         let mut ordinary = vec![true; tokens.len()];
-        for id in added.list().iter().map(|token| token.id).chain(unused) {
+        for id in added.list().iter().map(|token| token.id).chain(unused.iter().copied()) {
             ordinary[id as usize] = false;
         }
         let count = ordinary.iter().filter(|&&ordinary| ordinary).count();
@@ -87,7 +88,16 @@ impl Tokenizer {
             },
         };
         let template = template.map(|source| ChatTemplate::new(source, &special));
-        Ok(Tokenizer(Arc::new(Inner { split, bpe, tokens, ordinary: count, added, special, template })))
+        Ok(Tokenizer(Arc::new(Inner {
+            split,
+            bpe,
+            tokens,
+            ordinary: count,
+            added,
+            unused,
+            special,
+            template,
+        })))
     }
 
     /// Loads a `tokenizer.model` (one line per rank: base64, space, rank), a Hugging Face `tokenizer.json` (any file that
@@ -253,6 +263,11 @@ impl Tokenizer {
 
     pub(crate) fn added(&self) -> &AddedTokens {
         &self.0.added
+    }
+
+    /// Ids that no text is encoded to, beside those of added tokens.
+    pub(crate) fn unused(&self) -> &[u32] {
+        &self.0.unused
     }
 
     pub(crate) fn template(&self) -> Option<&ChatTemplate> {

@@ -80,6 +80,10 @@ impl Tokenizer {
             tokens[*id as usize].clone_from(content);
             token_types[*id as usize] = if *special { CONTROL } else { USER_DEFINED };
         }
+        for &id in self.unused() {
+            tokens[id as usize] = String::from_utf8_lossy(&self.tokens()[id as usize]).into_owned();
+            token_types[id as usize] = UNUSED;
+        }
         let joined = |(_, left, right)| format!("{} {}", tokens[left as usize], tokens[right as usize]);
         let merges = self.bpe().merges().into_iter().map(joined).collect();
         let special = self.special();

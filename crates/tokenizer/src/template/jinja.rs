@@ -1,6 +1,7 @@
 //! What templates expect of their environment: that of `transformers`, which is Python's Jinja with a few functions.
 
 use super::Date;
+use crate::chat::is_space;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
@@ -42,23 +43,40 @@ pub(super) fn explain(error: &Error) -> String {
 
 /// Methods of Python's types. White space is Python's.
 fn method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    let ends = match method {
-        "strip" => (true, true),
-        "lstrip" => (true, false),
-        "rstrip" => (false, true),
-        _ => return pycompat::unknown_method_callback(state, value, method, args),
+    let Some(text) = value.as_str().filter(|_| value.kind() == ValueKind::String) else {
+        return pycompat::unknown_method_callback(state, value, method, args);
     };
-    match value.as_str() {
-        Some(text) if value.kind() == ValueKind::String => {
-            let (chars,): (Option<String>,) = from_args(args)?;
-            Ok(Value::from(strip(text, chars.as_deref(), ends)))
-        }
-        _ => Err(Error::from(ErrorKind::UnknownMethod)),
+    let stripped = |ends| {
+        let (chars,): (Option<String>,) = from_args(args)?;
+        Ok(Value::from(strip(text, chars.as_deref(), ends)))
+    };
+    match method {
+        "strip" => stripped((true, true)),
+        "lstrip" => stripped((true, false)),
+        "rstrip" => stripped((false, true)),
+        "split" if args.is_empty() => Ok(text.split(is_space).filter(|word| !word.is_empty()).collect()),
+        "title" if args.is_empty() => Ok(Value::from(title(text))),
+        _ => pycompat::unknown_method_callback(state, value, method, args),
     }
 }
 
+/// Words with their first letter large and the others small.
+fn title(text: &str) -> String {
+    let mut titled = String::with_capacity(text.len());
+    let mut inside = false;
+    for c in text.chars() {
+        if inside {
+            titled.extend(c.to_lowercase());
+        } else {
+            titled.extend(c.to_uppercase());
+        }
+        inside = c.is_lowercase() || c.is_uppercase();
+    }
+    titled
+}
+
 fn strip(text: &str, chars: Option<&str>, (start, end): (bool, bool)) -> String {
-    let goes = |c: char| chars.map_or_else(|| crate::chat::is_space(c), |chars| chars.contains(c));
+    let goes = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
     let text = if start { text.trim_start_matches(goes) } else { text };
     let text = if end { text.trim_end_matches(goes) } else { text };
     text.to_owned()
