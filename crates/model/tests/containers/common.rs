@@ -2,8 +2,6 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
-pub(crate) mod torch;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
