@@ -1,7 +1,5 @@
 //! What the tests of several containers share.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
