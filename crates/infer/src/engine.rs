@@ -2,18 +2,18 @@
 //!
 //! `T` packed rows, `C` model width, `V` vocabulary.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 
 use llamero_artifact::{Artifact, MANIFEST};
 use llamero_autograd::{Param, Tape};
-use llamero_comm::{Comm, Solo};
-use llamero_model::hf::ModelFolder;
-use llamero_model::{Config, Input, Llama, Placement, Recompute};
+use llamero_model::{Config, Input, Llama, Recompute, weights};
 use llamero_tensor::{Backend, DType, Segments, Shape, Tensor};
 use llamero_tokenizer::Tokenizer;
 
 use crate::cache::KvCache;
+use crate::open::{load, open_tokenizer};
 use crate::{InferError, Result, resolve_model};
 
 /// Rows of a prompt that go through the model at once. The result does not depend on it.
@@ -24,12 +24,13 @@ pub struct Engine {
     backend: Arc<dyn Backend>,
     model: Llama,
     tokenizer: Tokenizer,
+    stop: BTreeSet<u32>,
     prefill_chunk: usize,
 }
 
 impl Engine {
-    /// Opens the model that [`resolve_model`] finds at `path`, with weights and activations in `dtype`, or in the one
-    /// that the weights are stored in where that is `None`.
+    /// Opens the model that [`resolve_model`] finds at `path`, with weights and activations in `dtype`, or where that is `None`
+    /// in the one that the weights are stored in ([`llamero_model::Weights::dtype`]). Quantised weights stay in their blocks in `bf16`.
     ///
     /// The files of an artifact are hashed and compared with its manifest first. With `bf16`, logits are rounded to bf16
     /// before a token is drawn; scores and log-probabilities are not.
@@ -42,17 +43,15 @@ impl Engine {
         if dir.join(MANIFEST).exists() {
             Artifact::open(&dir, None)?.verify()?;
         }
-        let tokenizer = Tokenizer::load(&dir)?;
-        let folder = ModelFolder::open(&dir)?;
+        let tokenizer = open_tokenizer(&dir)?;
+        let weights = weights::open(&dir)?;
         // Before gigabytes of weights are read.
-        check_vocabulary(&folder.config, &tokenizer)?;
-        let dtype = dtype.into().unwrap_or(folder.dtype());
-        let ranks: Arc<dyn Comm> = Arc::new(Solo);
-        let place = Placement::whole(&folder.config);
-        let model = Llama::build(&folder.config, &place, (&*backend, dtype), &ranks, |spec, rows| {
-            folder.values(spec, rows)
-        })?;
-        Self::new(model, tokenizer, backend)
+        check_vocabulary(weights.config(), &tokenizer)?;
+        let dtype = dtype.into().unwrap_or(weights.dtype());
+        let model = load(&*weights, &*backend, dtype)?;
+        let engine = Self::over(model, tokenizer, backend);
+        let named = weights.stop_tokens().map_or_else(Vec::new, |tokens| tokens.stop);
+        Ok(Self { stop: engine.stop.iter().copied().chain(named).collect(), ..engine })
     }
 
     /// An engine over a whole model that is already there. Its weights are rearranged for inference.
@@ -65,7 +64,13 @@ impl Engine {
         assert!(whole, "engine: the model is one stage of a pipeline");
         check_vocabulary(&model.config, &tokenizer)?;
         model.pack(&*backend);
-        Ok(Self { backend, model, tokenizer, prefill_chunk: PREFILL_CHUNK })
+        Ok(Self::over(model, tokenizer, backend))
+    }
+
+    /// An engine over a model that is arranged for inference.
+    fn over(model: Llama, tokenizer: Tokenizer, backend: Arc<dyn Backend>) -> Self {
+        let stop = tokenizer.special().ends().iter().copied().collect();
+        Self { backend, model, tokenizer, stop, prefill_chunk: PREFILL_CHUNK }
     }
 
     /// The same engine with another number of rows per pass over a prompt: memory for speed, the same bits.
@@ -88,9 +93,10 @@ impl Engine {
         self.model.config.context
     }
 
-    /// Tokens that end a text or a turn: `<|end_of_text|>`, `<|eot_id|>` and whatever else the tokenizer's files name.
+    /// Tokens that end a text or a turn: `<|end_of_text|>`, `<|eot_id|>` and whatever else the tokenizer has, and those that
+    /// the model's files name.
     pub fn stop_tokens(&self) -> Vec<u32> {
-        self.tokenizer.special().ends().to_vec()
+        self.stop.iter().copied().collect()
     }
 
     /// The device.

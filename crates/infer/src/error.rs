@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use llamero_artifact::ArtifactError;
 use llamero_comm::CommError;
-use llamero_model::hf::HfError;
+use llamero_model::WeightError;
 
 /// The crate's result.
 pub type Result<T, E = InferError> = std::result::Result<T, E>;
@@ -41,7 +41,7 @@ pub enum InferError {
     Artifact(#[from] ArtifactError),
     /// The model's files are not as they should be.
     #[error(transparent)]
-    Model(#[from] HfError),
+    Model(#[from] WeightError),
     /// The tokenizer cannot be loaded or used.
     #[error(transparent)]
     Tokenizer(#[from] llamero_tokenizer::Error),

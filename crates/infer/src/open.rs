@@ -1,21 +1,33 @@
-//! From the path that a user gives to the folder that holds a model.
+//! From the path that a user gives to the files that hold a model, and from these to a model on a device.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use llamero_artifact::{Artifact, ArtifactError, MANIFEST};
+use llamero_autograd::Param;
+use llamero_comm::{Comm, Solo};
+use llamero_model::gguf::{self, GgufFile};
 use llamero_model::hf::{CONFIG_FILE, WEIGHTS_FILE};
+use llamero_model::weights::Layout;
+use llamero_model::{Division, Group, Llama, ParamSpec, Placement, WeightError, Weights};
+use llamero_tensor::{Backend, DType, Tensor};
+use llamero_tokenizer::{GgufVocabulary, Tokenizer};
 
 use crate::{InferError, Result};
+
+/// Whether `Backend::embed` of every backend takes tables that `pack_stored` arranged. Until then the embedding is kept as it
+/// is for look-ups, and a tied one a second time as output.
+const EMBED_TAKES_PACKED: bool = false;
 
 /// The stages of a run that make a model, the last one first. Each is made from the next one in this list that the run
 /// has.
 pub const MODEL_STAGES: [&str; 2] = ["sft", "pretrain"];
 
-const HINT: &str =
-    "a model is a run folder, an artifact folder of it such as `RUN/sft`, or an exported folder";
+const HINT: &str = "a model is a run folder, an artifact folder of it such as `RUN/sft`, a folder of Hugging Face's or Meta's files, or a \
+     GGUF file";
 
-/// The folder that holds the model meant by `path`, which is a run folder (its latest finished model), an artifact folder
-/// or an exported Hugging Face folder.
+/// The folder or file that holds the model meant by `path`, which is a run folder (its latest finished model), an artifact
+/// folder, a folder in Hugging Face's or Meta's layout, a GGUF file or a folder with exactly one.
 ///
 /// # Errors
 /// No such folder; an artifact or a run that is unfinished; an artifact of another kind; a folder without weights or
@@ -28,17 +40,14 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
             Err(error) => Err(error.into()),
         };
     }
-    if path.is_file() {
-        return Err(not_a_model(path, "it is a file".into(), "name the folder that holds it"));
-    }
-    match (path.join(CONFIG_FILE).is_file(), path.join(WEIGHTS_FILE).is_file()) {
-        (true, true) => Ok(path.to_owned()),
-        (false, false) => latest_of_run(path),
-        (config, _) => {
-            let (has, lacks) = if config { (CONFIG_FILE, WEIGHTS_FILE) } else { (WEIGHTS_FILE, CONFIG_FILE) };
-            let found = format!("the folder has `{has}`, but no `{lacks}`");
-            Err(not_a_model(path, found, "copy or export the whole model folder"))
+    match Layout::of(path) {
+        Ok(Some(_)) => Ok(path.to_owned()),
+        Ok(None) if path.is_file() => {
+            Err(not_a_model(path, "it is a file, but no `.gguf`".into(), "name the folder that holds it"))
         }
+        Ok(None) => latest_of_run(path),
+        Err(WeightError::NotAModel { path, found, hint }) => Err(InferError::NotAModel { path, found, hint }),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -96,4 +105,68 @@ fn latest_of_run(run: &Path) -> Result<PathBuf> {
         }
         ([latest, ..], _) => model_artifact(latest),
     }
+}
+
+/// The tokenizer of the model at `path`: that in the GGUF file, otherwise that of its folder.
+pub(crate) fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
+    if let Some(Layout::Gguf(file)) = Layout::of(path)? {
+        return gguf_tokenizer(&file);
+    }
+    Ok(Tokenizer::load(path)?)
+}
+
+/// The tokenizer in a GGUF file.
+fn gguf_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let found = gguf::vocabulary(&GgufFile::open(path)?)?;
+    let vocabulary = GgufVocabulary {
+        model: found.model,
+        pre: found.pre,
+        tokens: found.tokens,
+        token_types: found.token_types,
+        merges: found.merges,
+        bos: found.bos,
+        eos: found.eos,
+        eot: found.eot,
+        add_bos: found.add_bos,
+        chat_template: found.chat_template,
+    };
+    let in_file = |source| llamero_tokenizer::Error::InFile { path: path.into(), source: Box::new(source) };
+    Ok(Tokenizer::from_gguf(vocabulary).map_err(in_file)?)
+}
+
+/// A model for inference: every matrix is arranged for it straight from the files, one at a time, so that no weight is in
+/// memory twice.
+pub(crate) fn load(weights: &dyn Weights, backend: &dyn Backend, dtype: DType) -> Result<Llama> {
+    let config = weights.config();
+    let (mut params, mut tied_head) = (Vec::new(), None);
+    for spec in config.params() {
+        let is_table = spec.group() == Group::Vocabulary && params.is_empty();
+        let value = if spec.group() == Group::Norm || (is_table && !EMBED_TAKES_PACKED) {
+            if is_table && config.tied {
+                tied_head = Some(packed(weights, &spec, backend, dtype)?);
+            }
+            plain(weights, &spec, backend, dtype)?
+        } else {
+            packed(weights, &spec, backend, dtype)?
+        };
+        weights.release(&spec);
+        params.push(Param::new(spec.id, spec.name, value));
+    }
+    let mut model = Llama::from_params(config, params);
+    if let (Some(value), Some(table)) = (tied_head, &model.embedding) {
+        model.output = Some(Param { value, ..table.clone() });
+    }
+    Ok(model)
+}
+
+fn packed(weights: &dyn Weights, spec: &ParamSpec, backend: &dyn Backend, dtype: DType) -> Result<Tensor> {
+    Ok(backend.pack_stored(&weights.stored(spec)?, spec.shape, dtype))
+}
+
+/// A parameter as it is, read in pieces.
+fn plain(weights: &dyn Weights, spec: &ParamSpec, backend: &dyn Backend, dtype: DType) -> Result<Tensor> {
+    let ranks: Arc<dyn Comm> = Arc::new(Solo);
+    let place = Placement::whole(weights.config());
+    let mut values = |spec: &ParamSpec, rows| weights.values(spec, rows);
+    Ok(Division::from(&ranks).param(spec, &place, (backend, dtype), &mut values)?.value)
 }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use llamero_autograd::{GradSink, Param, Tape, Targets, Var};
-use llamero_comm::CommError;
+use llamero_comm::{Comm, CommError, Solo};
 use llamero_tensor::{Backend, CrossEntropy, DType, Heads, RopeTable, Segments, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -178,6 +178,20 @@ impl Llama {
             params.push((spec.shard, division.param(spec, place, device, &mut values)?));
         }
         Ok(Self::assemble(config, place, &division, params))
+    }
+
+    /// A whole model on one rank from its parameters, in the order of the table.
+    pub fn from_params(config: &Config, params: Vec<Param>) -> Self {
+        let table = config.params();
+        let (found, expected) = (params.len(), table.len());
+        assert!(found == expected, "from_params: {found} parameters for a model of {expected}");
+        for (spec, param) in table.iter().zip(&params) {
+            let (shape, expected) = (param.shape(), spec.shape);
+            assert!(shape == expected, "from_params: `{}` is {shape}, not {expected}", spec.name);
+        }
+        let ranks: Arc<dyn Comm> = Arc::new(Solo);
+        let params = table.iter().map(|spec| spec.shard).zip(params).collect();
+        Self::assemble(config, &Placement::whole(config), &Division::from(&ranks), params)
     }
 
     /// Puts the parameters, in the order of the table, where they belong.
