@@ -4,17 +4,15 @@ use std::ops::ControlFlow;
 
 use llamero_tokenizer::{Message, Role, StreamDecoder};
 
-use crate::engine::Session;
-use crate::{Engine, Finish, InferError, Result, SamplingParams};
+use crate::{Engine, Finish, InferError, Logprobs, Result, SamplingParams};
 
 /// A conversation with a model in Llama 3's chat format.
 ///
-/// Keys and values of the turns before are kept, so a new turn costs its own tokens only.
+/// The engine keeps keys and values of the turns before as long as it has room, so a new turn costs its own tokens only.
 pub struct ChatSession<'e> {
     engine: &'e Engine,
     params: SamplingParams,
     messages: Vec<Message>,
-    session: Session,
 }
 
 /// The model's turn.
@@ -44,7 +42,7 @@ impl<'e> ChatSession<'e> {
         params.validate()?;
         params.stop.extend(engine.stop_tokens());
         let messages = system.map(|text| Message::new(Role::System, text)).into_iter().collect();
-        Ok(Self { engine, params, messages, session: engine.session() })
+        Ok(Self { engine, params, messages })
     }
 
     /// The messages so far, without those that were dropped.
@@ -88,7 +86,7 @@ impl<'e> ChatSession<'e> {
             on_text(&piece)
         };
         let mut on_token = |id| say(decoder.push(id));
-        let generation = self.engine.generate_in(&mut self.session, &prompt, &self.params, &mut on_token)?;
+        let generation = self.engine.continue_with(&prompt, &self.params, Logprobs::Off, &mut on_token)?;
         // The answer is over, so whether more of it is wanted no longer matters.
         let _ = say(decoder.finish());
         Ok(Reply {

@@ -1,6 +1,5 @@
 //! Tests over a tiny model with random weights.
 
-mod cache;
 mod chat;
 mod equal;
 mod limits;
