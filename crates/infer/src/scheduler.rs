@@ -122,6 +122,18 @@ impl Scheduler {
         self.jobs.len()
     }
 
+    /// Pages that are there.
+    #[cfg(test)]
+    pub(crate) fn live_pages(&self) -> usize {
+        self.pool.live()
+    }
+
+    /// Pages that are kept for later requests.
+    #[cfg(test)]
+    pub(crate) fn kept_pages(&self) -> usize {
+        self.tree.idle()
+    }
+
     /// Lets a request in.
     pub(crate) fn add(&mut self, mut job: Job) {
         job.ticket = self.next_ticket;

@@ -2,10 +2,14 @@
 
 mod chat;
 mod equal;
+mod invariance;
 mod limits;
 mod open;
 mod sampling;
 mod sampling_reference;
+mod scheduling;
+mod service;
+mod speculation;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
