@@ -5,13 +5,14 @@
 //! - [`Llama`] is the forward pass. It names no rank, device or cache; how a weight is divided over ranks is
 //!   declared in the table and done by `linear`.
 //! - [`Weights`] is a model as files hold it, whatever the format; [`weights::open`] opens one.
-//! - [`hf`] reads and writes Hugging Face's folder layout.
+//! - [`hf`] reads and writes Hugging Face's folder layout, [`meta`] reads Meta's.
 
 mod config;
 pub mod hf;
 mod init;
 mod linear;
 mod llama;
+pub mod meta;
 mod params;
 mod rope;
 pub mod weights;

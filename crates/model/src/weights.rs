@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use llamero_tensor::{DType, StoredRows};
 
-use crate::{Config, ParamSpec, hf};
+use crate::{Config, ParamSpec, hf, meta};
 
 mod error;
 mod mapped;
@@ -114,13 +114,13 @@ impl Layout {
             return Ok(gguf.then(|| Self::Gguf(path.to_owned())));
         }
         let has = |name: &str| path.join(name).is_file();
-        let names = names(path)?;
+        let names = file_names(path)?;
         let weights = [hf::WEIGHTS_FILE, hf::INDEX_FILE].into_iter().any(has);
-        let checkpoint = names.iter().any(|n| is_meta_shard(n));
+        let checkpoint = names.iter().any(|n| meta::is_shard(n));
         if has(hf::CONFIG_FILE) && weights {
             return Ok(Some(Self::HuggingFace));
         }
-        if has(META_PARAMS) && checkpoint {
+        if has(meta::PARAMS_FILE) && checkpoint {
             return Ok(Some(Self::Meta));
         }
         let mut ggufs = names.iter().filter(|n| is_gguf(Path::new(n)));
@@ -143,12 +143,12 @@ impl Layout {
             );
         }
         if checkpoint {
-            return half("consolidated.00.pth", META_PARAMS);
+            return half(meta::FIRST_SHARD, meta::PARAMS_FILE);
         }
         if has(hf::CONFIG_FILE) {
             return half(hf::CONFIG_FILE, hf::WEIGHTS_FILE);
         }
-        if has(META_PARAMS) { half(META_PARAMS, "consolidated.00.pth") } else { Ok(None) }
+        if has(meta::PARAMS_FILE) { half(meta::PARAMS_FILE, meta::FIRST_SHARD) } else { Ok(None) }
     }
 }
 
@@ -165,19 +165,12 @@ pub(crate) fn read_text(path: &Path) -> Result<String, WeightError> {
     std::fs::read_to_string(path).map_err(io)
 }
 
-/// The file that describes a model in Meta's layout.
-const META_PARAMS: &str = "params.json";
-
-fn is_meta_shard(name: &str) -> bool {
-    name.starts_with("consolidated.") && name.ends_with(".pth")
-}
-
 fn is_gguf(path: &Path) -> bool {
     path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))
 }
 
 /// Names in a folder, sorted; those that are not UTF-8 are none of ours.
-fn names(dir: &Path) -> Result<Vec<String>, WeightError> {
+pub(crate) fn file_names(dir: &Path) -> Result<Vec<String>, WeightError> {
     let io = |source| WeightError::io(dir, source);
     let mut names = Vec::new();
     for entry in dir.read_dir().map_err(io)? {
@@ -199,7 +192,7 @@ pub fn open(path: &Path) -> Result<Box<dyn Weights>, WeightError> {
     let unknown = |found: &str| Err(not_a_model(path, found, "name a model's folder or a `.gguf` file"));
     match Layout::of(path)? {
         Some(Layout::HuggingFace) => Ok(Box::new(hf::ModelFolder::open(path)?)),
-        Some(Layout::Meta) => unknown("Meta's layout cannot be read yet"),
+        Some(Layout::Meta) => Ok(Box::new(meta::MetaFolder::open(path)?)),
         Some(Layout::Gguf(_)) => unknown("GGUF cannot be read yet"),
         None if !path.exists() => unknown("there is no such file or folder"),
         None => unknown("it holds no weights in a format that can be read"),

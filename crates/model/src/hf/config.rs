@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use llamero_tensor::DType;
+use llamero_tensor::Encoding;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -179,8 +179,8 @@ fn ids(json: &Value, key: &str, vocab: usize) -> Result<Vec<u32>, String> {
 pub(super) fn write_configs(
     dir: &Path,
     c: &Config,
-    dtype: DType,
-    tokens: &StopTokens,
+    encoding: Encoding,
+    tokens: Option<&StopTokens>,
 ) -> Result<(), WeightError> {
     let json = ConfigJson {
         architectures: Some(vec![ARCHITECTURE.into()]),
@@ -209,19 +209,25 @@ pub(super) fn write_configs(
         hidden_act: silu(),
         attention_bias: false,
         mlp_bias: false,
-        bos_token_id: Some(tokens.begin_of_text.into()),
-        eos_token_id: Some(tokens.stop.clone().into()),
-        torch_dtype: Some(if dtype == DType::F32 { "float32" } else { "bfloat16" }.into()),
+        bos_token_id: tokens.map(|t| t.begin_of_text.into()),
+        eos_token_id: tokens.map(|t| t.stop.clone().into()),
+        torch_dtype: Some(torch_name(encoding).into()),
     };
-    let generation = serde_json::json!({
-        "bos_token_id": tokens.begin_of_text,
-        "eos_token_id": tokens.stop,
-        "do_sample": true,
-        "temperature": 0.6,
-        "top_p": 0.9,
-    });
+    let mut generation = serde_json::json!({ "do_sample": true, "temperature": 0.6, "top_p": 0.9 });
+    if let Some(StopTokens { begin_of_text, stop }) = tokens {
+        generation["bos_token_id"] = (*begin_of_text).into();
+        generation["eos_token_id"] = stop.clone().into();
+    }
     write_json(&dir.join(CONFIG_FILE), &json)?;
     write_json(&dir.join(GENERATION_FILE), &generation)
+}
+
+fn torch_name(encoding: Encoding) -> &'static str {
+    match encoding {
+        Encoding::F16 => "float16",
+        Encoding::Bf16 => "bfloat16",
+        _ => "float32",
+    }
 }
 
 /// Writes a JSON file for people to read.
