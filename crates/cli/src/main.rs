@@ -26,8 +26,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use llamero_cpu::Cpu;
+use llamero_tensor::DType;
 use llamero_train::Kernels;
 
 /// Raises a Llama 3 from raw text to a chat model, in one program.
@@ -79,6 +80,28 @@ struct ModelArgs {
     /// Threads; all cores when absent.
     #[arg(long)]
     threads: Option<usize>,
+    /// What it computes in. `auto` is the dtype of the weights; blocks of quantised files stay blocks unless it is `f32`.
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    dtype: DtypeArg,
+}
+
+/// A dtype to compute in.
+#[derive(Clone, Copy, ValueEnum)]
+enum DtypeArg {
+    Auto,
+    F32,
+    Bf16,
+}
+
+impl DtypeArg {
+    /// As the engine takes it.
+    fn dtype(self) -> Option<DType> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(DType::F32),
+            Self::Bf16 => Some(DType::Bf16),
+        }
+    }
 }
 
 fn main() -> ExitCode {

@@ -25,6 +25,15 @@ pub struct Score {
     pub bytes: usize,
 }
 
+impl Score {
+    /// The score of a text of `bytes` bytes from the negative log-likelihood of each of its tokens.
+    pub fn new(nll: &[f32], bytes: usize) -> Self {
+        let total: f64 = nll.iter().copied().map(f64::from).sum();
+        let bits_per_byte = total / std::f64::consts::LN_2 / bytes as f64;
+        Self { tokens: nll.len(), nll: total, bits_per_byte, bytes }
+    }
+}
+
 /// A part of a document that is read from its beginning: tokens `start..end`, of which those from `first` on are scored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Window {
@@ -89,9 +98,7 @@ impl Engine {
         }
         let mut ids = vec![self.tokenizer().special().begin_of_text];
         self.tokenizer().encode_into(text, &mut ids);
-        let nll: f64 = self.score_tokens(&ids)?.into_iter().map(f64::from).sum();
-        let (tokens, bytes) = (ids.len() - 1, text.len());
-        Ok(Score { tokens, nll, bits_per_byte: nll / std::f64::consts::LN_2 / bytes as f64, bytes })
+        Ok(Score::new(&self.score_tokens(&ids)?, text.len()))
     }
 
     /// Log-probability in nats of each token of `continuation` after `context`, in one pass.

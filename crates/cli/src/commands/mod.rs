@@ -9,6 +9,7 @@ pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod pretrain;
 pub(crate) mod run;
+mod sampling;
 pub(crate) mod score;
 pub(crate) mod supervise;
 pub(crate) mod tokenizer;
@@ -19,15 +20,15 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use llamero_infer::Engine;
-use llamero_tensor::{Backend, DType};
+use llamero_tensor::Backend;
 use serde::Serialize;
 
 use crate::ModelArgs;
 
-/// Opens a model on the CPU, in the dtype that it was trained in.
+/// Opens a model on the CPU.
 fn open(args: &ModelArgs) -> Result<Engine> {
     let backend: Arc<dyn Backend> = Arc::new(crate::device(args.threads)?);
-    Ok(Engine::open(&args.model, backend, None::<DType>)?)
+    Ok(Engine::open(&args.model, backend, args.dtype.dtype())?)
 }
 
 /// A line of result on stdout.

@@ -36,7 +36,7 @@ fn of_block(values: &[f32]) -> (f32, bool) {
     let mut take = |lane: usize, x: f32| {
         max[lane] = if x > max[lane] { x } else { max[lane] };
         // 0 for a number, NaN for anything else.
-        zero[lane] += x - x;
+        zero[lane] += x * 0.0;
     };
     for chunk in chunks {
         for (lane, &x) in chunk.iter().enumerate() {

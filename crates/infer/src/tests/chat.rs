@@ -7,7 +7,7 @@ use llamero_tensor::DType;
 use llamero_tokenizer::{Message, Role};
 
 use super::{config, engine_of, generate};
-use crate::{ChatSession, Engine, Finish, InferError, SamplingParams};
+use crate::{ChatSession, Engine, Finish, InferError, SamplingParams, StopText};
 
 fn engine(context: usize) -> Engine {
     engine_of(&Config { context, ..config() }, DType::F32)
@@ -112,4 +112,30 @@ fn a_listener_may_end_an_answer() {
     assert_eq!(reply.finish, Finish::Cancelled);
     assert_eq!(chat.messages()[1].content, reply.text);
     assert!(!chat.reply("Go on", &mut |_| ControlFlow::Break(())).unwrap().text.is_empty());
+}
+
+#[test]
+fn an_answer_ends_before_a_stop_string_and_the_conversation_goes_on() {
+    let engine = engine(1000);
+    let mut ignore = |_: &str| ControlFlow::Continue(());
+    let free = ChatSession::new(&engine, params(40), None).unwrap().reply("Hello", &mut ignore).unwrap();
+    let chars: Vec<(usize, char)> = free.text.char_indices().collect();
+    let (from, to) = (chars[chars.len() / 2].0, chars[chars.len() / 2 + 2].0);
+    let stop = &free.text[from..to];
+    let expected = &free.text[..free.text.find(stop).unwrap()];
+    let stop_text = StopText::new(vec![stop.to_owned()]).unwrap();
+    let mut chat = ChatSession::new(&engine, params(40), None).unwrap().with_stop_text(stop_text);
+    let mut streamed = String::new();
+    let reply = chat
+        .reply("Hello", &mut |piece| {
+            streamed.push_str(piece);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    assert_eq!((reply.text.as_str(), streamed.as_str(), reply.finish), (expected, expected, Finish::Stop));
+    assert!(reply.tokens < free.tokens);
+    assert_eq!(chat.messages()[1].content, expected);
+    // The next answer may begin with what the last one ended at.
+    let next = chat.reply("And?", &mut ignore).unwrap();
+    assert!(!next.text.contains(stop) && next.cached_tokens > 0);
 }
