@@ -5,13 +5,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
-use llamero_infer::{Engine, SamplingParams};
+use llamero_infer::{Engine, EngineOptions, Event, Logprobs, Request, SamplingParams, Service};
 use llamero_tensor::{Backend, DType};
 use serde::Serialize;
 
-use super::{CommonArgs, DTypeArg, hash, median, print_rows, size, time, usage};
+use super::{CommonArgs, DTypeArg, hash, median, print_rows, size, usage};
+use crate::commands::engine::EngineArgs;
 use crate::commands::print_json;
 use crate::report::format::{count, precise_bytes};
 
@@ -47,6 +48,11 @@ pub(crate) struct InferArgs {
     /// Element type of weights and activations; the one that the weights are stored in when absent.
     #[arg(long, value_enum)]
     dtype: Option<DTypeArg>,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Rows of a pass over prompts, about.
+    #[arg(long, default_value_t = EngineOptions::default().rows, value_parser = size)]
+    rows: usize,
     /// Seed of the prompts.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -56,7 +62,8 @@ pub(crate) struct InferArgs {
 struct Report {
     params: u64,
     backend: String,
-    dtype: Option<&'static str>,
+    dtype: &'static str,
+    kv: &'static str,
     threads: usize,
     prompt_tokens: usize,
     gen_tokens: usize,
@@ -69,8 +76,13 @@ struct Report {
     /// Absent where one token is generated.
     decode_tokens_per_s: Option<f64>,
     generated_tokens_per_s: f64,
+    /// Keys and values at their peak.
+    peak_kv_bytes: u64,
     /// Absent where the system does not tell.
     peak_memory_bytes: Option<u64>,
+    /// Absent where nothing was guessed.
+    guessed_tokens: Option<u64>,
+    accepted_tokens: Option<u64>,
 }
 
 pub(super) fn infer(args: &InferArgs) -> Result<()> {
@@ -88,40 +100,51 @@ pub(super) fn infer(args: &InferArgs) -> Result<()> {
         ("prefill", rate(report.prefill_tokens_per_s)),
         ("decode", report.decode_tokens_per_s.map_or("none".into(), rate)),
         ("generated", format!("{} x{}", rate(report.generated_tokens_per_s), report.concurrency)),
+        ("keys and values", format!("{} ({})", precise_bytes(report.peak_kv_bytes), report.kv)),
         ("largest resident memory", report.peak_memory_bytes.map_or("unknown".into(), precise_bytes)),
     ];
-    print_rows(&rows.map(|(name, value)| (name.to_owned(), value)))
+    let mut rows = rows.map(|(name, value)| (name.to_owned(), value)).to_vec();
+    if let (Some(guessed), Some(accepted)) = (report.guessed_tokens, report.accepted_tokens) {
+        rows.push(("guessed right".into(), format!("{accepted} of {guessed}")));
+    }
+    print_rows(&rows)
 }
 
 fn run(args: &InferArgs) -> Result<Report> {
     let backend: Arc<dyn Backend> = Arc::new(crate::device(Some(args.common.threads()))?);
     let begun = Instant::now();
     let engine = Engine::open(&args.model, Arc::clone(&backend), args.dtype.map(DType::from))?;
+    // No two prompts begin alike, so none is kept.
+    let options = EngineOptions { prefix_bytes: Some(0), rows: args.rows, ..args.engine.options() };
+    let engine = args.engine.draft(engine.with_options(options), &backend)?;
+    let service = Service::start(Arc::new(engine))?;
     let load_s = begun.elapsed().as_secs_f64();
+    let engine = service.engine();
     let (tokens, context) = (args.prompt_tokens + args.gen_tokens, engine.context());
     if tokens > context {
         return Err(usage(format!("{tokens} tokens do not fit the model's context of {context}")));
     }
-    let prompt = |request: usize| Prompt::new(&engine, args, request);
-    let cold = one(&engine, &prompt(0), 1)?.first;
-    let mut alone = Vec::new();
-    let mut together = Vec::new();
+    let prompt = |request: usize| prompt(engine, args, request);
+    let cold = one(engine, &prompt(0), 1)?.first;
+    let (mut alone, mut together) = (Vec::new(), Vec::new());
     for rep in 0..args.reps {
         let first = 1 + rep * args.concurrency;
-        let prompts: Vec<Prompt> = (first..first + args.concurrency).map(prompt).collect();
-        let single = one(&engine, &prompts[0], args.gen_tokens)?;
+        let prompts: Vec<Vec<u32>> = (first..first + args.concurrency).map(prompt).collect();
+        let single = one(engine, &prompts[0], args.gen_tokens)?;
         together.push(match args.concurrency {
             1 => single.all,
-            _ => all(&engine, &prompts, args.gen_tokens)?,
+            _ => all(&service, prompts, args.gen_tokens)?,
         });
         alone.push(single);
     }
     let ttft_s = median(&alone.iter().map(|t| t.first).collect::<Vec<_>>());
     let decode: Vec<f64> = alone.iter().map(|t| (args.gen_tokens - 1) as f64 / (t.last - t.first)).collect();
+    let guessed = args.engine.guessed(engine.counts());
     Ok(Report {
         params: engine.config().num_params(),
         backend: backend.name(),
-        dtype: args.dtype.map(|dtype| DType::from(dtype).name()),
+        dtype: engine.dtype().name(),
+        kv: args.engine.kv_name(),
         threads: args.common.threads(),
         prompt_tokens: args.prompt_tokens,
         gen_tokens: args.gen_tokens,
@@ -133,20 +156,18 @@ fn run(args: &InferArgs) -> Result<Report> {
         prefill_tokens_per_s: args.prompt_tokens as f64 / ttft_s,
         decode_tokens_per_s: (args.gen_tokens > 1).then(|| median(&decode)),
         generated_tokens_per_s: (args.concurrency * args.gen_tokens) as f64 / median(&together),
+        peak_kv_bytes: engine.peak_kv_bytes(),
         peak_memory_bytes: crate::machine::peak_memory(),
+        guessed_tokens: guessed.map(|[guessed, _]| guessed),
+        accepted_tokens: guessed.map(|[_, accepted]| accepted),
     })
 }
 
 /// Made-up ids of one request.
-struct Prompt(Vec<u32>);
-
-impl Prompt {
-    fn new(engine: &Engine, args: &InferArgs, request: usize) -> Self {
-        let vocab = engine.config().vocab as u64;
-        let first = (request * args.prompt_tokens) as u64;
-        let ids = (first..first + args.prompt_tokens as u64).map(|i| (hash(args.seed, i) % vocab) as u32);
-        Self(ids.collect())
-    }
+fn prompt(engine: &Engine, args: &InferArgs, request: usize) -> Vec<u32> {
+    let vocab = engine.config().vocab as u64;
+    let first = (request * args.prompt_tokens) as u64;
+    (first..first + args.prompt_tokens as u64).map(|i| (hash(args.seed, i) % vocab) as u32).collect()
 }
 
 /// Seconds from the beginning of a request to its first and its last token, and to its end.
@@ -156,11 +177,11 @@ struct Times {
     all: f64,
 }
 
-/// One request alone.
-fn one(engine: &Engine, prompt: &Prompt, gen_tokens: usize) -> Result<Times> {
+/// One request alone, in this thread.
+fn one(engine: &Engine, prompt: &[u32], gen_tokens: usize) -> Result<Times> {
     let mut times = Vec::with_capacity(gen_tokens);
     let begun = Instant::now();
-    engine.generate(&prompt.0, &SamplingParams::greedy(gen_tokens), &mut |_| {
+    engine.continue_with(prompt, &SamplingParams::greedy(gen_tokens), Logprobs::Off, &mut |_| {
         times.push(begun.elapsed().as_secs_f64());
         ControlFlow::Continue(())
     })?;
@@ -169,17 +190,16 @@ fn one(engine: &Engine, prompt: &Prompt, gen_tokens: usize) -> Result<Times> {
 }
 
 /// Seconds that all requests together take.
-fn all(engine: &Engine, prompts: &[Prompt], gen_tokens: usize) -> Result<f64> {
-    let mut results = Vec::new();
-    let seconds = time(|| {
-        results = std::thread::scope(|scope| {
-            let started: Vec<_> =
-                prompts.iter().map(|p| scope.spawn(move || one(engine, p, gen_tokens))).collect();
-            started.into_iter().map(|handle| handle.join()).collect()
-        });
-    });
-    for result in results {
-        result.map_err(|_| anyhow::anyhow!("a request's thread panicked"))??;
+fn all(service: &Service, prompts: Vec<Vec<u32>>, gen_tokens: usize) -> Result<f64> {
+    let begun = Instant::now();
+    let submit = |prompt| service.submit(Request::generate(prompt, SamplingParams::greedy(gen_tokens)));
+    let handles = prompts.into_iter().map(submit).collect::<Result<Vec<_>, _>>()?;
+    for handle in handles {
+        match handle.last() {
+            Some(Event::Done(_)) => {}
+            Some(Event::Failed(error)) => return Err(error.into()),
+            other => bail!("a request ended with {other:?}"),
+        }
     }
-    Ok(seconds)
+    Ok(begun.elapsed().as_secs_f64())
 }
