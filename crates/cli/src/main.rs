@@ -13,6 +13,7 @@ macro_rules! say {
 
 mod commands;
 mod failure;
+mod hub;
 mod machine;
 mod pipeline;
 mod processes;
@@ -66,6 +67,8 @@ enum Command {
     Why(commands::why::WhyArgs),
     /// Write a model as a Hugging Face folder.
     Export(commands::export::ExportArgs),
+    /// Fetch a model from the Hugging Face hub.
+    Pull(commands::pull::PullArgs),
     /// Measure this machine, the kernels and training steps.
     #[command(subcommand)]
     Bench(commands::bench::BenchCommand),
@@ -110,6 +113,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Tokenizer(command) => commands::tokenizer::tokenizer(&command),
         Command::Why(args) => commands::why::why(&args),
         Command::Export(args) => commands::export::export(&args),
+        Command::Pull(args) => commands::pull::pull(&args),
         Command::Bench(command) => commands::bench::bench(&command),
     }
 }

@@ -7,6 +7,7 @@ pub(crate) mod export;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod pretrain;
+pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod score;
 pub(crate) mod supervise;
