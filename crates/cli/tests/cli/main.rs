@@ -6,9 +6,11 @@ mod bench;
 mod commands;
 mod dry_run;
 mod errors;
+mod hub_server;
 mod kills;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod pull;
 mod ranks;
 mod runs;
 mod world;
