@@ -155,10 +155,11 @@ fn entry(reader: &mut Reader<'_>) -> Result<Entry, String> {
     let name = reader.name("the name of a tensor")?;
     let dimensions = u32::from_le_bytes(reader.array("the dimensions of a tensor")?);
     if !(1..=MOST_DIMENSIONS).contains(&dimensions) {
-        return Err(format!("tensor `{name}` has {dimensions} dimensions; 1 to {MOST_DIMENSIONS} are allowed"));
+        return Err(format!(
+            "tensor `{name}` has {dimensions} dimensions; 1 to {MOST_DIMENSIONS} are allowed"
+        ));
     }
-    let mut shape =
-        reader.numbers(dimensions.into(), u64::from_le_bytes, "the dimensions of a tensor")?;
+    let mut shape = reader.numbers(dimensions.into(), u64::from_le_bytes, "the dimensions of a tensor")?;
     shape.reverse();
     let kind = u32::from_le_bytes(reader.array("the type of a tensor")?);
     let offset = u64::from_le_bytes(reader.array("the offset of a tensor")?);
@@ -190,7 +191,14 @@ impl Entry {
             return Err(format!("begins at byte {start}, which is no multiple of {alignment}"));
         }
         let dtype = encoding.name().into();
-        Ok(MappedTensor { name: self.name, file: 0, shape, dtype, encoding: Some(encoding), bytes: start..end })
+        Ok(MappedTensor {
+            name: self.name,
+            file: 0,
+            shape,
+            dtype,
+            encoding: Some(encoding),
+            bytes: start..end,
+        })
     }
 
     fn encoding(&self) -> Result<Encoding, String> {
@@ -204,7 +212,8 @@ impl Entry {
 }
 
 fn no_overlap(tensors: &BTreeMap<String, MappedTensor>) -> Result<(), (String, String)> {
-    let mut ranges: Vec<(&Range<usize>, &str)> = tensors.iter().map(|(n, t)| (&t.bytes, n.as_str())).collect();
+    let mut ranges: Vec<(&Range<usize>, &str)> =
+        tensors.iter().map(|(n, t)| (&t.bytes, n.as_str())).collect();
     ranges.sort_by_key(|(range, _)| range.start);
     match ranges.windows(2).find(|pair| pair[1].0.start < pair[0].0.end) {
         None => Ok(()),
@@ -261,7 +270,8 @@ impl<'a> Reader<'a> {
         let len = u64::from_le_bytes(self.array(what)?);
         let at = self.at;
         let bytes = self.take(len, what)?;
-        let text = std::str::from_utf8(bytes).map_err(|e| format!("{what} at byte {at} is not UTF-8: {e}"))?;
+        let text =
+            std::str::from_utf8(bytes).map_err(|e| format!("{what} at byte {at} is not UTF-8: {e}"))?;
         Ok(text.into())
     }
 

@@ -35,9 +35,11 @@ pub(super) fn scaling_of(config: &Config, factors: &[f32]) -> Result<Option<Rope
     let best = candidates.into_iter().map(|c| (error(c), c)).min_by(|a, b| a.0.total_cmp(&b.0));
     match best {
         Some((error, scaling)) if error <= TOLERANCE => Ok(scaling),
-        _ => Err("holds divisors of rotary frequencies that are not Llama 3.1's scaling; such a model is not \
+        _ => {
+            Err("holds divisors of rotary frequencies that are not Llama 3.1's scaling; such a model is not \
                   computed here"
-            .into()),
+                .into())
+        }
     }
 }
 

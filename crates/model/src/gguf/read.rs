@@ -6,10 +6,10 @@ use std::path::Path;
 
 use llamero_tensor::{DType, Encoding, StoredRows};
 
+use super::GgufFile;
 use super::names::{EMBEDDING, FACTORS, gguf_name, is_interleaved};
 use super::sizes::config;
 use super::vocabulary::stop_tokens;
-use super::GgufFile;
 use crate::rope::interleaved_row;
 use crate::weights::{MappedTensor, StopTokens, TensorInfo, WeightError, Weights};
 use crate::{Config, ParamPart, ParamSpec};

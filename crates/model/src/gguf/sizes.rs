@@ -8,8 +8,8 @@ use super::factors::scaling_of;
 use super::names::{EMBEDDING, FACTORS, OUTPUT};
 use super::value::short;
 use super::{ARCHITECTURE, ARCHITECTURE_KEY, GgufArray, GgufFile, GgufValue};
-use crate::weights::WeightError;
 use crate::Config;
+use crate::weights::WeightError;
 
 /// The base of the rotary frequencies where a file names none.
 const DEFAULT_THETA: f64 = 10_000.0;
@@ -41,7 +41,11 @@ pub(super) fn config(file: &GgufFile) -> Result<Config, WeightError> {
     let head_dim = keys.head_dim(dim / heads.max(1)).map_err(bad)?;
     let tensors = &file.contents.tensors;
     let vocab = tensors.get(EMBEDDING).ok_or_else(|| {
-        WeightError::tensor(file.path(), EMBEDDING, "is missing. hint: a file of a vocabulary alone is no model")
+        WeightError::tensor(
+            file.path(),
+            EMBEDDING,
+            "is missing. hint: a file of a vocabulary alone is no model",
+        )
     })?;
     let mut config = Config {
         dim,
@@ -180,7 +184,9 @@ impl Keys<'_> {
             }
         }
         if self.get("attention.causal").is_some_and(|v| v.as_bool() != Some(true)) {
-            return Err(format!("`{ARCHITECTURE}.attention.causal` is not true; such a model is not computed here"));
+            return Err(format!(
+                "`{ARCHITECTURE}.attention.causal` is not true; such a model is not computed here"
+            ));
         }
         match self.metadata.get("split.count").map(|v| (v, v.as_u64())) {
             None | Some((_, Some(0 | 1))) => Ok(()),

@@ -13,7 +13,8 @@ use super::factors::factors_of;
 use super::names::{EMBEDDING, FACTORS, OUTPUT, gguf_name, is_interleaved};
 use super::value::kind;
 use super::{
-    ALIGNMENT, ALIGNMENT_KEY, ARCHITECTURE, ARCHITECTURE_KEY, GgufArray, GgufFile, GgufValue, GgufVocabulary, MAGIC,
+    ALIGNMENT, ALIGNMENT_KEY, ARCHITECTURE, ARCHITECTURE_KEY, GgufArray, GgufFile, GgufValue, GgufVocabulary,
+    MAGIC,
 };
 use crate::rope::half_split_row;
 use crate::weights::{Piece, WeightError, Weights, transcode};

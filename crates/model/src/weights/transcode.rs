@@ -45,8 +45,10 @@ pub(crate) fn transcode(
     let step = (PIECE / (4 * cols)).max(1).next_multiple_of(group);
     for first in piece.rows.clone().step_by(step) {
         let stored = weights.rows(piece.spec, first..(first + step).min(piece.rows.end))?;
-        let rows: Vec<Row<'_>> =
-            stored.into_iter().flat_map(|run| run.rows.into_iter().map(move |row| (run.encoding, row))).collect();
+        let rows: Vec<Row<'_>> = stored
+            .into_iter()
+            .flat_map(|run| run.rows.into_iter().map(move |row| (run.encoding, row)))
+            .collect();
         let ordered: Vec<&Row<'_>> =
             (0..rows.len()).map(|i| &rows[i / group * group + order(i % group)]).collect();
         for bytes in encode(&ordered, piece, path, threads)? {
@@ -65,7 +67,8 @@ fn encode(
 ) -> Result<Vec<Vec<u8>>, WeightError> {
     let share = rows.len().div_ceil(threads.max(1)).max(1);
     thread::scope(|scope| {
-        let runs: Vec<_> = rows.chunks(share).map(|run| scope.spawn(move || encode_run(run, piece))).collect();
+        let runs: Vec<_> =
+            rows.chunks(share).map(|run| scope.spawn(move || encode_run(run, piece))).collect();
         let done = runs.into_iter().map(|run| {
             let bytes = run.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             bytes.map_err(|reason| WeightError::tensor(path, piece.name, reason))
