@@ -93,8 +93,8 @@ impl Engine {
         self.model.config.context
     }
 
-    /// Tokens that end a text or a turn: `<|end_of_text|>`, `<|eot_id|>` and whatever else the tokenizer has, and those that
-    /// the model's files name.
+    /// Tokens that end a text or a turn: `<|end_of_text|>`, `<|eot_id|>` and whatever else the tokenizer's or the model's
+    /// files name.
     pub fn stop_tokens(&self) -> Vec<u32> {
         self.stop.iter().copied().collect()
     }

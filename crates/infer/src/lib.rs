@@ -29,6 +29,6 @@ pub use engine::Engine;
 pub use error::{InferError, Result};
 pub use generate::{Finish, Generation, OnToken};
 pub use lm::Lm;
-pub use open::{MODEL_STAGES, resolve_model};
+pub use open::{MODEL_STAGES, gguf_vocabulary, open_tokenizer, resolve_model};
 pub use sampler::{SamplingParams, sample};
 pub use score::Score;

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use llamero_artifact::{Artifact, ArtifactError, MANIFEST};
 use llamero_autograd::Param;
 use llamero_comm::{Comm, Solo};
-use llamero_model::gguf::{self, GgufFile};
+use llamero_model::gguf::{self, GgufFile, GgufVocabulary};
 use llamero_model::hf::{CONFIG_FILE, WEIGHTS_FILE};
 use llamero_model::weights::Layout;
 use llamero_model::{Division, Group, Llama, ParamSpec, Placement, WeightError, Weights};
 use llamero_tensor::{Backend, DType, Tensor};
-use llamero_tokenizer::{GgufVocabulary, Tokenizer};
+use llamero_tokenizer::Tokenizer;
 
 use crate::{InferError, Result};
 
@@ -107,31 +107,47 @@ fn latest_of_run(run: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The tokenizer of the model at `path`: that in the GGUF file, otherwise that of its folder.
-pub(crate) fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
-    if let Some(Layout::Gguf(file)) = Layout::of(path)? {
-        return gguf_tokenizer(&file);
-    }
-    Ok(Tokenizer::load(path)?)
+/// The tokenizer of the model at `path`, which [`resolve_model`] found: that of its folder, or the one inside of its GGUF file.
+///
+/// # Errors
+/// None there; one that cannot be read or is of a kind that is not known here.
+pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let Some(Layout::Gguf(file)) = Layout::of(path)? else { return Ok(Tokenizer::load(path)?) };
+    let own = gguf::vocabulary(&GgufFile::open(&file)?)?;
+    let vocabulary = llamero_tokenizer::GgufVocabulary {
+        model: own.model,
+        pre: own.pre,
+        tokens: own.tokens,
+        token_types: own.token_types,
+        merges: own.merges,
+        bos: own.bos,
+        eos: own.eos,
+        eot: own.eot,
+        add_bos: own.add_bos,
+        chat_template: own.chat_template,
+    };
+    let in_file = |source| llamero_tokenizer::Error::InFile { path: file.clone(), source: Box::new(source) };
+    Ok(Tokenizer::from_gguf(vocabulary).map_err(in_file)?)
 }
 
-/// The tokenizer in a GGUF file.
-fn gguf_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let found = gguf::vocabulary(&GgufFile::open(path)?)?;
-    let vocabulary = GgufVocabulary {
-        model: found.model,
-        pre: found.pre,
-        tokens: found.tokens,
-        token_types: found.token_types,
-        merges: found.merges,
-        bos: found.bos,
-        eos: found.eos,
-        eot: found.eot,
-        add_bos: found.add_bos,
-        chat_template: found.chat_template,
-    };
-    let in_file = |source| llamero_tokenizer::Error::InFile { path: path.into(), source: Box::new(source) };
-    Ok(Tokenizer::from_gguf(vocabulary).map_err(in_file)?)
+/// What a GGUF file is to say about a tokenizer.
+///
+/// # Errors
+/// One that the format has no name for.
+pub fn gguf_vocabulary(tokenizer: &Tokenizer) -> Result<GgufVocabulary> {
+    let own = tokenizer.to_gguf()?;
+    Ok(GgufVocabulary {
+        model: own.model,
+        pre: own.pre,
+        tokens: own.tokens,
+        token_types: own.token_types,
+        merges: own.merges,
+        bos: own.bos,
+        eos: own.eos,
+        eot: own.eot,
+        add_bos: own.add_bos,
+        chat_template: own.chat_template,
+    })
 }
 
 /// A model for inference: every matrix is arranged for it straight from the files, one at a time, so that no weight is in

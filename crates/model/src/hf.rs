@@ -30,3 +30,9 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 const OUTPUT: &str = "lm_head.weight";
 /// How the names of buffers end that older files hold and nothing needs.
 const ROTARY: &str = ".rotary_emb.inv_freq";
+
+/// What an index says, without files: for fuzzing.
+#[doc(hidden)]
+pub fn parse_index(text: &str) -> Result<std::collections::BTreeMap<String, String>, String> {
+    index::parse_index(text)
+}

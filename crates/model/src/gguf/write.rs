@@ -57,10 +57,10 @@ impl<'a> Writer<'a> {
         Self { weights, encoding, threads, metadata }
     }
 
-    /// The same with the model's name and a vocabulary.
-    pub fn describe(mut self, name: &str, vocabulary: &GgufVocabulary) -> Self {
+    /// The same with the model's name and, where it has one, its vocabulary.
+    pub fn describe(mut self, name: &str, vocabulary: Option<&GgufVocabulary>) -> Self {
         self.metadata.insert("general.name".into(), name.into());
-        self.metadata.extend(tokenizer(vocabulary));
+        self.metadata.extend(vocabulary.into_iter().flat_map(tokenizer));
         self
     }
 
@@ -73,31 +73,25 @@ impl<'a> Writer<'a> {
         self
     }
 
-    /// Writes the file, whole or not at all. Some megabytes are in memory at a time. `progress` hears of bytes that are
-    /// written and of all that will be.
+    /// Writes the file, whole or not at all. Some megabytes are in memory at a time.
     ///
     /// # Errors
     /// A file that cannot be written; a value that is not finite, or that the encoding cannot hold, by tensor.
-    pub fn write(mut self, path: &Path, mut progress: impl FnMut(u64, u64)) -> Result<(), WeightError> {
+    pub fn write(mut self, path: &Path) -> Result<(), WeightError> {
         self.metadata.insert(FILE_TYPE_KEY.into(), file_type(self.encoding).into());
         self.metadata.insert("general.quantization_version".into(), 2u32.into());
         let config = self.weights.config();
         let table = config.params();
         let tensors = plan(config, &table, self.encoding);
-        let total: u64 = tensors.iter().map(|t| t.bytes as u64).sum();
         fsutil::write_atomic_with(path, |out| {
             let write = |out: &mut dyn Write, bytes: &[u8]| {
                 out.write_all(bytes).map_err(|e| ArtifactError::io("write", path, e))
             };
             write(out, &header(&self.metadata, &tensors))?;
-            let mut done = 0;
             for tensor in &tensors {
-                progress(done, total);
                 self.tensor(tensor, path, out)?;
                 write(out, &vec![0; padding(tensor.bytes)])?;
-                done += tensor.bytes as u64;
             }
-            progress(done, total);
             Ok(())
         })
     }

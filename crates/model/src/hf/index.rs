@@ -100,22 +100,26 @@ fn encoding(dtype: Dtype) -> Option<Encoding> {
 
 /// The shard of each tensor, by name.
 fn read_index(path: &Path) -> Result<BTreeMap<String, String>, WeightError> {
-    let bad = |reason: String| WeightError::config(path, reason);
-    let index: Index = serde_json::from_str(&read_text(path)?).map_err(|e| bad(e.to_string()))?;
+    parse_index(&read_text(path)?).map_err(|reason| WeightError::config(path, reason))
+}
+
+/// The shard of each tensor from the text of an index, or what is wrong with it.
+pub(super) fn parse_index(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let index: Index = serde_json::from_str(text).map_err(|e| e.to_string())?;
     let mut map = BTreeMap::new();
     for (tensor, file) in index.weight_map.0 {
         let mut parts = Path::new(&file).components();
         let plain = matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None));
         if !plain || file.contains(['/', '\\']) {
-            return Err(bad(format!(
+            return Err(format!(
                 "puts tensor `{tensor}` into `{file}`; a shard is a file of the same folder"
-            )));
+            ));
         }
         if let Some(other) = map.insert(tensor.clone(), file) {
-            return Err(bad(format!("lists tensor `{tensor}` twice, the first time in `{other}`")));
+            return Err(format!("lists tensor `{tensor}` twice, the first time in `{other}`"));
         }
     }
-    if map.is_empty() { Err(bad("its `weight_map` names no tensor".into())) } else { Ok(map) }
+    if map.is_empty() { Err("its `weight_map` names no tensor".into()) } else { Ok(map) }
 }
 
 #[derive(Deserialize)]
