@@ -9,6 +9,7 @@ mod folder;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod pretrain;
+pub(crate) mod pull;
 pub(crate) mod run;
 pub(crate) mod score;
 pub(crate) mod supervise;
