@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 
 /// The bytes of a file, mapped read-only.
@@ -35,6 +36,25 @@ impl MappedFile {
     pub fn bytes(&self) -> &[u8] {
         &self.map
     }
+
+    /// Says that these bytes are not needed for now: they need not stay resident, and are read from the file again when they
+    /// are looked at. Nothing but a hint.
+    pub fn release(&self, range: Range<usize>) {
+        let (start, end) = (range.start.min(self.map.len()), range.end.min(self.map.len()));
+        if start >= end {
+            return;
+        }
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: this advice may change what a map holds only where it is private and written to, or has no file
+            // behind it. This one is of a file and read-only: dropped pages come back with the same contents, so what
+            // borrows them sees no change.
+            let done = unsafe { self.map.unchecked_advise_range(advice, start, end - start) };
+            // Without it the memory stays in use, which is what was before.
+            drop(done);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -48,6 +68,23 @@ mod tests {
         std::fs::write(&path, b"abc").unwrap();
         assert_eq!(MappedFile::open(&path).unwrap().bytes(), b"abc");
         assert!(MappedFile::open(dir.path()).is_err());
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, b"").unwrap();
+        assert!(MappedFile::open(&empty).unwrap().bytes().is_empty());
         assert!(MappedFile::open(&dir.path().join("absent")).is_err());
+    }
+
+    #[test]
+    fn released_bytes_are_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let file = MappedFile::open(&path).unwrap();
+        for range in [0..bytes.len(), 5000..9000, 99_999..200_000, 7..7] {
+            assert!(file.bytes() == bytes);
+            file.release(range);
+        }
+        assert!(file.bytes() == bytes);
     }
 }

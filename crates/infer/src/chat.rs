@@ -4,18 +4,16 @@ use std::ops::ControlFlow;
 
 use llamero_tokenizer::{Message, Role, StreamDecoder};
 
-use crate::engine::Session;
-use crate::{Engine, Finish, InferError, Result, SamplingParams, StopText};
+use crate::{Engine, Finish, InferError, Logprobs, Result, SamplingParams, StopText};
 
-/// A conversation with a model in Llama 3's chat format.
+/// A conversation with a model in its tokenizer's chat format.
 ///
-/// Keys and values of the turns before are kept, so a new turn costs its own tokens only.
+/// The engine keeps keys and values of the turns before as long as it has room, so a new turn costs its own tokens only.
 pub struct ChatSession<'e> {
     engine: &'e Engine,
     params: SamplingParams,
     stop_text: StopText,
     messages: Vec<Message>,
-    session: Session,
 }
 
 /// The model's turn.
@@ -45,7 +43,7 @@ impl<'e> ChatSession<'e> {
         params.validate()?;
         params.stop.extend(engine.stop_tokens());
         let messages = system.map(|text| Message::new(Role::System, text)).into_iter().collect();
-        Ok(Self { engine, params, stop_text: StopText::default(), messages, session: engine.session() })
+        Ok(Self { engine, params, stop_text: StopText::default(), messages })
     }
 
     /// The same conversation, whose answers also end before any of these strings. They are not part of an answer.
@@ -98,7 +96,7 @@ impl<'e> ChatSession<'e> {
             let said = say(stop.push(&decoder.push(id)));
             if stop.found() { ControlFlow::Break(()) } else { said }
         };
-        let generation = self.engine.generate_in(&mut self.session, &prompt, &self.params, &mut on_token)?;
+        let generation = self.engine.continue_with(&prompt, &self.params, Logprobs::Off, &mut on_token)?;
         // The answer is over, so whether more of it is wanted no longer matters.
         let last = stop.push(&decoder.finish());
         let finish = if stop.found() { Finish::Stop } else { generation.finish };
@@ -124,13 +122,13 @@ impl<'e> ChatSession<'e> {
         let room = context - self.params.max_tokens.min(context / 4).max(1);
         let encode = |messages: &[Message]| self.engine.tokenizer().encode_dialog_prompt(messages);
         let first = self.instructions();
-        let mut prompt = encode(&self.messages);
+        let mut prompt = encode(&self.messages)?;
         let mut dropped = 0;
         while prompt.len() > room && self.messages.len() > first + 1 {
             // A question and its answer.
             let end = (first + 2).min(self.messages.len() - 1);
             dropped += self.messages.drain(first..end).len();
-            prompt = encode(&self.messages);
+            prompt = encode(&self.messages)?;
         }
         if prompt.len() >= context {
             let (what, tokens) = ("the message with its chat format", prompt.len());

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use llamero_artifact::ArtifactError;
 use llamero_comm::CommError;
-use llamero_model::hf::HfError;
+use llamero_model::WeightError;
 
 /// The crate's result.
 pub type Result<T, E = InferError> = std::result::Result<T, E>;
@@ -41,10 +41,18 @@ pub enum InferError {
     Artifact(#[from] ArtifactError),
     /// The model's files are not as they should be.
     #[error(transparent)]
-    Model(#[from] HfError),
+    Model(#[from] WeightError),
     /// The tokenizer cannot be loaded or used.
     #[error(transparent)]
     Tokenizer(#[from] llamero_tokenizer::Error),
+    /// The vocabulary inside a GGUF file cannot be used.
+    #[error("`{}`: {source}", path.display())]
+    GgufVocabulary {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: llamero_tokenizer::Error,
+    },
     /// The tokenizer belongs to another model.
     #[error(
         "the model has a vocabulary of {model} tokens, but its tokenizer one of {tokenizer}. \
@@ -87,6 +95,35 @@ pub enum InferError {
         /// The context in tokens.
         context: usize,
     },
+    /// Keys and values of the tokens would need more memory than there is for all requests.
+    #[error(
+        "keys and values of {tokens} tokens take {needed} bytes, but there are {limit} for all requests. hint: a smaller \
+         `max_tokens`, 8-bit keys and values, or a larger limit"
+    )]
+    Memory {
+        /// Tokens of the request, as many as it may generate included.
+        tokens: usize,
+        /// Bytes that they need.
+        needed: u64,
+        /// Bytes that there are.
+        limit: u64,
+    },
+    /// The draft model's ids mean something else than the model's.
+    #[error(
+        "the draft model has another tokenizer than the model ({draft} tokens for {model}). hint: both must come from the same family"
+    )]
+    Draft {
+        /// Vocabulary of the model.
+        model: usize,
+        /// Vocabulary of the draft model.
+        draft: usize,
+    },
+    /// The engine was stopped, or failed, before there was an answer.
+    #[error("the engine stopped before there was an answer")]
+    Stopped,
+    /// The thread of a service could not be started.
+    #[error("no thread for the engine: {0}")]
+    Thread(std::io::Error),
     /// A sampling parameter is outside what it may be.
     #[error("sampling parameter `{key}` is `{found}`, allowed is {allowed}")]
     Parameter {

@@ -1,9 +1,17 @@
-//! From the path that a user gives to the folder that holds a model.
+//! From the path that a user gives to the files that hold a model, and from these to a model on a device.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use llamero_artifact::{Artifact, ArtifactError, MANIFEST};
+use llamero_autograd::Param;
+use llamero_comm::{Comm, Solo};
+use llamero_model::gguf::{self, GgufFile, GgufVocabulary};
 use llamero_model::hf::{CONFIG_FILE, WEIGHTS_FILE};
+use llamero_model::weights::Layout;
+use llamero_model::{Division, Group, Llama, ParamSpec, Placement, WeightError, Weights};
+use llamero_tensor::{Backend, DType, Tensor};
+use llamero_tokenizer::Tokenizer;
 
 use crate::{InferError, Result};
 
@@ -11,11 +19,11 @@ use crate::{InferError, Result};
 /// has.
 pub const MODEL_STAGES: [&str; 2] = ["sft", "pretrain"];
 
-const HINT: &str =
-    "a model is a run folder, an artifact folder of it such as `RUN/sft`, or an exported folder";
+const HINT: &str = "a model is a run folder, an artifact folder of it such as `RUN/sft`, a folder of Hugging Face's or Meta's files, or a \
+     GGUF file";
 
-/// The folder that holds the model meant by `path`, which is a run folder (its latest finished model), an artifact folder
-/// or an exported Hugging Face folder.
+/// The folder or file that holds the model meant by `path`, which is a run folder (its latest finished model), an artifact
+/// folder, a folder in Hugging Face's or Meta's layout, a GGUF file or a folder with exactly one.
 ///
 /// # Errors
 /// No such folder; an artifact or a run that is unfinished; an artifact of another kind; a folder without weights or
@@ -28,17 +36,14 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
             Err(error) => Err(error.into()),
         };
     }
-    if path.is_file() {
-        return Err(not_a_model(path, "it is a file".into(), "name the folder that holds it"));
-    }
-    match (path.join(CONFIG_FILE).is_file(), path.join(WEIGHTS_FILE).is_file()) {
-        (true, true) => Ok(path.to_owned()),
-        (false, false) => latest_of_run(path),
-        (config, _) => {
-            let (has, lacks) = if config { (CONFIG_FILE, WEIGHTS_FILE) } else { (WEIGHTS_FILE, CONFIG_FILE) };
-            let found = format!("the folder has `{has}`, but no `{lacks}`");
-            Err(not_a_model(path, found, "copy or export the whole model folder"))
+    match Layout::of(path) {
+        Ok(Some(_)) => Ok(path.to_owned()),
+        Ok(None) if path.is_file() => {
+            Err(not_a_model(path, "it is a file, but no `.gguf`".into(), "name the folder that holds it"))
         }
+        Ok(None) => latest_of_run(path),
+        Err(WeightError::NotAModel { path, found, hint }) => Err(InferError::NotAModel { path, found, hint }),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -96,4 +101,74 @@ fn latest_of_run(run: &Path) -> Result<PathBuf> {
         }
         ([latest, ..], _) => model_artifact(latest),
     }
+}
+
+/// The tokenizer of the model at `path`, which [`resolve_model`] found: that of its folder, or the one inside of its GGUF file.
+///
+/// # Errors
+/// None there; one that cannot be read or is of a kind that is not known here.
+pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let Some(Layout::Gguf(file)) = Layout::of(path)? else { return Ok(Tokenizer::load(path)?) };
+    let own = gguf::vocabulary(&GgufFile::open(&file)?)?;
+    let vocabulary = llamero_tokenizer::GgufVocabulary {
+        model: own.model,
+        pre: own.pre,
+        tokens: own.tokens,
+        token_types: own.token_types,
+        merges: own.merges,
+        bos: own.bos,
+        eos: own.eos,
+        eot: own.eot,
+        add_bos: own.add_bos,
+        chat_template: own.chat_template,
+    };
+    Tokenizer::from_gguf(vocabulary).map_err(|source| InferError::GgufVocabulary { path: file, source })
+}
+
+/// What a GGUF file is to say about a tokenizer.
+///
+/// # Errors
+/// One that the format has no name for.
+pub fn gguf_vocabulary(tokenizer: &Tokenizer) -> Result<GgufVocabulary> {
+    let own = tokenizer.to_gguf()?;
+    Ok(GgufVocabulary {
+        model: own.model,
+        pre: own.pre,
+        tokens: own.tokens,
+        token_types: own.token_types,
+        merges: own.merges,
+        bos: own.bos,
+        eos: own.eos,
+        eot: own.eot,
+        add_bos: own.add_bos,
+        chat_template: own.chat_template,
+    })
+}
+
+/// A model for inference: every matrix is arranged for it straight from the files, one at a time, so that no weight is in
+/// memory twice.
+pub(crate) fn load(weights: &dyn Weights, backend: &dyn Backend, dtype: DType) -> Result<Llama> {
+    let config = weights.config();
+    let mut params = Vec::new();
+    for spec in config.params() {
+        let value = match spec.group() {
+            Group::Norm => plain(weights, &spec, backend, dtype)?,
+            Group::Vocabulary | Group::Matrix => packed(weights, &spec, backend, dtype)?,
+        };
+        weights.release(&spec);
+        params.push(Param::new(spec.id, spec.name, value));
+    }
+    Ok(Llama::from_params(config, params))
+}
+
+fn packed(weights: &dyn Weights, spec: &ParamSpec, backend: &dyn Backend, dtype: DType) -> Result<Tensor> {
+    Ok(backend.pack_stored(&weights.stored(spec)?, spec.shape, dtype))
+}
+
+/// A parameter as it is, read in pieces.
+fn plain(weights: &dyn Weights, spec: &ParamSpec, backend: &dyn Backend, dtype: DType) -> Result<Tensor> {
+    let ranks: Arc<dyn Comm> = Arc::new(Solo);
+    let place = Placement::whole(weights.config());
+    let mut values = |spec: &ParamSpec, rows| weights.values(spec, rows);
+    Ok(Division::from(&ranks).param(spec, &place, (backend, dtype), &mut values)?.value)
 }

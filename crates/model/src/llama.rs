@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use llamero_autograd::{GradSink, Param, Tape, Targets, Var};
-use llamero_comm::CommError;
+use llamero_comm::{Comm, CommError, Solo};
 use llamero_tensor::{Backend, CrossEntropy, DType, Heads, RopeTable, Segments, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -180,6 +180,20 @@ impl Llama {
         Ok(Self::assemble(config, place, &division, params))
     }
 
+    /// A whole model on one rank from its parameters, in the order of the table.
+    pub fn from_params(config: &Config, params: Vec<Param>) -> Self {
+        let table = config.params();
+        let (found, expected) = (params.len(), table.len());
+        assert!(found == expected, "from_params: {found} parameters for a model of {expected}");
+        for (spec, param) in table.iter().zip(&params) {
+            let (shape, expected) = (param.shape(), spec.shape);
+            assert!(shape == expected, "from_params: `{}` is {shape}, not {expected}", spec.name);
+        }
+        let ranks: Arc<dyn Comm> = Arc::new(Solo);
+        let params = table.iter().map(|spec| spec.shard).zip(params).collect();
+        Self::assemble(config, &Placement::whole(config), &Division::from(&ranks), params)
+    }
+
     /// Puts the parameters, in the order of the table, where they belong.
     fn assemble(
         config: &Config,
@@ -236,16 +250,17 @@ impl Llama {
         self.embedding.iter_mut().chain(blocks).chain(&mut self.norm).chain(&mut self.output)
     }
 
-    /// Arranges every matrix that is only multiplied by for inference: the model can no longer be trained.
-    /// A tied table is kept as it is for look-ups and gets an arranged copy as output.
+    /// Arranges every matrix for inference: the model can no longer be trained.
     pub fn pack(&mut self, backend: &dyn Backend) {
         for b in &mut self.blocks {
             for linear in [&mut b.wqkv, &mut b.wo, &mut b.w13, &mut b.w2] {
                 linear.weight.value = backend.pack(&linear.weight.value);
             }
         }
-        if let Some(head) = self.head() {
-            self.output = Some(Param { value: backend.pack(&head.value), ..head.clone() });
+        // An embedding that is not the output projection is only looked up.
+        let tied = self.output.is_none();
+        for table in self.output.iter_mut().chain(self.embedding.iter_mut().filter(|_| tied)) {
+            table.value = backend.pack(&table.value);
         }
     }
 }

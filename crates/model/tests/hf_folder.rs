@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use llamero_comm::{Comm, Solo};
 use llamero_cpu::Cpu;
-use llamero_model::hf::{self, CONFIG_FILE, GENERATION_FILE, HfError, ModelFolder, StopTokens, WEIGHTS_FILE};
-use llamero_model::{Config, Llama, ParamSpec, Placement, RopeScaling, initial_values};
+use llamero_model::hf::{self, CONFIG_FILE, GENERATION_FILE, ModelFolder, StopTokens, WEIGHTS_FILE};
+use llamero_model::{Config, Llama, ParamSpec, Placement, RopeScaling, WeightError, Weights, initial_values};
 use llamero_tensor::{Backend, DType};
 use proptest::prelude::*;
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -48,7 +48,7 @@ fn build<E: std::fmt::Debug>(
 /// A folder with a model of made-up weights.
 fn saved(config: &Config, dtype: DType) -> (tempfile::TempDir, Llama, Cpu) {
     let backend = Cpu::new(1).unwrap();
-    let model = build(config, (&backend, dtype), |s, rows| Ok::<_, HfError>(initial_values(s, rows, 3)));
+    let model = build(config, (&backend, dtype), |s, rows| Ok::<_, WeightError>(initial_values(s, rows, 3)));
     let dir = tempfile::tempdir().unwrap();
     hf::save(dir.path(), &model, &backend, &tokens()).unwrap();
     (dir, model, backend)
@@ -72,9 +72,9 @@ fn what_is_saved_is_opened_bit_for_bit() {
         for dtype in [DType::F32, DType::Bf16] {
             let (dir, model, backend) = saved(&config, dtype);
             let folder = ModelFolder::open(dir.path()).unwrap();
-            assert_eq!(folder.config, config);
+            assert_eq!(*folder.config(), config);
             assert_eq!(folder.dtype(), dtype);
-            assert!(folder.weight_bytes() >= config.num_params() * dtype.bytes() as u64);
+            assert!(folder.stored_bytes() >= config.num_params() * dtype.bytes() as u64);
             let again = build(&config, (&backend, dtype), |spec, rows| folder.values(spec, rows));
             assert!(bits(&again, &backend) == bits(&model, &backend), "{dtype}");
             // And the second folder has the bytes of the first.
@@ -139,11 +139,11 @@ fn both_ways_to_write_the_rotary_base_are_read() {
         json.as_object_mut().unwrap().retain(|key, _| !key.starts_with("rope_"));
         json["rope_parameters"] = rope;
     });
-    assert_eq!(ModelFolder::open(dir.path()).unwrap().config, scaled());
+    assert_eq!(ModelFolder::open(dir.path()).unwrap().config().clone(), scaled());
     with_config(dir.path(), |json| {
         json["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 500_000.0});
     });
-    assert_eq!(ModelFolder::open(dir.path()).unwrap().config, config());
+    assert_eq!(ModelFolder::open(dir.path()).unwrap().config().clone(), config());
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn missing_files_are_named() {
         let (dir, _, _) = saved(&config(), DType::F32);
         std::fs::remove_file(dir.path().join(file)).unwrap();
         let error = ModelFolder::open(dir.path()).err().unwrap();
-        assert!(matches!(error, HfError::Io { .. }) && error.to_string().contains(file), "{error}");
+        assert!(matches!(error, WeightError::Io { .. }) && error.to_string().contains(file), "{error}");
     }
 }
 
@@ -211,9 +211,9 @@ fn with_tensors(dir: &Path, change: impl FnOnce(&mut Vec<Stored>)) {
 }
 
 /// Opens a folder and reads every value.
-fn read_all(dir: &Path) -> Result<Vec<Vec<f32>>, HfError> {
+fn read_all(dir: &Path) -> Result<Vec<Vec<f32>>, WeightError> {
     let folder = ModelFolder::open(dir)?;
-    folder.config.params().iter().map(|spec| folder.values(spec, 0..spec.shape.rows)).collect()
+    folder.config().params().iter().map(|spec| folder.values(spec, 0..spec.shape.rows)).collect()
 }
 
 #[test]
@@ -245,7 +245,7 @@ fn wrong_tensors_are_errors_that_name_file_and_tensor() {
             }
         });
         let error = read_all(dir.path()).unwrap_err();
-        assert!(matches!(error, HfError::Tensor { .. }), "{error}");
+        assert!(matches!(error, WeightError::Tensor { .. }), "{error}");
         let error = error.to_string();
         assert!([WEIGHTS_FILE, name, found].iter().all(|part| error.contains(part)), "{error}");
     }
@@ -330,7 +330,7 @@ fn a_folder_that_cannot_be_written_is_an_error() {
     assert!(error.to_string().contains("absent"), "{error}");
     std::fs::create_dir(dir.path().join(WEIGHTS_FILE)).unwrap();
     let error = hf::save(dir.path(), &model, &backend, &tokens()).unwrap_err();
-    assert!(matches!(error, HfError::Io { .. }) && error.to_string().contains(WEIGHTS_FILE), "{error}");
+    assert!(matches!(error, WeightError::Io { .. }) && error.to_string().contains(WEIGHTS_FILE), "{error}");
 }
 
 /// Bytes that overwrite a valid file at some places.

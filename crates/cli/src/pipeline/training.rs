@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use llamero_align::SftSource;
 use llamero_artifact::{Artifact, Draft, Outcome, WORK_STATE, recipe as files};
 use llamero_data::{Loader, TokenStore};
-use llamero_model::{Llama, ParamSpec, hf, initial_values};
+use llamero_model::{Llama, ParamSpec, Weights, hf, initial_values};
 use llamero_tokenizer::Tokenizer;
 use llamero_train::{Event, Failures, Ledger, StepRecord, TrainConfig, TrainReport, Trainer};
 use serde::{Deserialize, Serialize};
@@ -90,7 +90,7 @@ impl Run {
             let folder = hf::ModelFolder::open(base.path())?;
             let values = |spec: &ParamSpec, rows: Range<usize>| Ok(folder.values(spec, rows)?);
             let (config, dtype) = (config.clone(), run.recipe.dtype()?);
-            let job = Job { sizes: &folder.config, config, dtype, values: &values, source: &source };
+            let job = Job { sizes: folder.config(), config, dtype, values: &values, source: &source };
             run.train_stage("sft", (draft, None), tokenizer, job)
         })
     }
@@ -184,8 +184,10 @@ pub(crate) fn save_model(
 ) -> Result<()> {
     let coder = Tokenizer::load(tokenizer.path())?;
     let special = coder.special();
-    let stop =
-        hf::StopTokens { begin_of_text: special.begin_of_text, stop: vec![special.end_of_text, special.eot] };
+    let stop = hf::StopTokens {
+        begin_of_text: special.begin_of_text.unwrap_or(special.end_of_text),
+        stop: vec![special.end_of_text, special.eot],
+    };
     hf::save(dir, model, backend, &stop)?;
     coder.save_model(dir.join("tokenizer.model"))?;
     coder.save_hf(dir)?;

@@ -1,11 +1,13 @@
 //! Paths that users give.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use llamero_artifact::{ArtifactError, Begin, InputRef, Outcome, RunDir, StageKey};
 use llamero_model::Config;
 use llamero_model::hf::{self, StopTokens};
-use llamero_tensor::DType;
+use llamero_tensor::testing::Oracle;
+use llamero_tensor::{Backend, DType};
 
 use super::{backend, bits, config, engine, ids, model};
 use crate::testing::byte_tokenizer;
@@ -19,8 +21,10 @@ fn save_model_as(dir: &Path, config: &Config, seed: u64, dtype: DType) {
     let backend = backend();
     let tokenizer = byte_tokenizer();
     let special = tokenizer.special();
-    let tokens =
-        StopTokens { begin_of_text: special.begin_of_text, stop: vec![special.end_of_text, special.eot] };
+    let tokens = StopTokens {
+        begin_of_text: special.begin_of_text.unwrap(),
+        stop: vec![special.end_of_text, special.eot],
+    };
     hf::save(dir, &model(config, &*backend, dtype, seed), &*backend, &tokens).unwrap();
     tokenizer.save_model(dir.join("tokenizer.model")).unwrap();
 }
@@ -73,6 +77,23 @@ fn an_exported_folder_is_opened_and_gives_the_same_bits() {
     let bf16 = Engine::open(tmp.path(), backend(), DType::Bf16).unwrap();
     let (a, b) = (bf16.score_text("Hello").unwrap(), opened.score_text("Hello").unwrap());
     assert!(a.nll != b.nll && (a.nll - b.nll).abs() < 0.05 * b.nll, "{a:?} {b:?}");
+}
+
+#[test]
+fn a_model_from_files_has_the_bits_of_the_one_that_was_saved_on_every_backend() {
+    for tied in [false, true] {
+        let config = Config { tied, ..config() };
+        let tmp = tempfile::tempdir().unwrap();
+        save_model(tmp.path(), &config, 1);
+        let backends: [Arc<dyn Backend>; 2] = [backend(), Arc::new(Oracle::rounding())];
+        for backend in backends {
+            let direct = model(&config, &*backend, DType::F32, 1);
+            let direct = Engine::new(direct, byte_tokenizer(), Arc::clone(&backend)).unwrap();
+            let opened = Engine::open(tmp.path(), backend, None).unwrap();
+            let score = |engine: &Engine| bits(&engine.score_tokens(&ids(4, 30)).unwrap());
+            assert_eq!(score(&opened), score(&direct), "{}", opened.backend().name());
+        }
+    }
 }
 
 #[test]
