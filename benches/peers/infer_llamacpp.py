@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 
-from peer import all_threads, emit
+from peer import all_threads, emit, peak_memory_bytes
 
 
 def bench(args):
@@ -35,7 +35,6 @@ def bench(args):
         tokens_per_s=sorted(result["samples_ts"])[len(result["samples_ts"]) // 2],
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
         model_type=result["model_type"],
-        build=result["build_commit"],
         command=shlex.join(["llama-bench"] + command[1:]),
     )
 
@@ -105,7 +104,7 @@ def serve(args):
         post(port, dict(prompt=[1, 2, 3], n_predict=4))
         for line in sys.stdin:
             speed = together(port, json.loads(line))
-            emit(tokens_per_s=speed, command=shlex.join(["llama-server"] + command[1:]))
+            emit(tokens_per_s=speed, peak_memory_bytes=peak_memory_bytes(process.pid), command=shlex.join(["llama-server"] + command[1:]))
     finally:
         process.terminate()
         process.wait()

@@ -1,7 +1,8 @@
-//! Repository checks: `cargo xtask layers`, `sizes` and `kills`; and `cargo xtask bench`, which measures us beside our peers.
+//! Repository checks: `cargo xtask layers`, `sizes` and `kills`; `fixtures`, which fetches what some tests need; and `cargo xtask bench`, which measures us beside our peers.
 
 mod bench;
 mod binary;
+mod fixtures;
 mod kills;
 mod layers;
 mod sizes;
@@ -13,6 +14,7 @@ const USAGE: &str = "usage: cargo xtask COMMAND
 
   layers   fail on a dependency between workspace crates that the table of layers does not allow
   sizes    list source files that have grown too long
+  fixtures fetch files for conformance tests with pip into `fixtures/` (or LLAMERO_FIXTURES); nothing to do when they are there
   kills    run a recipe through `kill -9` at random moments and compare it with a run that was left alone:
            --recipe FILE --run DIR [--kills N] [--seed S] [--reference DIR] [--seconds T] [--set K=V]…
   bench    run our benchmarks and our peers' in turn and print the ratios as Markdown tables:
@@ -24,6 +26,7 @@ fn main() -> ExitCode {
     let result = match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["layers"] => layers::run(root),
         ["sizes"] => sizes::run(root),
+        ["fixtures"] => fixtures::run(root),
         ["bench", .., "--help" | "-h"] => Ok(bench::USAGE.to_owned()),
         ["bench", ref options @ ..] => bench::run(root, options),
         ["kills", ref options @ ..] => kills::run(root, options),

@@ -63,9 +63,9 @@ impl SftSource {
         seed: u64,
     ) -> Result<Self, AlignError> {
         let given = dialogs.len();
-        let encoded = dialogs.iter().map(|d| encode(d, tokenizer));
-        let dialogs: Vec<Encoded> =
-            encoded.filter(|e| e.ids.len() <= length && e.targets.iter().any(|&t| t != u32::MAX)).collect();
+        let encoded = dialogs.iter().map(|d| encode(d, tokenizer)).collect::<Result<Vec<_>, _>>()?;
+        let fits = |e: &Encoded| e.ids.len() <= length && e.targets.iter().any(|&t| t != u32::MAX);
+        let dialogs: Vec<Encoded> = encoded.into_iter().filter(fits).collect();
         if dialogs.is_empty() {
             return Err(AlignError::TooLittle {
                 found: format!("no dialog of at most {length} tokens with an assistant's turn"),
@@ -103,12 +103,12 @@ impl SftSource {
     }
 }
 
-fn encode(dialog: &Dialog, tokenizer: &Tokenizer) -> Encoded {
-    let masked = tokenizer.encode_dialog_masked(&dialog.messages);
+fn encode(dialog: &Dialog, tokenizer: &Tokenizer) -> Result<Encoded, AlignError> {
+    let masked = tokenizer.encode_dialog_masked(&dialog.messages)?;
     let next = masked.ids.iter().zip(&masked.assistant).skip(1);
     let mut targets: Vec<u32> = next.map(|(&id, &learn)| if learn { id } else { u32::MAX }).collect();
     targets.push(u32::MAX);
-    Encoded { ids: masked.ids, targets }
+    Ok(Encoded { ids: masked.ids, targets })
 }
 
 impl SequenceSource for SftSource {

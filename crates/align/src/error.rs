@@ -15,6 +15,9 @@ pub enum AlignError {
     /// The model could not score.
     #[error(transparent)]
     Infer(#[from] InferError),
+    /// The tokenizer has no chat format that can be learned.
+    #[error(transparent)]
+    Tokenizer(#[from] llamero_tokenizer::Error),
     /// A file could not be read or written.
     #[error("`{}`: {source}", path.display())]
     Io {

@@ -65,7 +65,7 @@ pub fn ask(lm: &dyn Lm, questions: &[Question], progress: &dyn Fn(usize)) -> Res
     let mut chance = 0.0;
     for (i, q) in questions.iter().enumerate() {
         let tokenizer = lm.tokenizer();
-        let prompt = tokenizer.encode_dialog_prompt(&[Message::new(Role::User, &q.question)]);
+        let prompt = tokenizer.encode_dialog_prompt(&[Message::new(Role::User, &q.question)])?;
         let encode = |choice: &String| {
             let mut ids = tokenizer.encode(choice);
             ids.push(tokenizer.special().eot);

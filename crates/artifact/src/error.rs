@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 /// The crate's result.
-pub type Result<T> = std::result::Result<T, ArtifactError>;
+pub type Result<T, E = ArtifactError> = std::result::Result<T, E>;
 
 /// Every way in which opening, building or publishing an artifact fails.
 #[derive(Debug, thiserror::Error)]

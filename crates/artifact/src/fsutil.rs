@@ -3,7 +3,7 @@
 use crate::failpoint::step;
 use crate::{ArtifactError, Result};
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// Writes a file so that its path holds either the old bytes or all the new ones: a temporary beside it, fsync,
@@ -15,6 +15,35 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write_synced(file, &temp, bytes)?;
     rename(&temp, path)?;
     sync_dir(parent(path))
+}
+
+/// Like [`write_atomic`] for a file that is too large for memory: `fill` writes it piece by piece. Where it fails, nothing
+/// is left behind.
+pub fn write_atomic_with<E: From<ArtifactError>>(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
+) -> Result<(), E> {
+    let temp = temp_path(path)?;
+    step("create", &temp)?;
+    let file = File::create(&temp).map_err(|e| ArtifactError::io("create", &temp, e))?;
+    let written = fill_synced(file, &temp, fill).and_then(|()| Ok(rename(&temp, path)?));
+    if written.is_err() {
+        // The first error is the one to tell.
+        fs::remove_file(&temp).ok();
+    }
+    written?;
+    Ok(sync_dir(parent(path))?)
+}
+
+fn fill_synced<E: From<ArtifactError>>(
+    file: File,
+    temp: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    fill(&mut out)?;
+    let synced = out.into_inner().map_err(std::io::IntoInnerError::into_error).and_then(|f| f.sync_all());
+    Ok(synced.map_err(|e| ArtifactError::io("write", temp, e))?)
 }
 
 /// Writes the bytes to an open file and makes them durable; the path is for the error.

@@ -58,7 +58,7 @@ enum Command {
     Generate(commands::generate::GenerateArgs),
     /// How likely a model finds a text.
     Score(commands::score::ScoreArgs),
-    /// Sizes and parameter count of a model or preset.
+    /// Sizes, tensors, metadata and memory of a model or preset.
     Inspect(commands::inspect::InspectArgs),
     /// Train a tokenizer, or encode and decode with one.
     #[command(subcommand)]
@@ -67,6 +67,8 @@ enum Command {
     Why(commands::why::WhyArgs),
     /// Write a model as a Hugging Face folder.
     Export(commands::export::ExportArgs),
+    /// Write a model in another format or encoding: GGUF or a Hugging Face folder.
+    Convert(commands::convert::ConvertArgs),
     /// Measure this machine, the kernels and training steps.
     #[command(subcommand)]
     Bench(commands::bench::BenchCommand),
@@ -133,6 +135,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Tokenizer(command) => commands::tokenizer::tokenizer(&command),
         Command::Why(args) => commands::why::why(&args),
         Command::Export(args) => commands::export::export(&args),
+        Command::Convert(args) => commands::convert::convert(&args),
         Command::Bench(command) => commands::bench::bench(&command),
     }
 }

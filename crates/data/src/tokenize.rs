@@ -173,7 +173,7 @@ impl Writers<'_> {
         let special = tokenizer.special();
         for ((document, held_out), body) in batch.iter().zip(tokenizer.encode_batch(&texts)) {
             let mut ids = Vec::with_capacity(body.len() + 2);
-            ids.push(special.begin_of_text);
+            ids.extend(special.begin_of_text);
             ids.extend(body);
             ids.push(special.end_of_text);
             let bytes = document.text.len();

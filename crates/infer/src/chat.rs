@@ -6,7 +6,7 @@ use llamero_tokenizer::{Message, Role, StreamDecoder};
 
 use crate::{Engine, Finish, InferError, Logprobs, Result, SamplingParams, StopText};
 
-/// A conversation with a model in Llama 3's chat format.
+/// A conversation with a model in its tokenizer's chat format.
 ///
 /// The engine keeps keys and values of the turns before as long as it has room, so a new turn costs its own tokens only.
 pub struct ChatSession<'e> {
@@ -122,13 +122,13 @@ impl<'e> ChatSession<'e> {
         let room = context - self.params.max_tokens.min(context / 4).max(1);
         let encode = |messages: &[Message]| self.engine.tokenizer().encode_dialog_prompt(messages);
         let first = self.instructions();
-        let mut prompt = encode(&self.messages);
+        let mut prompt = encode(&self.messages)?;
         let mut dropped = 0;
         while prompt.len() > room && self.messages.len() > first + 1 {
             // A question and its answer.
             let end = (first + 2).min(self.messages.len() - 1);
             dropped += self.messages.drain(first..end).len();
-            prompt = encode(&self.messages);
+            prompt = encode(&self.messages)?;
         }
         if prompt.len() >= context {
             let (what, tokens) = ("the message with its chat format", prompt.len());

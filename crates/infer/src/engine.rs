@@ -69,8 +69,7 @@ impl Engine {
 
     /// An engine over a model that is arranged for inference.
     fn over(model: Llama, tokenizer: Tokenizer, backend: Arc<dyn Backend>) -> Self {
-        let special = tokenizer.special();
-        let stop = [special.end_of_text, special.eot].into_iter().chain(special.id("<|eom_id|>")).collect();
+        let stop = tokenizer.special().ends().iter().copied().collect();
         let options = EngineOptions::default();
         let desk = Desk::new(Limits { rows: 1, sequences: 1, pages: 1, idle: 0 });
         Self { backend, model, tokenizer, stop, options, desk, draft: None }.set_options(options)
@@ -123,8 +122,7 @@ impl Engine {
         self.model.config.context
     }
 
-    /// Tokens that end a text or a turn: `<|end_of_text|>`, `<|eot_id|>`, `<|eom_id|>` where the tokenizer has it, and those
-    /// that the model's files name.
+    /// Tokens that end a text or a turn: those of the tokenizer's files and those that the model's files name.
     pub fn stop_tokens(&self) -> Vec<u32> {
         self.stop.iter().copied().collect()
     }

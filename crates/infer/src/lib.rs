@@ -42,7 +42,7 @@ pub use engine::Engine;
 pub use error::{InferError, Result};
 pub use generate::{Finish, Generation, OnToken};
 pub use lm::Lm;
-pub use open::{MODEL_STAGES, resolve_model};
+pub use open::{MODEL_STAGES, gguf_vocabulary, open_tokenizer, resolve_model};
 pub use options::EngineOptions;
 pub use request::{Event, Guess, Logprobs, Request, Task};
 pub use sampler::{FORBID, SamplingParams, sample};

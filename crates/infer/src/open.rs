@@ -6,6 +6,7 @@ use std::sync::Arc;
 use llamero_artifact::{Artifact, ArtifactError, MANIFEST};
 use llamero_autograd::Param;
 use llamero_comm::{Comm, Solo};
+use llamero_model::gguf::{self, GgufFile, GgufVocabulary};
 use llamero_model::hf::{CONFIG_FILE, WEIGHTS_FILE};
 use llamero_model::weights::Layout;
 use llamero_model::{Division, Group, Llama, ParamSpec, Placement, WeightError, Weights};
@@ -13,10 +14,6 @@ use llamero_tensor::{Backend, DType, Tensor};
 use llamero_tokenizer::Tokenizer;
 
 use crate::{InferError, Result};
-
-/// Whether `Backend::embed` of every backend takes tables that `pack_stored` arranged. Until then the embedding is kept as it
-/// is for look-ups, and a tied one a second time as output.
-const EMBED_TAKES_PACKED: bool = false;
 
 /// The stages of a run that make a model, the last one first. Each is made from the next one in this list that the run
 /// has.
@@ -106,35 +103,62 @@ fn latest_of_run(run: &Path) -> Result<PathBuf> {
     }
 }
 
-/// The tokenizer of the model at `path`: that of its folder.
-pub(crate) fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let dir = if path.is_file() { path.parent().unwrap_or(path) } else { path };
-    Ok(Tokenizer::load(dir)?)
+/// The tokenizer of the model at `path`, which [`resolve_model`] found: that of its folder, or the one inside of its GGUF file.
+///
+/// # Errors
+/// None there; one that cannot be read or is of a kind that is not known here.
+pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
+    let Some(Layout::Gguf(file)) = Layout::of(path)? else { return Ok(Tokenizer::load(path)?) };
+    let own = gguf::vocabulary(&GgufFile::open(&file)?)?;
+    let vocabulary = llamero_tokenizer::GgufVocabulary {
+        model: own.model,
+        pre: own.pre,
+        tokens: own.tokens,
+        token_types: own.token_types,
+        merges: own.merges,
+        bos: own.bos,
+        eos: own.eos,
+        eot: own.eot,
+        add_bos: own.add_bos,
+        chat_template: own.chat_template,
+    };
+    Tokenizer::from_gguf(vocabulary).map_err(|source| InferError::GgufVocabulary { path: file, source })
+}
+
+/// What a GGUF file is to say about a tokenizer.
+///
+/// # Errors
+/// One that the format has no name for.
+pub fn gguf_vocabulary(tokenizer: &Tokenizer) -> Result<GgufVocabulary> {
+    let own = tokenizer.to_gguf()?;
+    Ok(GgufVocabulary {
+        model: own.model,
+        pre: own.pre,
+        tokens: own.tokens,
+        token_types: own.token_types,
+        merges: own.merges,
+        bos: own.bos,
+        eos: own.eos,
+        eot: own.eot,
+        add_bos: own.add_bos,
+        chat_template: own.chat_template,
+    })
 }
 
 /// A model for inference: every matrix is arranged for it straight from the files, one at a time, so that no weight is in
 /// memory twice.
 pub(crate) fn load(weights: &dyn Weights, backend: &dyn Backend, dtype: DType) -> Result<Llama> {
     let config = weights.config();
-    let (mut params, mut tied_head) = (Vec::new(), None);
+    let mut params = Vec::new();
     for spec in config.params() {
-        let is_table = spec.group() == Group::Vocabulary && params.is_empty();
-        let value = if spec.group() == Group::Norm || (is_table && !EMBED_TAKES_PACKED) {
-            if is_table && config.tied {
-                tied_head = Some(packed(weights, &spec, backend, dtype)?);
-            }
-            plain(weights, &spec, backend, dtype)?
-        } else {
-            packed(weights, &spec, backend, dtype)?
+        let value = match spec.group() {
+            Group::Norm => plain(weights, &spec, backend, dtype)?,
+            Group::Vocabulary | Group::Matrix => packed(weights, &spec, backend, dtype)?,
         };
         weights.release(&spec);
         params.push(Param::new(spec.id, spec.name, value));
     }
-    let mut model = Llama::from_params(config, params);
-    if let (Some(value), Some(table)) = (tied_head, &model.embedding) {
-        model.output = Some(Param { value, ..table.clone() });
-    }
-    Ok(model)
+    Ok(Llama::from_params(config, params))
 }
 
 fn packed(weights: &dyn Weights, spec: &ParamSpec, backend: &dyn Backend, dtype: DType) -> Result<Tensor> {

@@ -96,7 +96,7 @@ impl Engine {
         if text.is_empty() {
             return Err(InferError::NothingToScore { found: "the text is empty".into() });
         }
-        let mut ids = vec![self.tokenizer().special().begin_of_text];
+        let mut ids = Vec::from_iter(self.tokenizer().special().begin_of_text);
         self.tokenizer().encode_into(text, &mut ids);
         Ok(Score::new(&self.score_tokens(&ids)?, text.len()))
     }

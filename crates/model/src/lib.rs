@@ -5,9 +5,11 @@
 //! - [`Llama`] is the forward pass. It names no rank, device or cache; how a weight is divided over ranks is
 //!   declared in the table and done by `linear`.
 //! - [`Weights`] is a model as files hold it, whatever the format; [`weights::open`] opens one.
-//! - [`hf`] reads and writes Hugging Face's folder layout, [`meta`] reads Meta's.
+//! - [`hf`] reads and writes Hugging Face's folder layout; [`gguf`] reads and writes GGUF files; [`meta`] reads Meta's
+//!   layout.
 
 mod config;
+pub mod gguf;
 pub mod hf;
 mod init;
 mod linear;

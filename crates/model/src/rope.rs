@@ -14,7 +14,7 @@ pub fn rope_table(config: &Config, positions: usize) -> RopeTable {
 }
 
 /// `theta^(-2i/D)`, stretched as Llama 3.1 does when the configuration says so.
-fn frequency(config: &Config, i: usize) -> f64 {
+pub(crate) fn frequency(config: &Config, i: usize) -> f64 {
     let f = libm::pow(config.rope_theta, -2.0 * i as f64 / config.head_dim as f64);
     let Some(s) = config.rope_scaling else { return f };
     let wavelength = std::f64::consts::TAU / f;
@@ -32,12 +32,24 @@ fn frequency(config: &Config, i: usize) -> f64 {
 /// Reorders the rows of `wq` or `wk` (`[heads · D, cols]`) from Meta's interleaved layout, where rows `2i` and `2i+1` of a
 /// head are a pair, to the half-split layout, where rows `i` and `i + D/2` are.
 pub fn half_split_rows(w: &[f32], head_dim: usize, cols: usize) -> Vec<f32> {
-    reorder(w, head_dim, cols, |i| if i < head_dim / 2 { 2 * i } else { 2 * (i - head_dim / 2) + 1 })
+    reorder(w, head_dim, cols, |i| interleaved_row(i, head_dim))
+}
+
+/// Where row `row` of the half-split layout is in the interleaved one.
+pub(crate) fn interleaved_row(row: usize, head_dim: usize) -> usize {
+    let (head, i) = (row / head_dim * head_dim, row % head_dim);
+    head + if i < head_dim / 2 { 2 * i } else { 2 * (i - head_dim / 2) + 1 }
 }
 
 /// The inverse of [`half_split_rows`].
 pub fn interleaved_rows(w: &[f32], head_dim: usize, cols: usize) -> Vec<f32> {
-    reorder(w, head_dim, cols, |i| i / 2 + if i % 2 == 1 { head_dim / 2 } else { 0 })
+    reorder(w, head_dim, cols, |i| half_split_row(i, head_dim))
+}
+
+/// Where row `row` of the interleaved layout is in the half-split one.
+pub(crate) fn half_split_row(row: usize, head_dim: usize) -> usize {
+    let (head, i) = (row / head_dim * head_dim, row % head_dim);
+    head + i / 2 + if i % 2 == 1 { head_dim / 2 } else { 0 }
 }
 
 fn reorder(w: &[f32], head_dim: usize, cols: usize, source: impl Fn(usize) -> usize) -> Vec<f32> {

@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 
 use llamero_tensor::{DType, StoredRows};
 
+use crate::gguf::GgufModel;
 use crate::{Config, ParamSpec, hf, meta};
 
 mod error;
 mod mapped;
+mod transcode;
 
 pub use error::WeightError;
 pub use mapped::not_finite;
 pub(crate) use mapped::{MappedTensor, WeightFile};
+pub(crate) use transcode::{Piece, transcode};
 
 /// A tensor of a file.
 #[derive(Clone, Debug, PartialEq)]
@@ -193,7 +196,7 @@ pub fn open(path: &Path) -> Result<Box<dyn Weights>, WeightError> {
     match Layout::of(path)? {
         Some(Layout::HuggingFace) => Ok(Box::new(hf::ModelFolder::open(path)?)),
         Some(Layout::Meta) => Ok(Box::new(meta::MetaFolder::open(path)?)),
-        Some(Layout::Gguf(_)) => unknown("GGUF cannot be read yet"),
+        Some(Layout::Gguf(file)) => Ok(Box::new(GgufModel::open(&file)?)),
         None if !path.exists() => unknown("there is no such file or folder"),
         None => unknown("it holds no weights in a format that can be read"),
     }

@@ -298,6 +298,10 @@ impl Backend for CheckedProducts<'_> {
         self.inner.pack_stored(parts, shape, dtype)
     }
 
+    fn prefetch(&self, w: &Tensor) {
+        self.inner.prefetch(w);
+    }
+
     fn kv_page(&self, layout: KvLayout, dtype: DType) -> Tensor {
         self.inner.kv_page(layout, dtype)
     }

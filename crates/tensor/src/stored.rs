@@ -5,6 +5,10 @@ use std::fmt;
 
 use half::{bf16, f16};
 
+mod fit;
+mod large;
+mod small;
+
 /// How a file stores the elements of a row. Block formats are GGUF's, by its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -93,26 +97,78 @@ impl Encoding {
         cols.is_multiple_of(elements).then(|| cols / elements * bytes)
     }
 
+    /// The encoding of GGUF's name, without regard to case; `None` where it is not one of these.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|e| e.name().eq_ignore_ascii_case(name))
+    }
+
     /// The values of whole blocks, in f32. `bytes` and `out` must be of the same number of blocks.
     pub fn decode(self, bytes: &[u8], out: &mut [f32]) {
         let fits = self.row_bytes(out.len()) == Some(bytes.len());
         assert!(fits, "decode: {} bytes of {self} do not make {} values", bytes.len(), out.len());
         match self {
-            Self::F32 => {
-                out.iter_mut().zip(bytes.as_chunks().0).for_each(|(x, b)| *x = f32::from_le_bytes(*b))
-            }
-            Self::F16 => out
-                .iter_mut()
-                .zip(bytes.as_chunks().0)
-                .for_each(|(x, b)| *x = f16::from_le_bytes(*b).to_f32()),
-            Self::Bf16 => {
-                out.iter_mut()
-                    .zip(bytes.as_chunks().0)
-                    .for_each(|(x, b)| *x = bf16::from_le_bytes(*b).to_f32());
-            }
-            other => panic!("decode: {other} cannot be decoded"),
+            Self::F32 => decode_blocks(bytes, out, |b, [x]| *x = f32::from_le_bytes(*b)),
+            Self::F16 => decode_blocks(bytes, out, |b, [x]| *x = f16::from_le_bytes(*b).to_f32()),
+            Self::Bf16 => decode_blocks(bytes, out, |b, [x]| *x = bf16::from_le_bytes(*b).to_f32()),
+            Self::Q8_0 => decode_blocks(bytes, out, small::decode_q8_0),
+            Self::Q4_0 => decode_blocks(bytes, out, small::decode_q4_0),
+            Self::Q4_1 => decode_blocks(bytes, out, small::decode_q4_1),
+            Self::Q5_0 => decode_blocks(bytes, out, small::decode_q5_0),
+            Self::Q5_1 => decode_blocks(bytes, out, small::decode_q5_1),
+            Self::Q4K => decode_blocks(bytes, out, large::decode_q4_k),
+            Self::Q5K => decode_blocks(bytes, out, large::decode_q5_k),
+            Self::Q6K => decode_blocks(bytes, out, large::decode_q6_k),
         }
     }
+
+    /// Whole blocks that hold these values as nearly as they can. Values must be finite and, for all but F32 and BF16,
+    /// within the range of half precision ([`Encoding::largest`]).
+    pub fn encode(self, values: &[f32]) -> Vec<u8> {
+        let bytes = self.row_bytes(values.len());
+        let bytes =
+            bytes.unwrap_or_else(|| panic!("encode: {} values are no whole blocks of {self}", values.len()));
+        let mut out = Vec::with_capacity(bytes);
+        match self {
+            Self::F32 => values.iter().for_each(|x| out.extend(x.to_le_bytes())),
+            Self::F16 => values.iter().for_each(|&x| out.extend(f16::from_f32(x).to_le_bytes())),
+            Self::Bf16 => values.iter().for_each(|&x| out.extend(bf16::from_f32(x).to_le_bytes())),
+            Self::Q8_0 => encode_blocks(values, &mut out, small::encode_q8_0),
+            Self::Q4_0 => encode_blocks(values, &mut out, small::encode_q4_0),
+            Self::Q4_1 => encode_blocks(values, &mut out, small::encode_q4_1),
+            Self::Q5_0 => encode_blocks(values, &mut out, small::encode_q5_0),
+            Self::Q5_1 => encode_blocks(values, &mut out, small::encode_q5_1),
+            Self::Q4K => encode_blocks(values, &mut out, large::encode_q4_k),
+            Self::Q5K => encode_blocks(values, &mut out, large::encode_q5_k),
+            Self::Q6K => encode_blocks(values, &mut out, large::encode_q6_k),
+        }
+        out
+    }
+
+    /// The largest magnitude that it can hold.
+    pub fn largest(self) -> f32 {
+        match self {
+            Self::F32 => f32::MAX,
+            Self::Bf16 => bf16::MAX.to_f32(),
+            _ => f16::MAX.to_f32(),
+        }
+    }
+}
+
+fn decode_blocks<const B: usize, const N: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    block: impl Fn(&[u8; B], &mut [f32; N]),
+) {
+    bytes.as_chunks().0.iter().zip(out.as_chunks_mut().0).for_each(|(b, out)| block(b, out));
+}
+
+fn encode_blocks<const N: usize>(values: &[f32], out: &mut Vec<u8>, block: impl Fn(&[f32; N], &mut Vec<u8>)) {
+    values.as_chunks().0.iter().for_each(|x| block(x, out));
+}
+
+/// The half-precision number at byte `at`.
+fn half_at(bytes: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32()
 }
 
 impl fmt::Display for Encoding {

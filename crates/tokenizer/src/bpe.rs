@@ -1,7 +1,11 @@
 //! The merges within a piece.
 //!
-//! The rule is that of `tiktoken`: a piece that is a token is that token; otherwise the piece starts as its bytes, and as
-//! long as two neighbours joined are a token, the pair whose token has the lowest rank is joined, the leftmost of equals.
+//! A piece starts as its bytes. As long as two neighbours have a merge, the pair whose merge comes first is joined, the
+//! leftmost of equals. There are two kinds of vocabulary:
+//!
+//! - **Ranks**, as in `tiktoken`: ids are ranks, and two tokens have a merge when both joined are a token, whose rank is the
+//!   merge's place.
+//! - **A list of merges**, as in Hugging Face's files and GGUF: the place in the list is the merge's, and ids are free.
 
 use crate::{Error, Result};
 use std::cmp::Reverse;
@@ -9,80 +13,122 @@ use std::collections::{BinaryHeap, HashMap};
 
 pub(crate) type FixedMap<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 
-/// No token; also the end of a linked list.
+/// A string of bytes that is a token.
+pub(crate) type Token = Box<[u8]>;
+
+/// No token and no merge; also the end of a linked list.
 const NONE: u32 = u32::MAX;
 
 /// Up to this many bytes, scanning for the lowest rank beats a heap.
 const SHORT: usize = 128;
 
-/// The ranks and what is derived from them.
+/// What turns the pieces of a text into ids.
 #[derive(Debug)]
 pub(crate) struct Bpe {
-    tokens: Vec<Box<[u8]>>,
-    ids: FixedMap<Box<[u8]>, u32>,
-    /// The token that two tokens joined are, for all pairs that have one.
-    pairs: FixedMap<(u32, u32), u32>,
+    ids: FixedMap<Token, u32>,
+    /// The place of the merge of two tokens, for all pairs that have one.
+    places: FixedMap<(u32, u32), u32>,
+    /// The token that the merge of each place makes; nothing where the place is the id.
+    results: Option<Vec<u32>>,
+    /// What each byte starts as; [`NONE`] for bytes that are left out.
     bytes: [u32; 256],
+    /// Whether a piece that is a token is that token, whatever the merges would make of it.
+    whole_pieces: bool,
+}
+
+/// What a list of merges needs beside it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MergeRules {
+    /// Whether a piece that is a token is that token ("ignore merges").
+    pub(crate) whole_pieces: bool,
+    /// What a byte becomes that is no token. Nothing: it is left out.
+    pub(crate) unknown: Option<u32>,
 }
 
 /// Memory that the encoding of one piece leaves for the next.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    /// (token, what it becomes when joined with its right neighbour)
+    /// (token, the place of its merge with its right neighbour)
     parts: Vec<(u32, u32)>,
     links: Vec<Link>,
-    /// (rank, index of the left token)
+    /// (place of the merge, index of the left token)
     queue: BinaryHeap<Reverse<(u32, u32)>>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Link {
     id: u32,
-    joined: u32,
+    /// The place of its merge with the next one.
+    place: u32,
     previous: u32,
     next: u32,
 }
 
 impl Bpe {
-    /// Takes the tokens in the order of their ranks. They must be distinct, not empty, and include every single byte.
-    pub(crate) fn new(tokens: Vec<Vec<u8>>) -> Result<Bpe> {
-        let problem = |problem: String| Err(Error::Vocabulary { problem });
+    /// A vocabulary of ranks. The tokens must be distinct, not empty, and include every single byte.
+    pub(crate) fn of_ranks(tokens: &[Token]) -> Result<Bpe> {
         if tokens.len() > crate::tokenizer::MAX_RANKS {
-            return problem(format!("`{}` ranks do not fit 32-bit ids", tokens.len()));
+            return Err(problem(format!("`{}` ranks do not fit 32-bit ids", tokens.len())));
         }
-        let tokens: Vec<Box<[u8]>> = tokens.into_iter().map(Vec::into_boxed_slice).collect();
-        let mut ids = FixedMap::with_capacity_and_hasher(tokens.len(), Default::default());
-        for (token, id) in tokens.iter().zip(0u32..) {
-            if token.is_empty() {
-                return problem(format!("the token of rank `{id}` is empty"));
-            }
-            if let Some(other) = ids.insert(token.clone(), id) {
-                let token = token.escape_ascii();
-                return problem(format!("ranks `{other}` and `{id}` are the same token `{token}`"));
-            }
+        let ids = index(tokens.iter().zip(0u32..).map(|(token, id)| (id, token)))?;
+        let bytes = bytes(&ids, NONE);
+        if let Some(byte) = bytes.iter().position(|&id| id == NONE) {
+            return Err(problem(format!("the byte `0x{byte:02x}` is not a token; all 256 must be")));
         }
-        let mut bytes = [NONE; 256];
-        for (byte, id) in (0u8..).zip(&mut bytes) {
-            match ids.get([byte].as_slice()) {
-                Some(found) => *id = *found,
-                None => return problem(format!("the byte `0x{byte:02x}` is not a token; all 256 must be")),
-            }
-        }
-        let mut pairs = FixedMap::default();
+        let mut places = FixedMap::default();
         for (token, id) in tokens.iter().zip(0u32..) {
             for middle in 1..token.len() {
                 let (left, right) = token.split_at(middle);
                 if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
-                    pairs.insert((left, right), id);
+                    places.insert((left, right), id);
                 }
             }
         }
-        Ok(Bpe { tokens, ids, pairs, bytes })
+        Ok(Bpe { ids, places, results: None, bytes, whole_pieces: true })
     }
 
-    /// The tokens in the order of their ranks.
-    pub(crate) fn tokens(&self) -> &[Box<[u8]>] {
-        &self.tokens
+    /// A vocabulary with a list of `merges`. The `tokens` must be distinct and not empty, and what a merge makes must be
+    /// among them.
+    pub(crate) fn of_merges<'a>(
+        tokens: impl Iterator<Item = (u32, &'a Token)>,
+        merges: &[(Token, Token)],
+        rules: MergeRules,
+    ) -> Result<Bpe> {
+        let ids = index(tokens)?;
+        let bytes = bytes(&ids, rules.unknown.unwrap_or(NONE));
+        let mut places = FixedMap::with_capacity_and_hasher(merges.len(), Default::default());
+        let mut results = Vec::with_capacity(merges.len());
+        for ((left, right), place) in merges.iter().zip(0u32..) {
+            let shown = || format!("merge `{place}`, `{} {}`", left.escape_ascii(), right.escape_ascii());
+            let id = |token: &[u8]| {
+                ids.get(token)
+                    .copied()
+                    .ok_or_else(|| problem(format!("{}: `{}` is not a token", shown(), token.escape_ascii())))
+            };
+            if let Some(other) = places.insert((id(left)?, id(right)?), place) {
+                return Err(problem(format!("{}: the same as merge `{other}`", shown())));
+            }
+            results.push(id(&[&left[..], right].concat())?);
+        }
+        Ok(Bpe { ids, places, results: Some(results), bytes, whole_pieces: rules.whole_pieces })
+    }
+
+    /// Every merge in order: (its place, left, right).
+    pub(crate) fn merges(&self) -> Vec<(u32, u32, u32)> {
+        let mut merges: Vec<_> =
+            self.places.iter().map(|(&(left, right), &place)| (place, left, right)).collect();
+        merges.sort_unstable();
+        merges
+    }
+
+    /// Whether ids are ranks; otherwise there is a list of merges.
+    pub(crate) fn has_ranks(&self) -> bool {
+        self.results.is_none()
+    }
+
+    /// Whether a piece that is a token is that token.
+    pub(crate) fn whole_pieces(&self) -> bool {
+        self.whole_pieces
     }
 
     /// The id of the token made of `bytes`.
@@ -90,22 +136,12 @@ impl Bpe {
         self.ids.get(bytes).copied()
     }
 
-    /// Every pair of tokens that joined are a token: (the token, left, right), sorted.
-    pub(crate) fn merges(&self) -> Vec<(u32, u32, u32)> {
-        let mut merges: Vec<_> = self.pairs.iter().map(|(&(left, right), &id)| (id, left, right)).collect();
-        merges.sort_unstable();
-        merges
-    }
-
-    /// The token that `left` and `right` joined are.
-    pub(crate) fn join(&self, left: u32, right: u32) -> Option<u32> {
-        self.pairs.get(&(left, right)).copied()
-    }
-
     /// Appends the ids of `piece`.
     #[inline]
     pub(crate) fn encode(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        if let Some(id) = self.id(piece) {
+        if self.whole_pieces
+            && let Some(id) = self.id(piece)
+        {
             out.push(id);
         } else if piece.len() <= SHORT {
             self.merge_short(piece, scratch, out);
@@ -114,33 +150,45 @@ impl Bpe {
         }
     }
 
-    fn joined(&self, left: u32, right: u32) -> u32 {
-        self.join(left, right).unwrap_or(NONE)
+    /// The place of the merge of two tokens.
+    fn place(&self, left: u32, right: u32) -> u32 {
+        self.places.get(&(left, right)).copied().unwrap_or(NONE)
+    }
+
+    /// The token that the merge at `place` makes.
+    fn result(&self, place: u32) -> u32 {
+        self.results.as_ref().map_or(place, |results| results[place as usize])
+    }
+
+    /// What the bytes of a piece start as.
+    fn start<'a>(&'a self, piece: &'a [u8]) -> impl Iterator<Item = u32> + 'a {
+        piece.iter().map(|&byte| self.bytes[usize::from(byte)]).filter(|&id| id != NONE)
     }
 
     /// Quadratic, but quick for the short pieces that nearly all are.
     fn merge_short(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
         let parts = &mut scratch.parts;
         parts.clear();
-        parts.extend(piece.iter().map(|&byte| (self.bytes[usize::from(byte)], NONE)));
+        parts.extend(self.start(piece).map(|id| (id, NONE)));
         for i in 1..parts.len() {
-            parts[i - 1].1 = self.joined(parts[i - 1].0, parts[i].0);
+            parts[i - 1].1 = self.place(parts[i - 1].0, parts[i].0);
         }
         loop {
-            let (mut lowest, mut at) = (NONE, 0);
-            for (i, &(_, joined)) in parts.iter().enumerate() {
-                if joined < lowest {
-                    (lowest, at) = (joined, i);
+            let (mut first, mut at) = (NONE, 0);
+            for (i, &(_, place)) in parts.iter().enumerate() {
+                if place < first {
+                    (first, at) = (place, i);
                 }
             }
-            if lowest == NONE {
+            if first == NONE {
                 break;
             }
+            let joined = self.result(first);
             parts.remove(at + 1);
-            let right = parts.get(at + 1).map_or(NONE, |&(right, _)| self.joined(lowest, right));
-            parts[at] = (lowest, right);
+            let right = parts.get(at + 1).map_or(NONE, |&(right, _)| self.place(joined, right));
+            parts[at] = (joined, right);
             if at > 0 {
-                parts[at - 1].1 = self.joined(parts[at - 1].0, lowest);
+                parts[at - 1].1 = self.place(parts[at - 1].0, joined);
             }
         }
         out.extend(parts.iter().map(|&(id, _)| id));
@@ -151,26 +199,26 @@ impl Bpe {
         let Scratch { links, queue, .. } = scratch;
         queue.clear();
         links.clear();
-        links.extend(piece.iter().zip(0u32..).map(|(&byte, i)| Link {
-            id: self.bytes[usize::from(byte)],
-            joined: NONE,
+        links.extend(self.start(piece).zip(0u32..).map(|(id, i)| Link {
+            id,
+            place: NONE,
             previous: i.wrapping_sub(1),
             next: i + 1,
         }));
-        let last = links.len() - 1;
+        let Some(last) = links.len().checked_sub(1) else { return };
         links[last].next = NONE;
         for i in 0..last {
             self.consider(i as u32, links, queue);
         }
-        while let Some(Reverse((rank, at))) = queue.pop() {
+        while let Some(Reverse((place, at))) = queue.pop() {
             let left = links[at as usize];
             // The entry is out of date when either neighbour has been joined with another since.
-            if left.joined != rank {
+            if left.place != place {
                 continue;
             }
             let right = links[left.next as usize];
-            links[left.next as usize].joined = NONE;
-            links[at as usize] = Link { id: rank, next: right.next, ..left };
+            links[left.next as usize].place = NONE;
+            links[at as usize] = Link { id: self.result(place), next: right.next, ..left };
             if right.next != NONE {
                 links[right.next as usize].previous = at;
             }
@@ -186,15 +234,40 @@ impl Bpe {
         }
     }
 
-    /// Finds what the token at `at` joined with the next one is, and queues it.
+    /// Finds the merge of the token at `at` with the next one, and queues it.
     fn consider(&self, at: u32, links: &mut [Link], queue: &mut BinaryHeap<Reverse<(u32, u32)>>) {
         let Link { id, next, .. } = links[at as usize];
-        let joined = if next == NONE { NONE } else { self.joined(id, links[next as usize].id) };
-        links[at as usize].joined = joined;
-        if joined != NONE {
-            queue.push(Reverse((joined, at)));
+        let place = if next == NONE { NONE } else { self.place(id, links[next as usize].id) };
+        links[at as usize].place = place;
+        if place != NONE {
+            queue.push(Reverse((place, at)));
         }
     }
+}
+
+fn problem(problem: String) -> Error {
+    Error::Vocabulary { problem }
+}
+
+/// The ids of the tokens, which must be distinct and not empty.
+fn index<'a>(tokens: impl Iterator<Item = (u32, &'a Token)>) -> Result<FixedMap<Token, u32>> {
+    let mut ids = FixedMap::with_capacity_and_hasher(tokens.size_hint().0, Default::default());
+    for (id, token) in tokens {
+        if token.is_empty() {
+            return Err(problem(format!("the token `{id}` is empty")));
+        }
+        if let Some(other) = ids.insert(token.clone(), id) {
+            return Err(problem(format!(
+                "`{other}` and `{id}` are the same token `{}`",
+                token.escape_ascii()
+            )));
+        }
+    }
+    Ok(ids)
+}
+
+fn bytes(ids: &FixedMap<Token, u32>, missing: u32) -> [u32; 256] {
+    std::array::from_fn(|byte| ids.get([byte as u8].as_slice()).copied().unwrap_or(missing))
 }
 
 #[cfg(test)]
@@ -232,10 +305,48 @@ mod tests {
         parts.iter().map(|part| rank(part).unwrap() as u32).collect()
     }
 
+    fn boxed(tokens: &[Vec<u8>]) -> Vec<Token> {
+        tokens.iter().map(|token| token.clone().into_boxed_slice()).collect()
+    }
+
+    /// A list of merges as training makes it: each joins two tokens that are there. With it, the tokens in an order that
+    /// has nothing to do with the merges, and a piece.
+    fn merges_and_piece(len: usize) -> impl Strategy<Value = (Vec<Token>, Vec<(Token, Token)>, Vec<u8>)> {
+        let pairs = proptest::collection::vec((any::<usize>(), any::<usize>()), 0..40);
+        let letters = proptest::sample::select(b"abc".to_vec());
+        (pairs, proptest::collection::vec(letters, 1..len)).prop_map(|(pairs, piece)| {
+            let mut tokens: Vec<Vec<u8>> = vec![b"a".to_vec(), b"b".to_vec(), b"c".to_vec()];
+            let mut merges = Vec::new();
+            for (left, right) in pairs {
+                let (left, right) =
+                    (tokens[left % tokens.len()].clone(), tokens[right % tokens.len()].clone());
+                let joined = [left.as_slice(), &right].concat();
+                if joined.len() < 9 && !tokens.contains(&joined) {
+                    tokens.push(joined);
+                    merges.push((left.into_boxed_slice(), right.into_boxed_slice()));
+                }
+            }
+            tokens.sort_by_key(|token| blake3::hash(token).to_hex().to_string());
+            (boxed(&tokens), merges, piece)
+        })
+    }
+
+    /// Merges one after the other over the whole piece, which is the same as the earliest first.
+    fn merge_oracle(tokens: &[Token], merges: &[(Token, Token)], piece: &[u8]) -> Vec<u32> {
+        let mut parts: Vec<Vec<u8>> = piece.iter().map(|&byte| vec![byte]).collect();
+        let place = |pair: &[Vec<u8>]| merges.iter().position(|(l, r)| l[..] == pair[0] && r[..] == pair[1]);
+        while let Some((_, at)) = parts.windows(2).enumerate().filter_map(|(i, w)| Some((place(w)?, i))).min()
+        {
+            let right = parts.remove(at + 1);
+            parts[at].extend(right);
+        }
+        parts.iter().map(|part| tokens.iter().position(|t| t[..] == part[..]).unwrap() as u32).collect()
+    }
+
     proptest! {
         #[test]
         fn both_ways_of_merging_follow_the_rule((tokens, piece) in vocabulary_and_piece(40)) {
-            let bpe = Bpe::new(tokens.clone()).unwrap();
+            let bpe = Bpe::of_ranks(&boxed(&tokens)).unwrap();
             let mut scratch = Scratch::default();
             let expected = oracle(&tokens, &piece);
             let mut out = Vec::new();
@@ -250,30 +361,76 @@ mod tests {
 
         #[test]
         fn the_way_is_chosen_by_length_only((tokens, piece) in vocabulary_and_piece(400)) {
-            let bpe = Bpe::new(tokens).unwrap();
+            let bpe = Bpe::of_ranks(&boxed(&tokens)).unwrap();
             let mut scratch = Scratch::default();
             let (mut short, mut long) = (Vec::new(), Vec::new());
             bpe.merge_short(&piece, &mut scratch, &mut short);
             bpe.merge_long(&piece, &mut scratch, &mut long);
             prop_assert_eq!(short, long);
         }
+
+        #[test]
+        fn lists_of_merges_are_followed_in_order((tokens, merges, piece) in merges_and_piece(60)) {
+            let numbered = || (0u32..).zip(&tokens);
+            let expected = merge_oracle(&tokens, &merges, &piece);
+            let mut scratch = Scratch::default();
+            let bpe = Bpe::of_merges(numbered(), &merges, MergeRules::default()).unwrap();
+            let (mut short, mut long) = (Vec::new(), Vec::new());
+            bpe.encode(&piece, &mut scratch, &mut short);
+            prop_assert_eq!(&short, &expected);
+            bpe.merge_long(&piece, &mut scratch, &mut long);
+            prop_assert_eq!(&long, &expected);
+
+            let rules = MergeRules { whole_pieces: true, unknown: None };
+            let mut whole = Vec::new();
+            Bpe::of_merges(numbered(), &merges, rules).unwrap().encode(&piece, &mut scratch, &mut whole);
+            let id = tokens.iter().position(|token| token[..] == piece[..]);
+            prop_assert_eq!(whole, id.map_or(expected, |id| vec![id as u32]));
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_token_are_left_out_or_unknown() {
+        let tokens = boxed(&[b"a".to_vec(), b"aa".to_vec(), b"?".to_vec()]);
+        let merges = [(tokens[0].clone(), tokens[0].clone())];
+        let encode = |unknown, piece: &[u8]| {
+            let rules = MergeRules { whole_pieces: false, unknown };
+            let bpe = Bpe::of_merges((0u32..).zip(&tokens), &merges, rules).unwrap();
+            let (mut short, mut long) = (Vec::new(), Vec::new());
+            bpe.merge_short(piece, &mut Scratch::default(), &mut short);
+            bpe.merge_long(piece, &mut Scratch::default(), &mut long);
+            assert_eq!(short, long);
+            short
+        };
+        assert_eq!(encode(None, b"axa"), [1]);
+        assert!(encode(None, b"xx").is_empty());
+        assert_eq!(encode(Some(2), b"axa"), [0, 2, 0]);
     }
 
     #[test]
     fn bad_vocabularies_are_named() {
         let bytes = || (0..=255u8).map(|byte| vec![byte]);
-        let error = |tokens: Vec<Vec<u8>>| Bpe::new(tokens).unwrap_err().to_string();
-        assert_eq!(
-            error(bytes().chain([vec![]]).collect()),
-            "bad vocabulary: the token of rank `256` is empty"
-        );
+        let error = |tokens: Vec<Vec<u8>>| Bpe::of_ranks(&boxed(&tokens)).unwrap_err().to_string();
+        assert_eq!(error(bytes().chain([vec![]]).collect()), "bad vocabulary: the token `256` is empty");
         assert_eq!(
             error(bytes().chain([b"a\n".to_vec(), b"a\n".to_vec()]).collect()),
-            "bad vocabulary: ranks `256` and `257` are the same token `a\\n`"
+            "bad vocabulary: `256` and `257` are the same token `a\\n`"
         );
         assert_eq!(
             error(bytes().skip(1).collect()),
             "bad vocabulary: the byte `0x00` is not a token; all 256 must be"
+        );
+        let tokens = boxed(&[b"a".to_vec(), b"b".to_vec(), b"ab".to_vec()]);
+        let error = |merges: &[(&str, &str)]| {
+            let token = |text: &str| text.as_bytes().into();
+            let merges: Vec<_> = merges.iter().map(|(l, r)| (token(l), token(r))).collect();
+            Bpe::of_merges((0u32..).zip(&tokens), &merges, MergeRules::default()).unwrap_err().to_string()
+        };
+        assert_eq!(error(&[("a", "b"), ("b", "c")]), "bad vocabulary: merge `1`, `b c`: `c` is not a token");
+        assert_eq!(error(&[("b", "a")]), "bad vocabulary: merge `0`, `b a`: `ba` is not a token");
+        assert_eq!(
+            error(&[("a", "b"), ("a", "b")]),
+            "bad vocabulary: merge `1`, `a b`: the same as merge `0`"
         );
     }
 }

@@ -1,9 +1,10 @@
-//! Llama 3's chat format.
+//! Dialogs.
 //!
-//! `<|begin_of_text|>`, then for each message `<|start_header_id|>`role`<|end_header_id|>`, two newlines, the content
-//! without white space at its ends, `<|eot_id|>`.
+//! Llama 3's chat format is built in: `<|begin_of_text|>`, then for each message `<|start_header_id|>`role`<|end_header_id|>`, two newlines, the content
+//! without white space at its ends, `<|eot_id|>`. It is that of every tokenizer with these special tokens whose files bring
+//! no other; with other chat templates, see [`Tokenizer::chat_template`].
 
-use crate::Tokenizer;
+use crate::{ChatOptions, Error, Result, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 /// The format as a Jinja template, for `tokenizer_config.json`. It yields the text whose
@@ -64,25 +65,75 @@ pub struct MaskedDialog {
 }
 
 impl Tokenizer {
-    /// The ids of a whole dialog, beginning with `<|begin_of_text|>`.
-    pub fn encode_dialog(&self, messages: &[Message]) -> Vec<u32> {
-        self.encode_dialog_masked(messages).ids
+    /// The chat template as a Jinja text, of Llama 3's format too; nothing where there is no chat format.
+    pub fn chat_template(&self) -> Option<&str> {
+        match self.template() {
+            Some(template) => Some(template.source()),
+            None => self.special().has_headers().then_some(CHAT_TEMPLATE),
+        }
     }
 
-    /// The ids of a dialog that the assistant is to continue: those of [`Tokenizer::encode_dialog`] and the header of
-    /// an assistant's message.
-    pub fn encode_dialog_prompt(&self, messages: &[Message]) -> Vec<u32> {
-        let mut ids = self.encode_dialog(messages);
-        self.encode_header(Role::Assistant, &mut ids);
-        ids
+    /// The ids of a dialog in the tokenizer's chat format. A special token spelled in a message is text.
+    ///
+    /// # Errors
+    /// There is no chat format; the template is not understood, or refuses the dialog.
+    pub fn encode_chat(&self, messages: &[Message], options: ChatOptions) -> Result<Vec<u32>> {
+        if let Some(template) = self.template() {
+            return Ok(self.encode_pieces(&template.render(messages, options)?));
+        }
+        let headers = self.headers()?;
+        let mut ids = self.encode_headed(messages, headers).ids;
+        if options.generation_prompt {
+            self.encode_header(Role::Assistant, headers, &mut ids);
+        }
+        Ok(ids)
     }
 
-    /// The ids of a whole dialog, and which of them the assistant is to say.
-    pub fn encode_dialog_masked(&self, messages: &[Message]) -> MaskedDialog {
-        let mut ids = vec![self.special().begin_of_text];
-        let mut assistant = vec![false];
+    /// The ids of a whole dialog; see [`Tokenizer::encode_chat`].
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode_chat`].
+    pub fn encode_dialog(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        self.encode_chat(messages, ChatOptions { generation_prompt: false, date: None })
+    }
+
+    /// The ids of a dialog that the assistant is to continue: those of [`Tokenizer::encode_dialog`] and the beginning of an
+    /// assistant's message.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::encode_chat`].
+    pub fn encode_dialog_prompt(&self, messages: &[Message]) -> Result<Vec<u32>> {
+        self.encode_chat(messages, ChatOptions { generation_prompt: true, date: None })
+    }
+
+    /// The ids of a whole dialog in Llama 3's format, and which of them the assistant is to say.
+    ///
+    /// # Errors
+    /// The tokenizer has another chat format, or none.
+    pub fn encode_dialog_masked(&self, messages: &[Message]) -> Result<MaskedDialog> {
+        if self.template().is_some() {
+            let problem =
+                "which tokens are the assistant's is known for Llama 3's built-in format only".into();
+            return Err(Error::Template { problem });
+        }
+        Ok(self.encode_headed(messages, self.headers()?))
+    }
+
+    /// The tokens before and after the name of a role, in Llama 3's format.
+    fn headers(&self) -> Result<(u32, u32)> {
+        let special = self.special();
+        special
+            .start_header
+            .zip(special.end_header)
+            .filter(|_| special.has_headers())
+            .ok_or(Error::NoChatFormat)
+    }
+
+    fn encode_headed(&self, messages: &[Message], headers: (u32, u32)) -> MaskedDialog {
+        let mut ids = Vec::from_iter(self.special().begin_of_text);
+        let mut assistant = vec![false; ids.len()];
         for Message { role, content } in messages {
-            self.encode_header(*role, &mut ids);
+            self.encode_header(*role, headers, &mut ids);
             assistant.resize(ids.len(), false);
             self.encode_into(content.trim_matches(is_space), &mut ids);
             ids.push(self.special().eot);
@@ -91,16 +142,16 @@ impl Tokenizer {
         MaskedDialog { ids, assistant }
     }
 
-    fn encode_header(&self, role: Role, ids: &mut Vec<u32>) {
-        ids.push(self.special().start_header);
+    fn encode_header(&self, role: Role, (start, end): (u32, u32), ids: &mut Vec<u32>) {
+        ids.push(start);
         self.encode_into(role.as_str(), ids);
-        ids.push(self.special().end_header);
+        ids.push(end);
         self.encode_into("\n\n", ids);
     }
 }
 
 /// White space as Python's `str.strip`, which the reference and Jinja's `trim` use, understands it: Unicode's, and the
 /// four separators of ASCII.
-fn is_space(c: char) -> bool {
+pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
 }

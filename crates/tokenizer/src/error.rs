@@ -40,7 +40,7 @@ pub enum Error {
         /// The parser's reason, with line and column.
         source: serde_json::Error,
     },
-    /// A `tokenizer.json` describes something other than byte-level BPE in Llama 3's way.
+    /// A `tokenizer.json` describes something that would not mean here what it means there.
     #[error("`{path}`: key `{key}`: {problem}")]
     Unsupported {
         /// The file.
@@ -48,6 +48,34 @@ pub enum Error {
         /// The key inside the file.
         key: String,
         /// What was found and what is supported.
+        problem: String,
+    },
+    /// The vocabulary in a GGUF file describes something that would not mean here what it means there.
+    #[error("key `{key}`: {problem}")]
+    Gguf {
+        /// The key of the file's metadata.
+        key: &'static str,
+        /// What was found and what is supported.
+        problem: String,
+    },
+    /// A tokenizer cannot be written as `tokenizer.model`.
+    #[error(
+        "cannot write `{path}`: the ids of this tokenizer are not ranks in Llama 3's way. hint: write a `tokenizer.json`"
+    )]
+    NoRanks {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no chat format.
+    #[error(
+        "the tokenizer has no chat template, and not the special tokens of Llama 3's. hint: models that chat bring a \
+         `chat_template`; continue a text instead"
+    )]
+    NoChatFormat,
+    /// A chat template cannot be read or refuses a dialog.
+    #[error("chat template: {problem}")]
+    Template {
+        /// The reason, with the line of the template where there is one.
         problem: String,
     },
     /// The tokens cannot make a tokenizer.

@@ -1,6 +1,9 @@
 //! Files: `tokenizer.model` here, Hugging Face's in [`hf`].
 
+mod gguf;
 pub(crate) mod hf;
+
+pub use gguf::GgufVocabulary;
 
 use crate::{Error, Result, Tokenizer};
 use base64::Engine as _;
@@ -53,7 +56,7 @@ pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<()> {
 /// The contents of a `tokenizer.model`.
 pub(crate) fn model_file(tokenizer: &Tokenizer) -> Vec<u8> {
     let mut text = String::new();
-    for (rank, token) in tokenizer.bpe().tokens().iter().enumerate() {
+    for (rank, token) in tokenizer.tokens()[..tokenizer.num_ranks()].iter().enumerate() {
         STANDARD.encode_string(token, &mut text);
         text.push_str(&format!(" {rank}\n"));
     }

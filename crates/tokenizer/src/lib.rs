@@ -1,11 +1,14 @@
-//! Byte-level BPE for Llama 3: encode, decode, train, file formats and the chat format.
+//! Byte-level BPE for Llama models: encode, decode, train, file formats and chat formats.
 //!
-//! A [`Tokenizer`] is a list of ranks (byte strings; the rank is the token id and the merge priority, as in `tiktoken`),
-//! followed by the special tokens. Text is split into pieces by Llama 3's pattern ([`PATTERN`]), and each piece is merged
-//! on its own. Every byte is a token, so every text can be encoded and `decode(encode(text)) == text`.
+//! A [`Tokenizer`] splits text into pieces ([`Split`]: Llama 3's pattern, [`PATTERN`], or another that a file asks for), and
+//! merges each piece on its own. Those of Llama 3's way, which [`Trainer`] makes, are a list of ranks (byte strings; the
+//! rank is the token id and the merge priority, as in `tiktoken`), followed by the special tokens; every byte is a token,
+//! so every text can be encoded and `decode(encode(text)) == text`. Others come from `tokenizer.json` or GGUF files, with a
+//! list of merges and ids of any order. Where such a vocabulary lacks a byte, it is left out, as by the libraries that
+//! these files are from.
 //!
 //! Text never turns into a special token unless the caller asks for it: [`Tokenizer::encode`] treats `<|eot_id|>` as
-//! ten ordinary characters, [`Tokenizer::encode_with_special`] and the chat functions do not.
+//! ten ordinary characters, [`Tokenizer::encode_with_special`] and the chat functions do not; contents of messages never do.
 //!
 //! ```
 //! use llamero_tokenizer::{Message, Role, Trainer};
@@ -17,11 +20,12 @@
 //! let ids = tokenizer.encode("lower");
 //! assert_eq!(tokenizer.decode(&ids)?, "lower");
 //!
-//! let prompt = tokenizer.encode_dialog_prompt(&[Message::new(Role::User, "Hello")]);
-//! assert_eq!(prompt[0], tokenizer.special().begin_of_text);
+//! let prompt = tokenizer.encode_dialog_prompt(&[Message::new(Role::User, "Hello")])?;
+//! assert_eq!(Some(prompt[0]), tokenizer.special().begin_of_text);
 //! # Ok::<(), llamero_tokenizer::Error>(())
 //! ```
 
+mod added;
 mod bpe;
 mod chat;
 mod error;
@@ -29,15 +33,18 @@ mod format;
 mod special;
 mod split;
 mod stream;
+mod template;
 mod tokenizer;
 mod train;
 mod unicode_table;
 
 pub use chat::{CHAT_TEMPLATE, MaskedDialog, Message, Role};
 pub use error::Error;
+pub use format::GgufVocabulary;
 pub use special::SpecialTokens;
-pub use split::{PATTERN, Pieces, split};
+pub use split::{GPT2_PATTERN, PATTERN, Pieces, Split, split};
 pub use stream::StreamDecoder;
+pub use template::{ChatOptions, Date};
 pub use tokenizer::Tokenizer;
 pub use train::{TrainReport, Trainer};
 

@@ -1,57 +1,89 @@
-//! The special tokens, whose ids follow the ranks.
+//! The special tokens: those that direct a model rather than being text.
 
+use crate::added::Added;
 use crate::{Error, Result};
 use std::collections::HashMap;
 
 /// How many special tokens a vocabulary of ours ends with, as Llama 3's does.
 pub(crate) const NUM_SPECIAL: usize = 256;
 
+/// Names of special tokens that end a generation, wherever they occur. Files often name only one of theirs.
+const ENDS: [&str; 5] = [END_OF_TEXT[0], EOT[0], "<|eom_id|>", END_OF_TEXT[1], EOT[1]];
+const END_OF_TEXT: [&str; 2] = ["<|end_of_text|>", "<|endoftext|>"];
+const EOT: [&str; 2] = ["<|eot_id|>", "<|im_end|>"];
+
 /// The special tokens of a tokenizer.
 ///
-/// By default these are the 256 names of the release of April 2024. A `tokenizer.json` of a later release brings its own
-/// names; the five below are in all of them.
+/// In a tokenizer of ours these are the 256 names of the release of April 2024 behind the ordinary tokens. A file brings
+/// its own, at any ids.
 #[derive(Clone, Debug)]
 pub struct SpecialTokens {
-    /// `<|begin_of_text|>`, which starts every document and dialog.
-    pub begin_of_text: u32,
-    /// `<|end_of_text|>`, which ends a document.
+    /// What starts every document and dialog, such as `<|begin_of_text|>`; nothing where texts begin without.
+    pub begin_of_text: Option<u32>,
+    /// What ends a document: `<|end_of_text|>` or `<|endoftext|>` where they exist, otherwise what the file names.
     pub end_of_text: u32,
-    /// `<|start_header_id|>`, which starts the name of a role.
-    pub start_header: u32,
-    /// `<|end_header_id|>`, which ends the name of a role.
-    pub end_header: u32,
-    /// `<|eot_id|>`, which ends a turn.
+    /// What ends a turn: `<|eot_id|>` or `<|im_end|>` where they exist, otherwise what the file names.
     pub eot: u32,
-    first: u32,
-    names: Vec<String>,
+    /// `<|start_header_id|>`, which starts the name of a role in Llama 3's chat format.
+    pub start_header: Option<u32>,
+    /// `<|end_header_id|>`, which ends the name of a role in Llama 3's chat format.
+    pub end_header: Option<u32>,
+    ends: Vec<u32>,
+    said: Said,
+    names: Vec<(u32, String)>,
     by_name: HashMap<String, u32>,
-    longest: usize,
+}
+
+/// What a file says about its special tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Said {
+    pub(crate) bos: Option<u32>,
+    /// Whether texts begin with `bos`.
+    pub(crate) adds_bos: bool,
+    pub(crate) eos: Option<u32>,
+    pub(crate) eot: Option<u32>,
 }
 
 impl SpecialTokens {
-    /// Gives `names` the ids from `first` on.
-    pub(crate) fn new(first: u32, names: Vec<String>) -> Result<SpecialTokens> {
-        let problem = |problem: String| Error::Vocabulary { problem };
-        let mut by_name = HashMap::with_capacity(names.len());
-        for (name, id) in names.iter().zip(first..) {
-            if !(name.len() > 4 && name.starts_with("<|") && name.find("|>") == Some(name.len() - 2)) {
-                return Err(problem(format!("special token `{name}` is not of the form `<|name|>`")));
-            }
-            if by_name.insert(name.clone(), id).is_some() {
-                return Err(problem(format!("special token `{name}` occurs twice")));
+    /// Those of `added` that are special, in a vocabulary of `vocab_size` ids.
+    pub(crate) fn new(added: &[Added], said: Said, vocab_size: usize) -> Result<SpecialTokens> {
+        let problem = |problem: String| Err(Error::Vocabulary { problem });
+        for (what, id) in [("begins a text", said.bos), ("ends a text", said.eos), ("ends a turn", said.eot)]
+        {
+            if let Some(id) = id.filter(|&id| id as usize >= vocab_size) {
+                return problem(format!("the token `{id}` that {what} is not below the size `{vocab_size}`"));
             }
         }
-        let id = |name: &str| {
-            by_name.get(name).copied().ok_or_else(|| problem(format!("special token `{name}` is missing")))
+        let names: Vec<_> = added
+            .iter()
+            .filter(|token| token.special)
+            .map(|token| (token.id, token.content.clone()))
+            .collect();
+        let by_name: HashMap<String, u32> = names.iter().map(|(id, name)| (name.clone(), *id)).collect();
+        let named = |names: &[&str]| names.iter().find_map(|&name| by_name.get(name).copied());
+
+        let Some(end_of_text) = named(&END_OF_TEXT).or(said.eos) else {
+            return problem(format!(
+                "no token ends a text: the file names none, and there is none of `{}`",
+                END_OF_TEXT.join("`, `")
+            ));
         };
+        let eot = said.eot.or(named(&EOT)).or(said.eos).unwrap_or(end_of_text);
+        let mut ends = Vec::new();
+        let known = ENDS.iter().filter_map(|&name| by_name.get(name).copied());
+        for id in [end_of_text, eot].into_iter().chain(known).chain(said.eos) {
+            if !ends.contains(&id) {
+                ends.push(id);
+            }
+        }
         Ok(SpecialTokens {
-            begin_of_text: id("<|begin_of_text|>")?,
-            end_of_text: id("<|end_of_text|>")?,
-            start_header: id("<|start_header_id|>")?,
-            end_header: id("<|end_header_id|>")?,
-            eot: id("<|eot_id|>")?,
-            longest: names.iter().map(String::len).max().unwrap_or(0),
-            first,
+            begin_of_text: said.bos.filter(|_| said.adds_bos),
+            end_of_text,
+            eot,
+            start_header: named(&["<|start_header_id|>"]),
+            end_header: named(&["<|end_header_id|>"]),
+            ends,
+            said,
             names,
             by_name,
         })
@@ -64,8 +96,8 @@ impl SpecialTokens {
 
     /// The name of the special token `id`; nothing where `id` is an ordinary token or unknown.
     pub fn name(&self, id: u32) -> Option<&str> {
-        let index = id.checked_sub(self.first)?;
-        self.names.get(index as usize).map(String::as_str)
+        let at = self.names.binary_search_by_key(&id, |&(id, _)| id).ok()?;
+        Some(&self.names[at].1)
     }
 
     /// Whether `id` is a special token.
@@ -75,24 +107,28 @@ impl SpecialTokens {
 
     /// All special tokens with their ids, in the order of the ids.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (u32, &str)> {
-        self.names.iter().enumerate().map(|(i, name)| (self.first + i as u32, name.as_str()))
+        self.names.iter().map(|(id, name)| (*id, name.as_str()))
     }
 
-    /// The first special token spelled in `text`: where it begins and ends, and its id.
-    pub(crate) fn find(&self, text: &str) -> Option<(usize, usize, u32)> {
-        for (start, _) in text.match_indices("<|") {
-            // No name is longer, and a bounded look keeps the search linear.
-            let mut limit = text.len().min(start + self.longest);
-            while !text.is_char_boundary(limit) {
-                limit -= 1;
-            }
-            let Some(len) = text[start + 2..limit.max(start + 2)].find("|>") else { continue };
-            let end = start + 2 + len + 2;
-            if let Some(id) = self.id(&text[start..end]) {
-                return Some((start, end, id));
-            }
-        }
-        None
+    /// Tokens that end a generation: [`SpecialTokens::end_of_text`], [`SpecialTokens::eot`], `<|eom_id|>` and others like
+    /// it where they exist, and what the file names.
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// The token that a file calls the beginning of a sequence, whether or not texts begin with it.
+    pub(crate) fn bos(&self) -> Option<u32> {
+        self.said.bos
+    }
+
+    /// The token that a file calls the end of a sequence.
+    pub(crate) fn eos(&self) -> u32 {
+        self.said.eos.unwrap_or(self.eot)
+    }
+
+    /// Whether the special tokens of Llama 3's chat format are all here.
+    pub(crate) fn has_headers(&self) -> bool {
+        self.start_header.is_some() && self.end_header.is_some() && self.id(EOT[0]).is_some()
     }
 }
 
@@ -114,10 +150,26 @@ pub(crate) fn april_2024_names() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::added::{AddedTokens, Found};
+
+    fn added(first: u32, names: &[&str]) -> Vec<Added> {
+        let token = |(id, name): (u32, &&str)| Added {
+            id,
+            content: (*name).into(),
+            special: true,
+            normalized: false,
+        };
+        (first..).zip(names).map(token).collect()
+    }
+
+    fn april(first: u32) -> Vec<Added> {
+        let names = april_2024_names();
+        added(first, &names.iter().map(String::as_str).collect::<Vec<_>>())
+    }
 
     #[test]
     fn april_names_have_their_published_ids() {
-        let special = SpecialTokens::new(128_000, april_2024_names()).unwrap();
+        let special = SpecialTokens::new(&april(128_000), Said::default(), 128_256).unwrap();
         for (name, id) in [
             ("<|begin_of_text|>", 128_000),
             ("<|end_of_text|>", 128_001),
@@ -136,19 +188,49 @@ mod tests {
         assert_eq!(special.iter().len(), 256);
         assert_eq!(special.name(128_256), None);
         assert_eq!(special.name(127_999), None);
+        assert_eq!(special.ends(), [128_001, 128_009]);
+        assert!(special.has_headers());
     }
 
     #[test]
     fn finds_names_among_look_alikes() {
-        let special = SpecialTokens::new(10, april_2024_names()).unwrap();
-        let eot = special.eot;
-        assert_eq!(special.find("a<|<|eot_id|>b"), Some((3, 13, eot)));
-        assert_eq!(special.find("<|eot_id|>"), Some((0, 10, eot)));
-        assert_eq!(special.find("<|é|><|eot_id|>"), Some((6, 16, eot)));
+        let tokens = AddedTokens::new(april(10)).unwrap();
+        let find = |text: &str| {
+            let mut found = Vec::new();
+            tokens.all().split(text, &mut |part| {
+                if let Found::Token(id) = part {
+                    found.push(id);
+                }
+            });
+            found
+        };
+        for text in ["a<|<|eot_id|>b", "<|eot_id|>", "<|é|><|eot_id|>"] {
+            assert_eq!(find(text), [19], "{text}");
+        }
         for text in
             ["", "<|", "<|>", "<||>", "<|eot_id|", "<|EOT_ID|>", "<| eot_id|>", "ééé<|ééééééééééééééé"]
         {
-            assert_eq!(special.find(text), None, "{text}");
+            assert!(find(text).is_empty(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_a_file_names_is_used_beside_what_is_known() {
+        let names = added(0, &["<|endoftext|>", "<|im_start|>", "<|im_end|>"]);
+        let said = Said { bos: Some(1), adds_bos: false, eos: Some(2), eot: None };
+        let special = SpecialTokens::new(&names, said.clone(), 10).unwrap();
+        assert_eq!((special.begin_of_text, special.end_of_text, special.eot), (None, 0, 2));
+        assert_eq!((special.ends(), special.bos(), special.eos()), (&[0, 2][..], Some(1), 2));
+        assert!(!special.has_headers());
+
+        let special = SpecialTokens::new(&[], Said { adds_bos: true, ..said.clone() }, 10).unwrap();
+        assert_eq!((special.begin_of_text, special.end_of_text, special.eot), (Some(1), 2, 2));
+
+        let error = |said, size| SpecialTokens::new(&[], said, size).unwrap_err().to_string();
+        assert_eq!(
+            error(said, 2),
+            "bad vocabulary: the token `2` that ends a text is not below the size `2`"
+        );
+        assert!(error(Said::default(), 2).contains("no token ends a text"));
     }
 }

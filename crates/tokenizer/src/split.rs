@@ -1,8 +1,8 @@
-//! Splits text into the pieces that BPE merges within, as Llama 3's regular expression does.
+//! Splits text into the pieces that BPE merges within, as the regular expression of a tokenizer does.
 //!
-//! The pattern needs a look-ahead and case folding; this splitter is written by hand so that it is linear in the text
-//! and needs no regex engine. The alternatives are tried in the pattern's order, each at the position where the last
-//! piece ended; together they cover every character.
+//! The patterns need a look-ahead, and Llama 3's case folding; these splitters are written by hand so that they are linear
+//! in the text and need no regex engine. The alternatives are tried in the pattern's order, each at the position where
+//! the last piece ended; together they cover every character.
 
 use crate::unicode_table::{LETTERS, NUMBERS, WHITE_SPACE};
 use std::sync::LazyLock;
@@ -10,19 +10,43 @@ use std::sync::LazyLock;
 /// Llama 3's split pattern, verbatim.
 pub const PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// Iterates over the pieces of `text`, as all matches of [`PATTERN`] would. Joined, they are `text`.
-///
-/// Unlike Meta's wrapper, this does not cut runs of more than 25,000 characters first: that guard protects an engine
-/// that is quadratic in such runs, and this one is not.
-pub fn split(text: &str) -> Pieces<'_> {
-    Pieces { text, position: 0, classes: &CLASSES }
+/// GPT-2's split pattern, verbatim.
+pub const GPT2_PATTERN: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// How a tokenizer splits text into pieces.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Split {
+    /// All matches of [`PATTERN`].
+    ///
+    /// Unlike Meta's wrapper, this does not cut runs of more than 25,000 characters first: that guard protects an engine
+    /// that is quadratic in such runs, and this one is not.
+    #[default]
+    Llama3,
+    /// All matches of [`GPT2_PATTERN`].
+    Gpt2,
+    /// Every character of `\p{N}` is a piece; what lies between them is split by [`GPT2_PATTERN`], each stretch as a text of
+    /// its own.
+    SmolLm,
 }
 
-/// The pieces of a text; made by [`split`].
+impl Split {
+    /// Iterates over the pieces of `text`. Joined, they are `text`.
+    pub fn pieces(self, text: &str) -> Pieces<'_> {
+        Pieces { text, position: 0, split: self, classes: &CLASSES }
+    }
+}
+
+/// The pieces of `text` in Llama 3's way, [`Split::Llama3`].
+pub fn split(text: &str) -> Pieces<'_> {
+    Split::Llama3.pieces(text)
+}
+
+/// The pieces of a text; made by [`Split::pieces`].
 #[derive(Clone, Debug)]
 pub struct Pieces<'a> {
     text: &'a str,
     position: usize,
+    split: Split,
     classes: &'static Classes,
 }
 
@@ -33,13 +57,64 @@ impl<'a> Iterator for Pieces<'a> {
     fn next(&mut self) -> Option<&'a str> {
         let start = self.position;
         let (class, next) = self.class_at(start)?;
-        self.position = match class {
+        self.position = match self.split {
+            Split::Llama3 => self.llama3(start, class, next),
+            Split::SmolLm if class == Class::Number => next,
+            Split::Gpt2 | Split::SmolLm => self.gpt2(start, class, next),
+        };
+        Some(&self.text[start..self.position])
+    }
+}
+
+/// Where a piece ends that begins at `start` with a character of `class`, which ends at `next`.
+impl Pieces<'_> {
+    /// By [`PATTERN`].
+    #[inline]
+    fn llama3(&self, start: usize, class: Class, next: usize) -> usize {
+        match class {
             Class::Letter => self.run_end(next, Class::Letter),
             Class::Number => self.number(next),
             Class::Newline => self.white_space(start),
             Class::Space | Class::Other => self.after_prefix(start, class, next),
+        }
+    }
+
+    /// By [`GPT2_PATTERN`]; where numbers are split off, a number is the end of the text.
+    #[inline]
+    fn gpt2(&self, start: usize, class: Class, next: usize) -> usize {
+        let first = self.text.as_bytes()[start];
+        if first == b'\''
+            && let Some(end) = self.contraction(next, false)
+        {
+            return end;
+        }
+        // What ` ?` may stand before.
+        let run = match class {
+            Class::Space if first == b' ' => self.class_in_stretch(next),
+            _ => Some((class, next)),
         };
-        Some(&self.text[start..self.position])
+        match run {
+            Some((run @ (Class::Letter | Class::Number | Class::Other), after)) => self.run_end(after, run),
+            _ => self.blank(start),
+        }
+    }
+
+    /// `\s+(?!\S)|\s+` at `start`, where there is white space: all of the run at the end of the text, otherwise all but
+    /// its last character, if it has two.
+    fn blank(&self, start: usize) -> usize {
+        let (mut at, mut last) = (start, start);
+        loop {
+            match self.class_in_stretch(at) {
+                Some((Class::Space | Class::Newline, next)) => (last, at) = (at, next),
+                Some(_) if last > start => return last,
+                _ => return at,
+            }
+        }
+    }
+
+    /// [`Pieces::class_at`] within the stretch that the pattern sees.
+    fn class_in_stretch(&self, at: usize) -> Option<(Class, usize)> {
+        self.class_at(at).filter(|&(class, _)| self.split != Split::SmolLm || class != Class::Number)
     }
 }
 
@@ -88,7 +163,7 @@ impl Pieces<'_> {
     fn after_prefix(&self, start: usize, class: Class, next: usize) -> usize {
         let first = self.text.as_bytes()[start];
         if first == b'\''
-            && let Some(end) = self.contraction(next)
+            && let Some(end) = self.contraction(next, true)
         {
             return end;
         }
@@ -100,15 +175,15 @@ impl Pieces<'_> {
         }
     }
 
-    /// `(?i:s|t|re|ve|m|ll|d)` at `at`. Case folding makes U+017F, the long s, equal to s; the other letters have no
-    /// such relatives.
-    fn contraction(&self, at: usize) -> Option<usize> {
+    /// `s|t|re|ve|m|ll|d` at `at`, in any case if `fold`. Case folding makes U+017F, the long s, equal to s; the other letters
+    /// have no such relatives.
+    fn contraction(&self, at: usize, fold: bool) -> Option<usize> {
         let rest = &self.text.as_bytes()[at..];
-        let lower = |i: usize| rest.get(i).map(u8::to_ascii_lowercase);
-        match (lower(0)?, lower(1)) {
+        let letter = |i: usize| rest.get(i).map(|b| if fold { b.to_ascii_lowercase() } else { *b });
+        match (letter(0)?, letter(1)) {
             (b's' | b't' | b'm' | b'd', _) => Some(at + 1),
             (b'r' | b'v', Some(b'e')) | (b'l', Some(b'l')) => Some(at + 2),
-            (0xC5, Some(0xBF)) => Some(at + 2),
+            (0xC5, Some(0xBF)) if fold => Some(at + 2),
             _ => None,
         }
     }

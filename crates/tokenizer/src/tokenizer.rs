@@ -1,8 +1,10 @@
 //! The tokenizer itself.
 
-use crate::bpe::{Bpe, Scratch};
-use crate::special::{NUM_SPECIAL, SpecialTokens, april_2024_names};
-use crate::{Error, Result, format, split};
+use crate::added::{Added, AddedTokens, Finder, Found};
+use crate::bpe::{Bpe, MergeRules, Scratch, Token};
+use crate::special::{NUM_SPECIAL, Said, SpecialTokens, april_2024_names};
+use crate::template::ChatTemplate;
+use crate::{Error, Result, Split, format};
 use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,14 +12,37 @@ use std::sync::Arc;
 /// Ids are 32 bits, and the largest means "none" inside.
 pub(crate) const MAX_RANKS: usize = u32::MAX as usize - NUM_SPECIAL;
 
-/// A byte-level BPE tokenizer in Llama 3's way. Cloning is cheap, and clones share their memory.
+/// A byte-level BPE tokenizer. Cloning is cheap, and clones share their memory.
 #[derive(Clone, Debug)]
 pub struct Tokenizer(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    split: Split,
     bpe: Bpe,
+    /// The bytes of every id; of an added token those of its name.
+    tokens: Vec<Token>,
+    /// How many of them are neither added nor unused.
+    ordinary: usize,
+    added: AddedTokens,
+    unused: Vec<u32>,
     special: SpecialTokens,
+    template: Option<ChatTemplate>,
+}
+
+/// A tokenizer as a file describes it.
+#[derive(Debug, Default)]
+pub(crate) struct Parts {
+    pub(crate) split: Split,
+    /// By id; those of added tokens too.
+    pub(crate) tokens: Vec<Token>,
+    pub(crate) added: Vec<Added>,
+    /// Ids that no text is encoded to, beside those of `added`.
+    pub(crate) unused: Vec<u32>,
+    pub(crate) merges: Option<(Vec<(Token, Token)>, MergeRules)>,
+    pub(crate) said: Said,
+    /// Nothing where it is Llama 3's own, or where there is none.
+    pub(crate) template: Option<String>,
 }
 
 impl Tokenizer {
@@ -27,21 +52,63 @@ impl Tokenizer {
     /// # Errors
     /// When a token is empty or occurs twice, or when a single byte is missing.
     pub fn from_ranks(ranks: Vec<Vec<u8>>) -> Result<Tokenizer> {
-        Tokenizer::new(ranks, april_2024_names())
+        let first = ranks.len();
+        let mut tokens: Vec<Token> = ranks.into_iter().map(Vec::into_boxed_slice).collect();
+        let names = april_2024_names();
+        tokens.extend(names.iter().map(|name| name.as_bytes().into()));
+        if first > MAX_RANKS {
+            return Err(Error::Vocabulary { problem: format!("`{first}` ranks do not fit 32-bit ids") });
+        }
+        let special = |(id, content)| Added { id, content, special: true, normalized: false };
+        Tokenizer::from_parts(Parts {
+            tokens,
+            added: (first as u32..).zip(names).map(special).collect(),
+            said: Said { bos: Some(first as u32), adds_bos: true, ..Said::default() },
+            ..Parts::default()
+        })
     }
 
-    pub(crate) fn new(ranks: Vec<Vec<u8>>, special: Vec<String>) -> Result<Tokenizer> {
-        let bpe = Bpe::new(ranks)?;
-        let special = SpecialTokens::new(bpe.tokens().len() as u32, special)?;
-        Ok(Tokenizer(Arc::new(Inner { bpe, special })))
+    pub(crate) fn from_parts(parts: Parts) -> Result<Tokenizer> {
+        let Parts { split, tokens, added, unused, merges, said, template } = parts;
+        let added = AddedTokens::new(added)?;
+        let special = SpecialTokens::new(added.list(), said, tokens.len())?;
+        let mut ordinary = vec![true; tokens.len()];
+        for id in added.list().iter().map(|token| token.id).chain(unused.iter().copied()) {
+            ordinary[id as usize] = false;
+        }
+        let count = ordinary.iter().filter(|&&ordinary| ordinary).count();
+        let bpe = match merges {
+            None => Bpe::of_ranks(&tokens[..count])?,
+            Some((merges, rules)) => match ranks_of(&tokens, &ordinary, count, (&merges, rules)) {
+                Some(bpe) => bpe,
+                None => {
+                    let numbered = (0u32..).zip(&tokens).filter(|&(id, _)| ordinary[id as usize]);
+                    Bpe::of_merges(numbered, &merges, rules)?
+                }
+            },
+        };
+        let template = template.map(|source| ChatTemplate::new(source, &special));
+        Ok(Tokenizer(Arc::new(Inner {
+            split,
+            bpe,
+            tokens,
+            ordinary: count,
+            added,
+            unused,
+            special,
+            template,
+        })))
     }
 
     /// Loads a `tokenizer.model` (one line per rank: base64, space, rank), a Hugging Face `tokenizer.json` (any file that
     /// ends in `.json`), or the one that a folder holds; `tokenizer.model` where it holds both.
     ///
+    /// Tokens that begin and end a text, and the chat template, are read from `tokenizer_config.json` and
+    /// `chat_template.jinja` beside it, where these are there.
+    ///
     /// # Errors
-    /// When the file is absent, damaged, or not a byte-level BPE with Llama 3's split pattern; the error names the line
-    /// or key.
+    /// When a file is absent, damaged, or not a byte-level BPE with one of the splits of [`Split`]; the error names the
+    /// line or key.
     pub fn load(path: impl AsRef<Path>) -> Result<Tokenizer> {
         format::load(path.as_ref())
     }
@@ -50,13 +117,18 @@ impl Tokenizer {
     /// gives those of April 2024.
     ///
     /// # Errors
-    /// When the file cannot be written.
+    /// When the file cannot be written; when the tokenizer is not one of ranks and Llama 3's split, see
+    /// [`Tokenizer::has_ranks`].
     pub fn save_model(&self, path: impl AsRef<Path>) -> Result<()> {
-        format::write(path.as_ref(), &format::model_file(self))
+        let path = path.as_ref();
+        if !self.has_ranks() {
+            return Err(Error::NoRanks { path: path.into() });
+        }
+        format::write(path, &format::model_file(self))
     }
 
     /// Writes `tokenizer.json` and `tokenizer_config.json` into the folder `dir`, as `transformers` reads them. The
-    /// configuration names `<|eot_id|>` as end token and holds the chat template.
+    /// configuration names the end token (in a tokenizer of ours `<|eot_id|>`) and holds the chat template.
     ///
     /// # Errors
     /// When a file cannot be written.
@@ -75,10 +147,20 @@ impl Tokenizer {
 
     /// Appends the ids of `text` to `out`; see [`Tokenizer::encode`].
     pub fn encode_into(&self, text: &str, out: &mut Vec<u32>) {
+        self.encode_finding(self.0.added.plain(), text, out);
+    }
+
+    /// Appends the ids of `text`, in which the names that `finder` knows are tokens.
+    fn encode_finding(&self, finder: &Finder, text: &str, out: &mut Vec<u32>) {
         let mut scratch = Scratch::default();
-        for piece in split(text) {
-            self.0.bpe.encode(piece.as_bytes(), &mut scratch, out);
-        }
+        finder.split(text, &mut |found| match found {
+            Found::Token(id) => out.push(id),
+            Found::Text(text) => {
+                for piece in self.0.split.pieces(text) {
+                    self.0.bpe.encode(piece.as_bytes(), &mut scratch, out);
+                }
+            }
+        });
     }
 
     /// The ids of each of `texts`, in the same order, computed by all threads of the current `rayon` pool.
@@ -89,13 +171,7 @@ impl Tokenizer {
     /// The ids of `text`, in which the name of a special token stands for that token. For trusted text only.
     pub fn encode_with_special(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3);
-        let mut rest = text;
-        while let Some((start, end, id)) = self.0.special.find(rest) {
-            self.encode_into(&rest[..start], &mut ids);
-            ids.push(id);
-            rest = &rest[end..];
-        }
-        self.encode_into(rest, &mut ids);
+        self.encode_finding(self.0.added.all(), text, &mut ids);
         ids
     }
 
@@ -122,14 +198,25 @@ impl Tokenizer {
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
     }
 
-    /// The number of ids: the ranks and the special tokens.
+    /// The number of ids: ordinary tokens, special tokens, and others that a file may have.
     pub fn vocab_size(&self) -> usize {
-        self.num_ranks() + self.0.special.iter().len()
+        self.0.tokens.len()
     }
 
-    /// The number of ordinary tokens; their ids come before those of the special tokens.
+    /// The number of ordinary tokens. In a tokenizer of ranks their ids come before those of the special tokens.
     pub fn num_ranks(&self) -> usize {
-        self.0.bpe.tokens().len()
+        self.0.ordinary
+    }
+
+    /// Whether this is a tokenizer in Llama 3's way: its split, ids that are ranks, special tokens behind them. Only these
+    /// have a `tokenizer.model`.
+    pub fn has_ranks(&self) -> bool {
+        self.0.bpe.has_ranks() && self.0.split == Split::Llama3
+    }
+
+    /// How text is split.
+    pub fn split(&self) -> Split {
+        self.0.split
     }
 
     /// The special tokens.
@@ -139,19 +226,29 @@ impl Tokenizer {
 
     /// The bytes of the token `id`; for a special token those of its name; nothing where there is no such token.
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
-        match self.0.bpe.tokens().get(id as usize) {
-            Some(token) => Some(token),
-            None => self.0.special.name(id).map(str::as_bytes),
-        }
+        self.0.tokens.get(id as usize).map(|token| &**token)
     }
 
-    /// A hash (blake3, hexadecimal) of all tokens: equal for two tokenizers exactly when every id means the same.
+    /// A hash (blake3, hexadecimal) of all tokens and what else decides about ids: equal for two tokenizers exactly when
+    /// every id means the same.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&(self.num_ranks() as u64).to_le_bytes());
-        for id in 0..self.vocab_size() as u32 {
-            let token = self.token_bytes(id).unwrap_or_default();
+        for token in &self.0.tokens {
             hasher.update(&(token.len() as u64).to_le_bytes()).update(token);
+        }
+        // What Llama 3's way has without saying is not hashed, so that its tokenizers keep their fingerprints.
+        if !self.has_ranks() || self.0.added.list().iter().any(|token| !token.special) {
+            let Inner { split, bpe, added, .. } = &*self.0;
+            hasher.update(format!("{split:?} {} {}", bpe.whole_pieces(), bpe.has_ranks()).as_bytes());
+            for (_, left, right) in bpe.merges() {
+                hasher.update(&left.to_le_bytes()).update(&right.to_le_bytes());
+            }
+            for token in added.list() {
+                hasher
+                    .update(&token.id.to_le_bytes())
+                    .update(&[token.special.into(), token.normalized.into()]);
+            }
         }
         hasher.finalize().to_hex().to_string()
     }
@@ -159,4 +256,42 @@ impl Tokenizer {
     pub(crate) fn bpe(&self) -> &Bpe {
         &self.0.bpe
     }
+
+    pub(crate) fn tokens(&self) -> &[Token] {
+        &self.0.tokens
+    }
+
+    pub(crate) fn added(&self) -> &AddedTokens {
+        &self.0.added
+    }
+
+    /// Ids that no text is encoded to, beside those of added tokens.
+    pub(crate) fn unused(&self) -> &[u32] {
+        &self.0.unused
+    }
+
+    pub(crate) fn template(&self) -> Option<&ChatTemplate> {
+        self.0.template.as_ref()
+    }
+}
+
+/// The vocabulary of ranks that a list of merges describes, if it does: pieces that are tokens are these, ids are 0, 1, 2 …,
+/// and every way to join two tokens to a third is a merge, in the order of the third's id.
+fn ranks_of(
+    tokens: &[Token],
+    ordinary: &[bool],
+    count: usize,
+    (merges, rules): (&[(Token, Token)], MergeRules),
+) -> Option<Bpe> {
+    if !rules.whole_pieces || !ordinary[..count].iter().all(|&ordinary| ordinary) {
+        return None;
+    }
+    let bpe = Bpe::of_ranks(&tokens[..count]).ok()?;
+    let triple = |(left, right): &(Token, Token)| {
+        Some((bpe.id(&[&left[..], right].concat())?, bpe.id(left)?, bpe.id(right)?))
+    };
+    let mut found: Vec<_> = merges.iter().map(triple).collect::<Option<_>>()?;
+    let in_order = found.is_sorted_by_key(|&(id, ..)| id);
+    found.sort_unstable();
+    (in_order && found == bpe.merges()).then_some(bpe)
 }

@@ -1,16 +1,41 @@
-//! The hand-written splitter against a regex engine with the verbatim pattern.
+//! The hand-written splitters against a regex engine with the verbatim patterns.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 use fancy_regex::Regex;
-use llamero_tokenizer::{PATTERN, split};
+use llamero_tokenizer::{GPT2_PATTERN, PATTERN, Split, split};
 use proptest::prelude::*;
 use std::sync::LazyLock;
 
-static REGEX: LazyLock<Regex> = LazyLock::new(|| Regex::new(PATTERN).unwrap());
+static LLAMA3: LazyLock<Regex> = LazyLock::new(|| Regex::new(PATTERN).unwrap());
+static GPT2: LazyLock<Regex> = LazyLock::new(|| Regex::new(GPT2_PATTERN).unwrap());
+static NUMBER: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\p{N}").unwrap());
 
-fn expected(text: &str) -> Vec<&str> {
-    REGEX.find_iter(text).map(|found| found.unwrap().as_str()).collect()
+const SPLITS: [Split; 3] = [Split::Llama3, Split::Gpt2, Split::SmolLm];
+
+fn matches<'a>(regex: &Regex, text: &'a str) -> Vec<&'a str> {
+    regex.find_iter(text).map(|found| found.unwrap().as_str()).collect()
+}
+
+fn expected(split: Split, text: &str) -> Vec<&str> {
+    match split {
+        Split::Llama3 => matches(&LLAMA3, text),
+        Split::Gpt2 => matches(&GPT2, text),
+        Split::SmolLm => {
+            let (mut pieces, mut rest) = (Vec::new(), 0);
+            for number in NUMBER.find_iter(text).map(Result::unwrap) {
+                pieces.extend(matches(&GPT2, &text[rest..number.start()]));
+                pieces.push(number.as_str());
+                rest = number.end();
+            }
+            pieces.extend(matches(&GPT2, &text[rest..]));
+            pieces
+        }
+    }
+}
+
+fn found(split: Split, text: &str) -> Vec<&str> {
+    split.pieces(text).collect()
 }
 
 /// Characters between which the pattern makes a difference, and relatives of them.
@@ -27,19 +52,25 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]
-    fn equals_the_regex_on_telling_characters(text in proptest::collection::vec(proptest::sample::select(TELLING), 0..24)) {
+    fn equal_the_regex_on_telling_characters(text in proptest::collection::vec(proptest::sample::select(TELLING), 0..24)) {
         let text: String = text.into_iter().collect();
-        prop_assert_eq!(split(&text).collect::<Vec<_>>(), expected(&text));
+        for split in SPLITS {
+            prop_assert_eq!(found(split, &text), expected(split, &text), "{:?}", split);
+        }
     }
 
     #[test]
-    fn equals_the_regex_on_any_text(text in any::<String>()) {
-        prop_assert_eq!(split(&text).collect::<Vec<_>>(), expected(&text));
+    fn equal_the_regex_on_any_text(text in any::<String>()) {
+        for split in SPLITS {
+            prop_assert_eq!(found(split, &text), expected(split, &text), "{:?}", split);
+        }
     }
 
     #[test]
     fn pieces_joined_are_the_text(text in any::<String>()) {
-        prop_assert_eq!(split(&text).collect::<String>(), text);
+        for split in SPLITS {
+            prop_assert_eq!(split.pieces(&text).collect::<String>(), text.as_str());
+        }
     }
 }
 
@@ -48,7 +79,9 @@ fn every_character_splits_as_the_regex_does() {
     for c in '\0'..=char::MAX {
         // As prefix, inside, and after a space, a newline and a letter.
         let text = format!("{c}{c}a {c}\n{c}'{c}1{c}");
-        assert_eq!(split(&text).collect::<Vec<_>>(), expected(&text), "{c:?}");
+        for split in SPLITS {
+            assert_eq!(found(split, &text), expected(split, &text), "{split:?} {c:?}");
+        }
     }
 }
 
@@ -65,5 +98,19 @@ fn known_pieces() {
         ("'s's", vec!["'s", "'s"]),
     ] {
         assert_eq!(split(text).collect::<Vec<_>>(), pieces, "{text:?}");
+    }
+}
+
+#[test]
+fn known_pieces_of_other_splits() {
+    for (text, gpt2, smollm) in [
+        ("I'll we'RE", vec!["I", "'ll", " we", "'", "RE"], vec!["I", "'ll", " we", "'", "RE"]),
+        ("in 1999", vec!["in", " 1999"], vec!["in", " ", "1", "9", "9", "9"]),
+        ("a  1 b", vec!["a", " ", " 1", " b"], vec!["a", "  ", "1", " b"]),
+        ("x;\n\n  y", vec!["x", ";", "\n\n ", " y"], vec!["x", ";", "\n\n ", " y"]),
+        ("a\nb  ", vec!["a", "\n", "b", "  "], vec!["a", "\n", "b", "  "]),
+    ] {
+        assert_eq!(found(Split::Gpt2, text), gpt2, "{text:?}");
+        assert_eq!(found(Split::SmolLm, text), smollm, "{text:?}");
     }
 }

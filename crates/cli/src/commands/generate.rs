@@ -42,7 +42,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     let opening = Clock::start();
     let engine = open_with(&args.model, &args.engine)?;
     let load = opening.seconds();
-    let mut prompt = vec![engine.tokenizer().special().begin_of_text];
+    let mut prompt = Vec::from_iter(engine.tokenizer().special().begin_of_text);
     engine.tokenizer().encode_into(&args.prompt, &mut prompt);
     let params = args.sampling.params(engine.stop_tokens());
     if args.json {

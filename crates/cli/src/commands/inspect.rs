@@ -1,22 +1,35 @@
 //! `llamero inspect`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use llamero_artifact::{Artifact, MANIFEST};
 use llamero_infer::resolve_model;
-use llamero_model::{Config, PRESETS, hf};
+use llamero_model::gguf::{GgufFile, GgufValue};
+use llamero_model::weights::{self, Layout, TensorInfo};
+use llamero_model::{Config, PRESETS};
 use serde::Serialize;
 
+use super::folder::verify;
 use super::{print, print_json};
 use crate::report::format::{bytes, count};
 
 #[derive(Args)]
-#[command(after_help = "Examples:\n  llamero inspect 8b --json\n  llamero inspect runs/quickstart")]
+#[command(
+    after_help = "Examples:\n  llamero inspect 8b --context 131072\n  llamero inspect runs/quickstart --json\n  \
+    llamero inspect model.gguf --tensors"
+)]
 pub(crate) struct InspectArgs {
-    /// A preset (8b, 70b, 405b, 1b, 3b, 300k, 1m, 3m, 8m, 25m, 60m), or a run, artifact or exported folder.
+    /// A preset (8b, 70b, 405b, 1b, 3b, 300k, 1m, 3m, 8m, 25m, 60m), a run, artifact, Hugging Face or Meta folder, or a GGUF
+    /// file.
     model: String,
+    /// Tokens of context that the memory is for; the model's longest where absent.
+    #[arg(long)]
+    context: Option<usize>,
+    /// List every tensor.
+    #[arg(long)]
+    tensors: bool,
     /// Print as JSON.
     #[arg(long)]
     json: bool,
@@ -25,55 +38,163 @@ pub(crate) struct InspectArgs {
 #[derive(Serialize)]
 struct Inspection {
     model: String,
+    /// `preset`, `huggingface`, `meta` or `gguf`.
+    format: &'static str,
     parameters: u64,
     active_parameters: u64,
     weight_bytes_bf16: u64,
     kv_bytes_per_token_bf16: u64,
+    /// Weights as the files hold them; in bf16 for a preset.
+    weight_bytes: u64,
+    memory: MemoryAt,
     #[serde(flatten)]
     config: Config,
+    /// Bytes of the tensors in each encoding.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    encodings: BTreeMap<String, u64>,
+    /// What a GGUF file says about itself.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    metadata: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensors: Option<Vec<Listed>>,
+}
+
+/// What a model needs with one sequence of a length.
+#[derive(Serialize)]
+struct MemoryAt {
+    context: usize,
+    weight_bytes: u64,
+    /// In bf16.
+    kv_bytes: u64,
+    bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Listed {
+    name: String,
+    shape: Vec<usize>,
+    encoding: String,
+    bytes: u64,
+    file: String,
+}
+
+impl From<TensorInfo> for Listed {
+    fn from(t: TensorInfo) -> Self {
+        let file = t.file.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        Self { name: t.name, shape: t.shape, encoding: t.encoding, bytes: t.bytes, file }
+    }
 }
 
 pub(crate) fn inspect(args: &InspectArgs) -> Result<()> {
-    let config = config_of(&args.model)?;
-    let inspection = Inspection {
+    let inspection = look(args)?;
+    if args.json { print_json(&inspection) } else { show(&inspection) }
+}
+
+fn look(args: &InspectArgs) -> Result<Inspection> {
+    if let Some(config) = Config::preset(&args.model) {
+        let bytes = 2 * config.num_params();
+        return inspection(args, "preset", config, bytes);
+    }
+    let path = Path::new(&args.model);
+    if !path.exists() {
+        bail!(
+            "`{}` is neither a file, a folder nor a preset; presets are {}",
+            args.model,
+            PRESETS.join(", ")
+        );
+    }
+    let path = resolve_model(path)?;
+    verify(&path)?;
+    let weights = weights::open(&path)?;
+    let (format, metadata) = match Layout::of(&path)? {
+        Some(Layout::Gguf(file)) => ("gguf", GgufFile::open(&file)?.metadata().clone()),
+        Some(Layout::Meta) => ("meta", BTreeMap::new()),
+        _ => ("huggingface", BTreeMap::new()),
+    };
+    let mut own = inspection(args, format, weights.config().clone(), weights.stored_bytes())?;
+    own.metadata = metadata.iter().map(|(key, value)| (key.clone(), said(value))).collect();
+    let tensors = weights.tensors();
+    for tensor in &tensors {
+        *own.encodings.entry(tensor.encoding.clone()).or_default() += tensor.bytes;
+    }
+    own.tensors = args.tensors.then(|| tensors.into_iter().map(Listed::from).collect());
+    Ok(own)
+}
+
+/// A value of the metadata without quotes.
+fn said(value: &GgufValue) -> String {
+    value.as_str().map_or_else(|| value.describe(), str::to_owned)
+}
+
+fn inspection(
+    args: &InspectArgs,
+    format: &'static str,
+    config: Config,
+    weight_bytes: u64,
+) -> Result<Inspection> {
+    let context = args.context.unwrap_or(config.context);
+    if context > config.context {
+        bail!("`--context` is {context}, but the model's longest is {}", config.context);
+    }
+    let kv_bytes = config.kv_bytes_per_token(2) * context as u64;
+    Ok(Inspection {
         model: args.model.clone(),
+        format,
         parameters: config.num_params(),
         active_parameters: config.num_active_params(),
         weight_bytes_bf16: 2 * config.num_params(),
         kv_bytes_per_token_bf16: config.kv_bytes_per_token(2),
+        weight_bytes,
+        memory: MemoryAt { context, weight_bytes, kv_bytes, bytes: weight_bytes + kv_bytes },
         config,
-    };
-    if args.json {
-        return print_json(&inspection);
-    }
-    let Inspection { parameters, config: c, .. } = &inspection;
-    print(format!("{}: {} parameters ({parameters})", args.model, count(*parameters)))?;
+        encodings: BTreeMap::new(),
+        metadata: BTreeMap::new(),
+        tensors: None,
+    })
+}
+
+fn show(inspection: &Inspection) -> Result<()> {
+    let Inspection { parameters, config: c, memory, .. } = inspection;
+    print(format!("{}: {} parameters ({parameters})", inspection.model, count(*parameters)))?;
     print(format!(
         "  width {}, {} layers, {} heads of {}, {} key/value heads",
         c.dim, c.layers, c.heads, c.head_dim, c.kv_heads
     ))?;
+    let scaling = c
+        .rope_scaling
+        .map_or_else(String::new, |s| format!(" stretched {} times from {}", s.factor, s.original_context));
     print(format!(
-        "  feed-forward {}, vocabulary {}, context {}, RoPE base {}",
-        c.ffn, c.vocab, c.context, c.rope_theta
+        "  feed-forward {}, vocabulary {}{}, context {}, RoPE base {}{scaling}",
+        c.ffn,
+        c.vocab,
+        if c.tied { " (tied)" } else { "" },
+        c.context,
+        c.rope_theta
     ))?;
-    let context = inspection.kv_bytes_per_token_bf16 * c.context as u64;
+    if !inspection.encodings.is_empty() {
+        let each: Vec<_> = inspection.encodings.iter().map(|(e, n)| format!("{e} {}", bytes(*n))).collect();
+        print(format!("  {}: {}", inspection.format, each.join(", ")))?;
+    }
     print(format!(
-        "  bf16: weights {}, keys and values {} at full context",
-        bytes(inspection.weight_bytes_bf16),
-        bytes(context)
-    ))
+        "  memory: weights {}{}, keys and values of {} tokens in bf16 {}",
+        bytes(memory.weight_bytes),
+        if inspection.format == "preset" { " in bf16" } else { "" },
+        memory.context,
+        bytes(memory.kv_bytes)
+    ))?;
+    for (key, value) in &inspection.metadata {
+        print(format!("  {key} = {}", line(value)))?;
+    }
+    for t in inspection.tensors.iter().flatten() {
+        let shape: Vec<_> = t.shape.iter().map(usize::to_string).collect();
+        print(format!("  {} {} [{}] {}", t.name, t.encoding, shape.join(", "), bytes(t.bytes)))?;
+    }
+    Ok(())
 }
 
-fn config_of(model: &str) -> Result<Config> {
-    if let Some(config) = Config::preset(model) {
-        return Ok(config);
-    }
-    if !Path::new(model).exists() {
-        bail!("`{model}` is neither a folder nor a preset; presets are {}", PRESETS.join(", "));
-    }
-    let dir = resolve_model(Path::new(model))?;
-    if dir.join(MANIFEST).exists() {
-        Artifact::open(&dir, None)?.verify()?;
-    }
-    Ok(hf::read_config(&dir.join(hf::CONFIG_FILE))?)
+/// The beginning of a text, on one line.
+fn line(text: &str) -> String {
+    const MOST: usize = 80;
+    let flat: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if flat.chars().count() <= MOST { flat } else { flat.chars().take(MOST).chain(['…']).collect() }
 }

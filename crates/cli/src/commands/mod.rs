@@ -2,9 +2,11 @@
 
 pub(crate) mod bench;
 pub(crate) mod chat;
+pub(crate) mod convert;
 pub(crate) mod dry_run;
 pub(crate) mod engine;
 pub(crate) mod export;
+mod folder;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod pretrain;

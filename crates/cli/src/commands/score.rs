@@ -42,7 +42,7 @@ pub(crate) fn score(args: &ScoreArgs) -> Result<()> {
         ));
     }
     let mut result = if args.tokens {
-        let mut ids = vec![engine.tokenizer().special().begin_of_text];
+        let mut ids = Vec::from_iter(engine.tokenizer().special().begin_of_text);
         engine.tokenizer().encode_into(&text, &mut ids);
         let nll = engine.score_tokens(&ids)?;
         let mut result = serde_json::to_value(Score::new(&nll, text.len()))?;

@@ -116,8 +116,11 @@ impl Run {
         let mut questions = llamero_align::read_questions(&instruct.file(llamero_align::QUESTIONS_FILE)?)?;
         let coder = Tokenizer::load(tokenizer.path())?;
         let (given, context) = (questions.len(), self.recipe.pretrain.longest_sequence());
+        let prompt = |q: &Question| coder.encode_dialog_prompt(&[Message::new(Role::User, &q.question)]);
+        let prompts = questions.iter().map(prompt).collect::<Result<Vec<_>, _>>()?;
+        let mut prompts = prompts.iter().map(Vec::len);
         questions.retain(|q| {
-            let prompt = coder.encode_dialog_prompt(&[Message::new(Role::User, &q.question)]).len();
+            let prompt = prompts.next().unwrap_or(context);
             // The choice ends with the token that ends a turn.
             q.choices.iter().all(|choice| prompt + coder.encode(choice).len() < context)
         });
@@ -154,9 +157,9 @@ impl Run {
         for prompt in if tuned { questions } else { &section.prompts } {
             let coder = engine.tokenizer();
             let ids = if tuned {
-                coder.encode_dialog_prompt(&[Message::new(Role::User, prompt)])
+                coder.encode_dialog_prompt(&[Message::new(Role::User, prompt)])?
             } else {
-                let mut ids = vec![coder.special().begin_of_text];
+                let mut ids = Vec::from_iter(coder.special().begin_of_text);
                 coder.encode_into(prompt, &mut ids);
                 ids
             };

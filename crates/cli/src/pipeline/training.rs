@@ -184,8 +184,10 @@ pub(crate) fn save_model(
 ) -> Result<()> {
     let coder = Tokenizer::load(tokenizer.path())?;
     let special = coder.special();
-    let stop =
-        hf::StopTokens { begin_of_text: special.begin_of_text, stop: vec![special.end_of_text, special.eot] };
+    let stop = hf::StopTokens {
+        begin_of_text: special.begin_of_text.unwrap_or(special.end_of_text),
+        stop: vec![special.end_of_text, special.eot],
+    };
     hf::save(dir, model, backend, &stop)?;
     coder.save_model(dir.join("tokenizer.model"))?;
     coder.save_hf(dir)?;

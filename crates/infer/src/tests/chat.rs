@@ -29,7 +29,7 @@ fn turns_are_answered_from_the_whole_conversation_and_reuse_it() {
     let mut previous = 0;
     for text in ["Hello", "And then?", "Why?"] {
         conversation.push(Message::new(Role::User, text));
-        let prompt = engine.tokenizer().encode_dialog_prompt(&conversation);
+        let prompt = engine.tokenizer().encode_dialog_prompt(&conversation).unwrap();
         let with_stop = SamplingParams { stop: engine.stop_tokens(), ..params(20) };
         let expected = generate(&engine, &prompt, &with_stop);
 

@@ -147,7 +147,7 @@ fn a_text_is_scored_from_the_beginning_of_text() {
     let engine = engine();
     let text = "Grüße, Lama!";
     let score = engine.score_text(text).unwrap();
-    let mut ids = vec![engine.tokenizer().special().begin_of_text];
+    let mut ids = Vec::from_iter(engine.tokenizer().special().begin_of_text);
     ids.extend(engine.tokenizer().encode(text));
     let nll: f64 = engine.score_tokens(&ids).unwrap().iter().map(|&x| f64::from(x)).sum();
     assert_eq!((score.tokens, score.bytes, score.nll), (ids.len() - 1, text.len(), nll));

@@ -99,3 +99,37 @@ fn scaling(json: &ParamsJson) -> RopeScaling {
         original_context: CONTEXT,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_released_models_have_their_published_sizes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("params.json");
+        for (name, multiplier, multiple, factor) in [
+            ("8b", 1.3, 1024, 8.0),
+            ("70b", 1.3, 4096, 8.0),
+            ("405b", 1.2, 4096, 8.0),
+            ("1b", 1.5, 256, 32.0),
+            ("3b", 1.0, 256, 32.0),
+        ] {
+            let preset = Config::preset(name).unwrap();
+            for scaled in [false, true] {
+                let json = serde_json::json!({
+                    "dim": preset.dim, "n_layers": preset.layers, "n_heads": preset.heads, "n_kv_heads": 8,
+                    "vocab_size": if scaled { 128_256 } else { -1 }, "multiple_of": multiple,
+                    "ffn_dim_multiplier": multiplier, "norm_eps": 1e-5, "rope_theta": 500_000.0,
+                    "use_scaled_rope": scaled, "quantization_args": null, "vision_chunk_size": -1,
+                });
+                std::fs::write(&path, json.to_string()).unwrap();
+                let config = read_params(&path, 128_256, preset.tied).unwrap();
+                assert_eq!(config.rope_scaling.map(|s| s.factor), scaled.then_some(factor), "{name}");
+                let context = if scaled { SCALED_CONTEXT } else { CONTEXT };
+                let expected = Config { rope_scaling: config.rope_scaling, context, ..preset.clone() };
+                assert_eq!(config, expected, "{name}");
+            }
+        }
+    }
+}

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use llamero_artifact::ArtifactError;
+
 use crate::ConfigError;
 
 /// What can be wrong with the files of a model.
@@ -70,6 +72,9 @@ pub enum WeightError {
         /// What was found and what was expected.
         reason: String,
     },
+    /// A file could not be written.
+    #[error(transparent)]
+    Written(#[from] ArtifactError),
 }
 
 impl WeightError {

@@ -1,9 +1,5 @@
 //! What the tests of several containers share.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
-pub(crate) mod torch;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 

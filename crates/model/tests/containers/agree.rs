@@ -1,11 +1,9 @@
 //! One model in every container that can be read: the same values, the same logits.
 
-mod common;
-
 use std::path::Path;
 
-use common::torch::{TorchTensor, checkpoint};
-use common::{build, config, copy, golden, logits, logits_of, made_up, read_all};
+use crate::common::{build, config, copy, golden, logits, logits_of, made_up, read_all};
+use crate::torch::{TorchTensor, checkpoint};
 use llamero_cpu::Cpu;
 use llamero_model::hf::{self, INDEX_FILE, SaveOptions, StopTokens, WEIGHTS_FILE};
 use llamero_model::weights::{self, Layout, Weights};

@@ -1,0 +1,262 @@
+//! `llamero convert`.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use llamero_infer::{gguf_vocabulary, open_tokenizer, resolve_model};
+use llamero_model::gguf::{self, GgufVocabulary};
+use llamero_model::hf::{self, SaveOptions};
+use llamero_model::weights::{self, Layout, TensorInfo};
+use llamero_model::{Config, ParamSpec, StopTokens, WeightError, Weights};
+use llamero_tensor::{DType, Encoding, StoredRows};
+use llamero_tokenizer::Tokenizer;
+
+use super::folder::{new_folder, verify};
+use super::print;
+use crate::progress::Progress;
+
+#[derive(Args)]
+#[command(after_help = "\
+Rows that are no whole blocks of an encoding are stored in another: Q4_K gives way to Q5_0, Q5_K to Q5_1, Q6_K to Q8_0, and\n\
+these to F16. Norms stay F32; the output projection is at least Q6_K.\n\n\
+Examples:\n  \
+llamero convert runs/quickstart model.gguf --encoding Q8_0\n  \
+llamero convert model.gguf folder --encoding BF16")]
+pub(crate) struct ConvertArgs {
+    /// A run, artifact, Hugging Face or Meta folder, or a GGUF file.
+    source: PathBuf,
+    /// The GGUF file or Hugging Face folder to write.
+    out: PathBuf,
+    /// Format to write; where absent, GGUF if OUT ends in `.gguf`, otherwise a Hugging Face folder.
+    #[arg(long, value_enum)]
+    to: Option<Format>,
+    /// How to store matrices: F32, F16, BF16, and in GGUF Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K. Where absent, as
+    /// most of SOURCE is stored, but no blocks in a Hugging Face folder.
+    #[arg(long, visible_alias = "dtype", value_parser = encoding)]
+    encoding: Option<Encoding>,
+    /// Replace what is at OUT.
+    #[arg(long)]
+    force: bool,
+    /// Threads that encode; all cores when absent.
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A folder with `config.json`, safetensors and `tokenizer.json`.
+    Hf,
+    /// One file for llama.cpp.
+    Gguf,
+}
+
+fn encoding(name: &str) -> Result<Encoding, String> {
+    let names = || Encoding::ALL.map(Encoding::name).join(", ");
+    Encoding::from_name(name).ok_or_else(|| format!("`{name}` is none of {}", names()))
+}
+
+pub(crate) fn convert(args: &ConvertArgs) -> Result<()> {
+    let is_gguf = args.out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
+    let format = args.to.unwrap_or(if is_gguf { Format::Gguf } else { Format::Hf });
+    check_out(&args.out, format, args.force)?;
+    let from = resolve_model(&args.source)?;
+    verify(&from)?;
+    let weights = weights::open(&from)?;
+    let stored = main_encoding(&*weights);
+    let watched = Watched::new(&*weights);
+    match format {
+        Format::Gguf => to_gguf(args, &from, &watched, args.encoding.unwrap_or(stored))?,
+        Format::Hf => {
+            let plain = if stored.is_quantized() { Encoding::Bf16 } else { stored };
+            to_hf(&args.out, &from, &watched, args.encoding.unwrap_or(plain))?;
+        }
+    }
+    watched.finish();
+    print(args.out.display())
+}
+
+/// Refuses to write where something is, unless `force`; and even then over anything but a model.
+fn check_out(out: &Path, format: Format, force: bool) -> Result<()> {
+    let shown = out.display();
+    if format == Format::Gguf {
+        if out.is_dir() {
+            bail!("`{shown}` is a folder\nhint: name a file, such as `{}`", out.join("model.gguf").display());
+        }
+        if out.exists() && !force {
+            bail!("`{shown}` exists\nhint: name a new file, or replace it with `--force`");
+        }
+        return Ok(());
+    }
+    let Ok(entries) = out.read_dir() else { return Ok(()) };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry.with_context(|| format!("`{shown}`"))?.file_name().to_string_lossy().into_owned());
+    }
+    if !names.is_empty() && !force {
+        bail!("`{shown}` is not empty\nhint: name a new folder, or replace it with `--force`");
+    }
+    // A whole folder is at stake.
+    match names.iter().find(|name| !is_ours(name)) {
+        Some(other) => {
+            bail!("`{shown}` holds `{other}`, which is no file of a model\nhint: name a new folder")
+        }
+        None => Ok(()),
+    }
+}
+
+/// Files of a tokenizer that a folder may bring along.
+const TOKENIZER_FILES: [&str; 5] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+];
+
+fn is_ours(name: &str) -> bool {
+    let own = [hf::CONFIG_FILE, hf::GENERATION_FILE, hf::INDEX_FILE];
+    own.contains(&name) || TOKENIZER_FILES.contains(&name) || name.ends_with(".safetensors")
+}
+
+/// The encoding of most bytes of a model's files.
+pub(super) fn main_encoding(weights: &dyn Weights) -> Encoding {
+    let mut bytes: BTreeMap<Encoding, u64> = BTreeMap::new();
+    for tensor in weights.tensors() {
+        if let Some(encoding) = Encoding::from_name(&tensor.encoding) {
+            *bytes.entry(encoding).or_default() += tensor.bytes;
+        }
+    }
+    let most = bytes.into_iter().max_by_key(|(_, bytes)| *bytes).map(|(encoding, _)| encoding);
+    most.unwrap_or(if weights.dtype() == DType::F32 { Encoding::F32 } else { Encoding::Bf16 })
+}
+
+/// The tokenizer of a model; one that has none gets a word about it.
+fn tokenizer(from: &Path) -> Result<Option<Tokenizer>> {
+    let is_folder = Layout::of(from)?.is_some_and(|layout| !matches!(layout, Layout::Gguf(_)));
+    if is_folder && !["tokenizer.json", "tokenizer.model"].iter().any(|name| from.join(name).exists()) {
+        say!("`{}` has no tokenizer, and so will the new model", from.display());
+        return Ok(None);
+    }
+    Ok(Some(open_tokenizer(from)?))
+}
+
+fn to_gguf(args: &ConvertArgs, from: &Path, weights: &dyn Weights, encoding: Encoding) -> Result<()> {
+    let threads = args.threads.unwrap_or_else(crate::machine::threads);
+    let writer = gguf::Writer::new(weights, encoding, threads);
+    let writer = match Layout::of(from)? {
+        Some(Layout::Gguf(file)) => writer.copy(&gguf::GgufFile::open(&file)?),
+        _ => {
+            let vocabulary = tokenizer(from)?.map(|t| vocabulary(&t, weights.config())).transpose()?;
+            let name = args.source.canonicalize().unwrap_or_else(|_| args.source.clone());
+            let name = name.file_name().map_or_else(|| "llama".into(), |n| n.to_string_lossy());
+            writer.describe(&name, vocabulary.as_ref())
+        }
+    };
+    if let Some(parent) = args.out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).with_context(|| format!("`{}`", parent.display()))?;
+    }
+    Ok(writer.write(&args.out)?)
+}
+
+/// A vocabulary of as many tokens as the embedding has rows, which llama.cpp insists on.
+fn vocabulary(tokenizer: &Tokenizer, config: &Config) -> Result<GgufVocabulary> {
+    /// The type of a token that no text is encoded to.
+    const UNUSED: i32 = 5;
+    let mut vocabulary = gguf_vocabulary(tokenizer)?;
+    let (tokens, rows) = (vocabulary.tokens.len(), config.vocab);
+    if tokens > rows {
+        bail!(
+            "the tokenizer has {tokens} tokens, but the model {rows}\nhint: they belong to different models"
+        );
+    }
+    vocabulary.tokens.extend((tokens..rows).map(|id| format!("[PAD{id}]")));
+    vocabulary.token_types.resize(rows, UNUSED);
+    Ok(vocabulary)
+}
+
+fn to_hf(out: &Path, from: &Path, weights: &dyn Weights, encoding: Encoding) -> Result<()> {
+    if encoding.is_quantized() {
+        bail!(
+            "a Hugging Face folder cannot hold {encoding}\nhint: take F32, F16 or BF16, or write GGUF with `--to gguf`"
+        );
+    }
+    let tokenizer = tokenizer(from)?;
+    let tokens = match weights.stop_tokens() {
+        Some(tokens) => Some(tokens),
+        None => tokenizer.as_ref().and_then(stop_tokens),
+    };
+    new_folder(out, "name a new folder", |partial| {
+        let options = SaveOptions { encoding, shard_bytes: None, tokens: tokens.as_ref() };
+        hf::save_weights(partial, weights, options)?;
+        let beside =
+            if matches!(Layout::of(from)?, Some(Layout::Gguf(_))) { &[] } else { &TOKENIZER_FILES[..] };
+        for name in beside.iter().filter(|name| from.join(name).is_file()) {
+            std::fs::copy(from.join(name), partial.join(name)).with_context(|| format!("`{name}`"))?;
+        }
+        match &tokenizer {
+            Some(tokenizer) if !partial.join("tokenizer.json").exists() => Ok(tokenizer.save_hf(partial)?),
+            _ => Ok(()),
+        }
+    })
+}
+
+fn stop_tokens(tokenizer: &Tokenizer) -> Option<StopTokens> {
+    let special = tokenizer.special();
+    Some(StopTokens { begin_of_text: special.begin_of_text?, stop: special.ends().to_vec() })
+}
+
+/// Weights whose reading is shown.
+struct Watched<'a> {
+    weights: &'a dyn Weights,
+    read: AtomicU64,
+    progress: Mutex<Progress>,
+}
+
+impl<'a> Watched<'a> {
+    fn new(weights: &'a dyn Weights) -> Self {
+        let progress = Progress::new("convert", weights.config().num_params(), "parameters");
+        Self { weights, read: AtomicU64::new(0), progress: Mutex::new(progress) }
+    }
+
+    fn finish(&self) {
+        if let Ok(progress) = self.progress.lock() {
+            progress.finish();
+        }
+    }
+}
+
+impl Weights for Watched<'_> {
+    fn config(&self) -> &Config {
+        self.weights.config()
+    }
+
+    fn dtype(&self) -> DType {
+        self.weights.dtype()
+    }
+
+    fn rows(&self, spec: &ParamSpec, rows: Range<usize>) -> Result<Vec<StoredRows<'_>>, WeightError> {
+        let new = (rows.len() * spec.shape.cols) as u64;
+        let read = self.read.fetch_add(new, Ordering::Relaxed) + new;
+        if let Ok(progress) = self.progress.lock() {
+            progress.at(read, &spec.name);
+        }
+        self.weights.rows(spec, rows)
+    }
+
+    fn release(&self, spec: &ParamSpec) {
+        self.weights.release(spec);
+    }
+
+    fn tensors(&self) -> Vec<TensorInfo> {
+        self.weights.tensors()
+    }
+
+    fn stop_tokens(&self) -> Option<StopTokens> {
+        self.weights.stop_tokens()
+    }
+}

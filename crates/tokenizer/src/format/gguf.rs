@@ -1,0 +1,201 @@
+//! The vocabulary that a GGUF file holds, as plain values; the file itself is read and written elsewhere.
+
+use super::hf::{byte_chars, spell};
+use crate::added::Added;
+use crate::bpe::{MergeRules, Token};
+use crate::special::Said;
+use crate::tokenizer::Parts;
+use crate::{CHAT_TEMPLATE, Error, Result, Split, Tokenizer};
+use std::collections::HashMap;
+
+/// What the keys `tokenizer.ggml.…` of a GGUF file say. Tokens are spelled with the characters that stand for bytes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GgufVocabulary {
+    /// `model`: `gpt2` is byte-level BPE.
+    pub model: String,
+    /// `pre`: how text is split.
+    pub pre: String,
+    /// `tokens`, by id.
+    pub tokens: Vec<String>,
+    /// `token_type`, by id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused. Empty where all are normal.
+    pub token_types: Vec<i32>,
+    /// `merges`: two tokens with a space between them, the first to be joined first.
+    pub merges: Vec<String>,
+    /// `bos_token_id`.
+    pub bos: Option<u32>,
+    /// `eos_token_id`.
+    pub eos: Option<u32>,
+    /// `eot_token_id`.
+    pub eot: Option<u32>,
+    /// `add_bos_token`: whether texts begin with `bos`.
+    pub add_bos: Option<bool>,
+    /// `tokenizer.chat_template`.
+    pub chat_template: Option<String>,
+}
+
+const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
+
+/// Names of `pre` with the split that they mean, whether a piece that is a token is that token, and whether texts begin
+/// with `bos` unless the file says otherwise. The first name of a split is the one that is written.
+const PRES: [(&str, Split, bool, bool); 5] = [
+    ("llama-bpe", Split::Llama3, true, true),
+    ("llama3", Split::Llama3, true, true),
+    ("llama-v3", Split::Llama3, true, true),
+    ("gpt-2", Split::Gpt2, false, false),
+    ("smollm", Split::SmolLm, false, false),
+];
+
+impl Tokenizer {
+    /// The tokenizer that a GGUF file describes.
+    ///
+    /// # Errors
+    /// When it is no byte-level BPE, or split in a way that is not known here; when its lists do not fit together. The
+    /// error names the key.
+    pub fn from_gguf(vocabulary: GgufVocabulary) -> Result<Tokenizer> {
+        Tokenizer::from_parts(parts(vocabulary)?)
+    }
+
+    /// What a GGUF file is to say about this tokenizer.
+    ///
+    /// # Errors
+    /// When it is not one that the format has a name for: Llama 3's split without its rule that a piece that is a token is
+    /// that token, another split with it.
+    pub fn to_gguf(&self) -> Result<GgufVocabulary> {
+        let whole = self.bpe().whole_pieces();
+        let pre =
+            PRES.iter().find(|(_, split, whole_pieces, _)| (*split, *whole_pieces) == (self.split(), whole));
+        let Some((pre, ..)) = pre else {
+            let problem =
+                format!("there is no name for the split `{:?}` with `ignore_merges` = {whole}", self.split());
+            return refuse("tokenizer.ggml.pre", problem);
+        };
+        let chars = byte_chars();
+        let mut tokens: Vec<String> = self.tokens().iter().map(|token| spell(token, &chars)).collect();
+        let mut token_types = vec![NORMAL; tokens.len()];
+        for Added { id, content, special, .. } in self.added().list() {
+            tokens[*id as usize].clone_from(content);
+            token_types[*id as usize] = if *special { CONTROL } else { USER_DEFINED };
+        }
+        for &id in self.unused() {
+            tokens[id as usize] = String::from_utf8_lossy(&self.tokens()[id as usize]).into_owned();
+            token_types[id as usize] = UNUSED;
+        }
+        let joined = |(_, left, right)| format!("{} {}", tokens[left as usize], tokens[right as usize]);
+        let merges = self.bpe().merges().into_iter().map(joined).collect();
+        let special = self.special();
+        Ok(GgufVocabulary {
+            model: "gpt2".into(),
+            pre: (*pre).into(),
+            merges,
+            tokens,
+            token_types,
+            bos: special.bos(),
+            eos: Some(special.eos()),
+            eot: Some(special.eot),
+            add_bos: Some(special.begin_of_text.is_some()),
+            chat_template: self.chat_template().map(str::to_owned),
+        })
+    }
+}
+
+fn refuse<T>(key: &'static str, problem: String) -> Result<T> {
+    Err(Error::Gguf { key, problem })
+}
+
+fn parts(vocabulary: GgufVocabulary) -> Result<Parts> {
+    let GgufVocabulary { model, pre, tokens, token_types, merges, chat_template, .. } = &vocabulary;
+    if model != "gpt2" {
+        let problem = format!("found `{model}`, only `gpt2` (byte-level BPE) is supported");
+        return refuse("tokenizer.ggml.model", problem);
+    }
+    let Some(&(_, split, whole_pieces, begins)) = PRES.iter().find(|(name, ..)| name == pre) else {
+        let names: Vec<&str> = PRES.iter().map(|(name, ..)| *name).collect();
+        let problem = format!("found `{pre}`, supported are `{}`", names.join("`, `"));
+        return refuse("tokenizer.ggml.pre", problem);
+    };
+    if !token_types.is_empty() && token_types.len() != tokens.len() {
+        let problem = format!("`{}` types for `{}` tokens", token_types.len(), tokens.len());
+        return refuse("tokenizer.ggml.token_type", problem);
+    }
+    if u32::try_from(tokens.len()).is_err() {
+        return refuse("tokenizer.ggml.tokens", format!("`{}` tokens do not fit 32-bit ids", tokens.len()));
+    }
+    for (key, id) in [
+        ("tokenizer.ggml.bos_token_id", vocabulary.bos),
+        ("tokenizer.ggml.eos_token_id", vocabulary.eos),
+        ("tokenizer.ggml.eot_token_id", vocabulary.eot),
+    ] {
+        if let Some(id) = id.filter(|&id| id as usize >= tokens.len()) {
+            return refuse(key, format!("`{id}` is not below the number of tokens, `{}`", tokens.len()));
+        }
+    }
+    let mut parts = Parts {
+        split,
+        merges: Some((read_merges(merges)?, MergeRules { whole_pieces, unknown: None })),
+        said: Said {
+            bos: vocabulary.bos,
+            adds_bos: vocabulary.add_bos.unwrap_or(begins),
+            eos: vocabulary.eos,
+            eot: vocabulary.eot,
+        },
+        template: chat_template.clone().filter(|template| template != CHAT_TEMPLATE),
+        ..Parts::default()
+    };
+    read_tokens(tokens, token_types, &mut parts)?;
+    Ok(parts)
+}
+
+fn read_tokens(tokens: &[String], types: &[i32], parts: &mut Parts) -> Result<()> {
+    let bytes = bytes_of();
+    for (id, token) in (0u32..).zip(tokens) {
+        let kind = types.get(id as usize).copied().unwrap_or(NORMAL);
+        match kind {
+            NORMAL => match read_token(token, &bytes) {
+                Some(token) => parts.tokens.push(token),
+                None => {
+                    let problem = format!("token `{id}`, `{token}`: a character in it stands for no byte");
+                    return refuse("tokenizer.ggml.tokens", problem);
+                }
+            },
+            UNKNOWN | CONTROL | USER_DEFINED => {
+                let special = kind != USER_DEFINED;
+                parts.added.push(Added { id, content: token.clone(), special, normalized: false });
+                parts.tokens.push(token.as_bytes().into());
+            }
+            UNUSED => {
+                parts.unused.push(id);
+                parts.tokens.push(token.as_bytes().into());
+            }
+            other => {
+                let problem =
+                    format!("token `{id}`, `{token}`, has type `{other}`, supported are `1` to `5`");
+                return refuse("tokenizer.ggml.token_type", problem);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn bytes_of() -> HashMap<char, u8> {
+    byte_chars().into_iter().zip(0..=255).collect()
+}
+
+fn read_token(text: &str, bytes: &HashMap<char, u8>) -> Option<Token> {
+    text.chars().map(|c| bytes.get(&c).copied()).collect()
+}
+
+fn read_merges(merges: &[String]) -> Result<Vec<(Token, Token)>> {
+    let bytes = bytes_of();
+    let read = |(at, merge): (usize, &String)| {
+        let pair = merge.split_once(' ');
+        match pair.and_then(|(left, right)| Some((read_token(left, &bytes)?, read_token(right, &bytes)?))) {
+            Some(pair) => Ok(pair),
+            None => refuse("tokenizer.ggml.merges", format!("merge `{at}`, `{merge}`: expected two tokens")),
+        }
+    };
+    merges.iter().enumerate().map(read).collect()
+}
