@@ -34,6 +34,13 @@ fn open(args: &ModelArgs) -> Result<Engine> {
     Ok(Engine::open(&args.model, backend, args.dtype.dtype())?)
 }
 
+/// Opens a model for generating.
+fn open_with(args: &ModelArgs, engine: &engine::EngineArgs) -> Result<Engine> {
+    let backend: Arc<dyn Backend> = Arc::new(crate::device(args.threads)?);
+    let opened = Engine::open(&args.model, Arc::clone(&backend), args.dtype.dtype())?;
+    engine.draft(opened.with_options(engine.options()), &backend)
+}
+
 /// A line of result on stdout.
 fn print(text: impl std::fmt::Display) -> Result<()> {
     writeln!(std::io::stdout().lock(), "{text}")?;
