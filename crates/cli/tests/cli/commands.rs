@@ -120,7 +120,8 @@ fn sampling_options_do_what_they_say() {
 fn guesses_change_nothing_and_are_counted() {
     let model = shared().run.join("pretrain");
     let ask = |more: &[&str]| {
-        let args = ["generate", arg(&model), "--prompt", "# demo # demo # demo", "--max-tokens", "60", "--json"];
+        let args =
+            ["generate", arg(&model), "--prompt", "# demo # demo # demo", "--max-tokens", "60", "--json"];
         llamero(args.into_iter().chain(["--temperature", "0.3"]).chain(more.iter().copied())).json()
     };
     let plain = ask(&[]);
@@ -310,7 +311,9 @@ fn chat_answers_what_is_piped_in() {
 #[test]
 fn help_and_version_are_results() {
     assert!(llamero(["--version"]).ok().starts_with("llamero "));
-    for command in ["run", "chat", "generate", "score", "inspect", "tokenizer", "why", "export", "convert", "bench"] {
+    for command in
+        ["run", "chat", "generate", "score", "inspect", "tokenizer", "why", "export", "convert", "bench"]
+    {
         let help = llamero([command, "--help"]).ok();
         assert!(help.contains("Usage: llamero"), "{help}");
         assert!(llamero(["--help"]).ok().contains(command));

@@ -25,7 +25,9 @@ fn hub(names: &'static [&'static str], token: Option<&'static str>) -> Server {
         let files: Vec<Stored> = names.iter().map(stored).collect();
         match request.path.as_str() {
             "/api/models/org/model/revision/main?blobs=true" => Reply::new(200, list(&files)),
-            path if path.starts_with(&format!("/org/model/resolve/{COMMIT}/")) => Reply::file(request, CONTENT),
+            path if path.starts_with(&format!("/org/model/resolve/{COMMIT}/")) => {
+                Reply::file(request, CONTENT)
+            }
             other => Reply::new(404, other),
         }
     })
@@ -51,7 +53,8 @@ fn names(dir: &Path) -> Vec<String> {
     names
 }
 
-const FILES: &[&str] = &["config.json", "model.safetensors", "pytorch_model.bin", "original/a.pth", "x-Q8_0.gguf", "LICENSE"];
+const FILES: &[&str] =
+    &["config.json", "model.safetensors", "pytorch_model.bin", "original/a.pth", "x-Q8_0.gguf", "LICENSE"];
 
 #[test]
 fn a_model_is_fetched_into_a_folder_of_its_name() {
@@ -63,7 +66,8 @@ fn a_model_is_fetched_into_a_folder_of_its_name() {
     // The second call only looks.
     assert_eq!(pull(dir.path(), &hub, Some("hf_x"), &[]).ok(), "model\n");
     assert_eq!(hub.requests().len(), asked + 1);
-    let args = ["--include", "*.gguf", "--include", "original/*", "--exclude", "*.json", "--dir", "mine/here"];
+    let args =
+        ["--include", "*.gguf", "--include", "original/*", "--exclude", "*.json", "--dir", "mine/here"];
     assert_eq!(pull(dir.path(), &hub, Some("hf_x"), &args).ok(), "mine/here\n");
     assert_eq!(names(&dir.path().join("mine/here")), ["original", "x-Q8_0.gguf"]);
     assert_eq!(std::fs::read(dir.path().join("mine/here/original/a.pth")).unwrap(), CONTENT);
@@ -73,13 +77,17 @@ fn a_model_is_fetched_into_a_folder_of_its_name() {
 fn what_cannot_be_fetched_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let closed = hub(FILES, Some("hf_x"));
-    pull(dir.path(), &closed, None, &[]).fails(1, &["is restricted", "401", "\nhint: accept the licence", "HF_TOKEN"]);
+    pull(dir.path(), &closed, None, &[])
+        .fails(1, &["is restricted", "401", "\nhint: accept the licence", "HF_TOKEN"]);
     let said = pull(dir.path(), &closed, Some("hf_other"), &[]).fails(1, &["with this token", "\nhint: "]);
     assert!(!said.contains("hf_other"), "{said}");
-    pull(dir.path(), &closed, Some("hf x"), &[]).fails(1, &["`HUGGING_FACE_HUB_TOKEN` holds what cannot be a token"]);
+    pull(dir.path(), &closed, Some("hf x"), &[])
+        .fails(1, &["`HUGGING_FACE_HUB_TOKEN` holds what cannot be a token"]);
     let open = hub(&["README.md", "a.gguf", "b.gguf"], None);
-    pull(dir.path(), &open, None, &[]).fails(1, &["no safetensors", "`a.gguf`, `b.gguf`", "\nhint: choose with `--include`"]);
+    pull(dir.path(), &open, None, &[])
+        .fails(1, &["no safetensors", "`a.gguf`, `b.gguf`", "\nhint: choose with `--include`"]);
     pull(dir.path(), &open, None, &["--include", "*.pth"]).fails(1, &["no file that is asked for"]);
-    pull(dir.path(), &open, None, &["--revision", "v9"]).fails(1, &["at revision `v9`", "does not have it (404"]);
+    pull(dir.path(), &open, None, &["--revision", "v9"])
+        .fails(1, &["at revision `v9`", "does not have it (404"]);
     assert!(names(dir.path()).is_empty());
 }
