@@ -60,7 +60,10 @@ fn blocks_are_smaller_and_inspected() {
     assert!(plain.get("tensors").is_none());
     assert_eq!(said["metadata"]["general.architecture"], "llama");
     let text = llamero(["inspect", arg(&gguf), "--tensors"]).ok();
-    assert!(text.contains("general.architecture = llama") && text.contains("token_embd.weight Q8_0 ["), "{text}");
+    assert!(
+        text.contains("general.architecture = llama") && text.contains("token_embd.weight Q8_0 ["),
+        "{text}"
+    );
     llamero(["inspect", arg(&gguf), "--context", "99999999"]).fails(1, &["`--context` is 99999999"]);
     // It is a model like any other.
     assert!(answer(&gguf)["text"].is_string());
