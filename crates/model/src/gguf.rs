@@ -16,7 +16,7 @@ mod vocabulary;
 mod write;
 
 pub use container::{Contents, GgufFile};
-pub use read::GgufModel;
+pub use read::{GgufModel, parse_model};
 pub use value::{GgufArray, GgufValue};
 pub use vocabulary::{GgufVocabulary, vocabulary};
 pub use write::{Writer, stored_as};
