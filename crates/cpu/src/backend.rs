@@ -59,6 +59,27 @@ impl Cpu {
         }
     }
 
+    /// `linear` with results in `dtype`.
+    fn linear_to(&self, x: &Tensor, w: &Tensor, dtype: DType) -> Tensor {
+        fits!("linear", x.cols() == w.cols() && x.dtype() == w.dtype(), x, w);
+        if let (Some(ahead), Some(data)) = (self.exec.ahead(), packed_bytes(w)) {
+            ahead.begin(data);
+        }
+        let b = match storage("linear", w) {
+            Storage::Blocks(blocks) => {
+                let rows =
+                    with_type!(x.dtype(), E => Rows::new(&self.exec, elements::<E>("linear", x), x.cols()));
+                let shape = Shape::new(x.rows(), w.rows());
+                return with_type!(dtype, E => {
+                    produce::<E>(&self.exec, shape, |out| blocks.product(&self.exec, &rows, out))
+                });
+            }
+            Storage::Panels(panels) => Right::Panels(panels),
+            _ => Right::Mat(mat("linear", w).t()),
+        };
+        self.product((x.rows(), w.rows(), x.cols()), mat("linear", x), b, dtype)
+    }
+
     /// Rows of a packed table.
     fn embed_packed(&self, table: &Tensor, ids: &[u32]) -> Tensor {
         let (shape, cols) = (Shape::new(ids.len(), table.cols()), table.cols().max(1));
@@ -273,22 +294,11 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor {
-        fits!("linear", x.cols() == w.cols() && x.dtype() == w.dtype(), x, w);
-        if let (Some(ahead), Some(data)) = (self.exec.ahead(), packed_bytes(w)) {
-            ahead.begin(data);
-        }
-        let b = match storage("linear", w) {
-            Storage::Blocks(blocks) => {
-                return with_type!(x.dtype(), E => {
-                    let rows = Rows::new(&self.exec, elements::<E>("linear", x), x.cols());
-                    let shape = Shape::new(x.rows(), w.rows());
-                    produce::<E>(&self.exec, shape, |out| blocks.product(&self.exec, &rows, out))
-                });
-            }
-            Storage::Panels(panels) => Right::Panels(panels),
-            _ => Right::Mat(mat("linear", w).t()),
-        };
-        self.product((x.rows(), w.rows(), x.cols()), mat("linear", x), b, x.dtype())
+        self.linear_to(x, w, x.dtype())
+    }
+
+    fn linear_f32(&self, x: &Tensor, w: &Tensor) -> Tensor {
+        self.linear_to(x, w, DType::F32)
     }
 
     fn linear_backward_input(&self, dy: &Tensor, w: &Tensor) -> Tensor {

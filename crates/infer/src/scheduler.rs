@@ -266,7 +266,8 @@ impl Scheduler {
     /// Lets a request guess tokens beyond its next one, as far as there is room.
     fn guess(&mut self, i: usize, model: &dyn Model) {
         let sequence = &self.jobs[i].sequence;
-        let room = (sequence.pages.len() + self.pool.free()) * KV_PAGE - sequence.len - 1;
+        let pages = sequence.pages.len().saturating_add(self.pool.free());
+        let room = pages.saturating_mul(KV_PAGE) - sequence.len - 1;
         let guesses = self.jobs[i].guess(room, model);
         let enough = self.grow(i, 1 + guesses, model);
         assert!(enough, "scheduler: no room for {guesses} guesses in {room}");

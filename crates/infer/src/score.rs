@@ -153,9 +153,12 @@ impl Engine {
             Event::Failed(error) => Err(error),
             Event::Token { .. } | Event::Done(_) => panic!("score: the answer is a text"),
         });
-        let scores = scores.collect();
-        // Where one failed, the others are not wanted any more.
-        cancel.cancel();
+        let scores: Result<Vec<_>> = scores.collect();
+        if scores.is_err() {
+            // The others are not wanted any more, and need not keep their pages until somebody comes.
+            cancel.cancel();
+            self.desk().work(self);
+        }
         scores
     }
 

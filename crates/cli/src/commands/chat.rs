@@ -7,8 +7,9 @@ use anyhow::Result;
 use clap::Args;
 use llamero_infer::{ChatSession, Finish};
 
+use super::engine::EngineArgs;
 use super::sampling::{Clock, SamplingArgs};
-use super::{open, print, print_json};
+use super::{open_with, print, print_json};
 use crate::ModelArgs;
 
 #[derive(Args)]
@@ -27,6 +28,8 @@ pub(crate) struct ChatArgs {
     system: Option<String>,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Print each answer as a line of JSON when it is done: text, token counts, why it ended, times.
     #[arg(long)]
     json: bool,
@@ -34,7 +37,7 @@ pub(crate) struct ChatArgs {
 
 pub(crate) fn chat(args: &ChatArgs) -> Result<()> {
     let stop = args.sampling.validate()?;
-    let engine = open(&args.model)?;
+    let engine = open_with(&args.model, &args.engine)?;
     let session = ChatSession::new(&engine, args.sampling.params(vec![]), args.system.as_deref())?;
     let mut session = session.with_stop_text(stop);
     let stdin = std::io::stdin();

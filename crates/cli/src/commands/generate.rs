@@ -8,8 +8,9 @@ use clap::Args;
 use llamero_infer::{Engine, Finish, Generation, SamplingParams, StopText};
 use llamero_tokenizer::StreamDecoder;
 
+use super::engine::EngineArgs;
 use super::sampling::{Clock, SamplingArgs};
-use super::{open, print, print_json};
+use super::{open_with, print, print_json};
 use crate::ModelArgs;
 
 #[derive(Args)]
@@ -18,7 +19,8 @@ use crate::ModelArgs;
     llamero generate runs/quickstart --prompt 'This crate' --top-k 50 --top-p 1 --min-p 0.05 --seed 7\n  \
     llamero generate runs/quickstart --prompt 'A list:' --repetition-penalty 1.1 --penalty-window 64 --stop $'\\n\\n'\n  \
     llamero generate runs/quickstart --prompt 'Yes or no?' --logit-bias 13=-100 --logit-bias 42=2.5\n  \
-    llamero generate model.gguf --prompt 'This crate' --dtype f32 --json")]
+    llamero generate model.gguf --prompt 'This crate' --dtype f32 --json\n  \
+    llamero generate model.gguf --prompt 'This crate' --draft small.gguf --kv int8")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
@@ -27,6 +29,8 @@ pub(crate) struct GenerateArgs {
     prompt: String,
     #[command(flatten)]
     sampling: SamplingArgs,
+    #[command(flatten)]
+    engine: EngineArgs,
     /// Print prompt, ids, log-probabilities, text and times as JSON.
     #[arg(long)]
     json: bool,
@@ -36,7 +40,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     // What is wrong with the options is said before gigabytes are read.
     let stop = args.sampling.validate()?;
     let opening = Clock::start();
-    let engine = open(&args.model)?;
+    let engine = open_with(&args.model, &args.engine)?;
     let load = opening.seconds();
     let mut prompt = Vec::from_iter(engine.tokenizer().special().begin_of_text);
     engine.tokenizer().encode_into(&args.prompt, &mut prompt);
@@ -51,14 +55,18 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
         })?;
         let mut timing = clock.json(generation.ids.len());
         timing["load_s"] = load.into();
-        return print_json(&serde_json::json!({
+        let mut answer = serde_json::json!({
             "prompt_ids": prompt,
             "ids": generation.content(),
             "text": text,
             "logprobs": generation.logprobs,
             "finish": finish,
             "timing": timing,
-        }));
+        });
+        if let Some([guessed, accepted]) = args.engine.guessed(engine.counts()) {
+            (answer["guessed_tokens"], answer["accepted_tokens"]) = (guessed.into(), accepted.into());
+        }
+        return print_json(&answer);
     }
     let mut out = std::io::stdout();
     // The prompt comes with the first token: a call that fails before it prints nothing.

@@ -10,6 +10,7 @@ mod folder;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod pretrain;
+pub(crate) mod pull;
 pub(crate) mod run;
 mod sampling;
 pub(crate) mod score;
@@ -31,6 +32,13 @@ use crate::ModelArgs;
 fn open(args: &ModelArgs) -> Result<Engine> {
     let backend: Arc<dyn Backend> = Arc::new(crate::device(args.threads)?);
     Ok(Engine::open(&args.model, backend, args.dtype.dtype())?)
+}
+
+/// Opens a model for generating.
+fn open_with(args: &ModelArgs, engine: &engine::EngineArgs) -> Result<Engine> {
+    let backend: Arc<dyn Backend> = Arc::new(crate::device(args.threads)?);
+    let opened = Engine::open(&args.model, Arc::clone(&backend), args.dtype.dtype())?;
+    engine.draft(opened.with_options(engine.options()), &backend)
 }
 
 /// A line of result on stdout.

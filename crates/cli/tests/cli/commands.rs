@@ -117,6 +117,28 @@ fn sampling_options_do_what_they_say() {
 }
 
 #[test]
+fn guesses_change_nothing_and_are_counted() {
+    let model = shared().run.join("pretrain");
+    let ask = |more: &[&str]| {
+        let args =
+            ["generate", arg(&model), "--prompt", "# demo # demo # demo", "--max-tokens", "60", "--json"];
+        llamero(args.into_iter().chain(["--temperature", "0.3"]).chain(more.iter().copied())).json()
+    };
+    let plain = ask(&[]);
+    assert!(plain["guessed_tokens"].is_null());
+    for more in [&["--lookup"][..], &["--draft", arg(&model)]] {
+        let guessed = ask(more);
+        assert_eq!((&guessed["ids"], &guessed["logprobs"]), (&plain["ids"], &plain["logprobs"]), "{more:?}");
+        assert!(guessed["accepted_tokens"].as_u64() <= guessed["guessed_tokens"].as_u64(), "{guessed}");
+    }
+    // The model itself is always right.
+    let right = ask(&["--draft", arg(&model)]);
+    assert!(right["accepted_tokens"].as_u64() > Some(30), "{right}");
+    let narrow = ["generate", arg(&model), "--prompt", "# demo", "--max-tokens", "60", "--kv-memory", "0"];
+    llamero(narrow).fails(1, &["keys and values", "bytes", "hint"]);
+}
+
+#[test]
 fn score_says_tokens_nll_and_bits_per_byte() {
     let tmp = tempfile::tempdir().unwrap();
     let file = tmp.path().join("text.txt");
@@ -289,7 +311,9 @@ fn chat_answers_what_is_piped_in() {
 #[test]
 fn help_and_version_are_results() {
     assert!(llamero(["--version"]).ok().starts_with("llamero "));
-    for command in ["run", "chat", "generate", "score", "inspect", "tokenizer", "why", "export", "bench"] {
+    for command in
+        ["run", "chat", "generate", "score", "inspect", "tokenizer", "why", "export", "convert", "bench"]
+    {
         let help = llamero([command, "--help"]).ok();
         assert!(help.contains("Usage: llamero"), "{help}");
         assert!(llamero(["--help"]).ok().contains(command));

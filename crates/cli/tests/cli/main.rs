@@ -4,11 +4,14 @@
 
 mod bench;
 mod commands;
+mod convert;
 mod dry_run;
 mod errors;
+mod hub_server;
 mod kills;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod pull;
 mod ranks;
 mod runs;
 mod world;
