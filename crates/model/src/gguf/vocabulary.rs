@@ -117,7 +117,7 @@ impl Tokenizer<'_> {
 
     fn strings(&self, name: &str) -> Result<Option<Vec<String>>, WeightError> {
         self.get(&format!("tokenizer.ggml.{name}"), "an array of strings", |value| match value {
-            GgufValue::Array(GgufArray::String(strings)) => Some(strings.clone()),
+            GgufValue::Array(GgufArray::String(strings)) => Some(strings.iter().map(String::from).collect()),
             _ => None,
         })
     }
