@@ -130,6 +130,10 @@ impl Backend for Faulty {
         let cols = if self.is(Fault::CopyIgnoresColumns) { 0..cols.len() } else { cols };
         self.inner.copy_rows(dst, at, src, rows, cols);
     }
+    fn linear_f32(&self, x: &Tensor, w: &Tensor) -> Tensor {
+        self.inner.linear_f32(x, w)
+    }
+
     fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor {
         let y = self.inner.linear(x, w);
         match self.fault {

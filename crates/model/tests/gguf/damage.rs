@@ -34,7 +34,6 @@ fn message(change: impl FnOnce(&mut Raw)) -> String {
     }
 }
 
-/// Changes by name, and a part of the message that each must give.
 /// What is done to a file, in words and in fact, and what the error must say.
 type Case<'a> = (&'a str, &'a dyn Fn(&mut Raw), &'a str);
 

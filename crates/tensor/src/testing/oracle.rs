@@ -232,6 +232,11 @@ impl Backend for Oracle {
         self.build(Shape::new(x.rows(), w.rows()), x.dtype(), |t, n| dot(row(x, t), row(w, n)))
     }
 
+    fn linear_f32(&self, x: &Tensor, w: &Tensor) -> Tensor {
+        assert!(x.cols() == w.cols() && x.dtype() == w.dtype(), "linear: {x:?} does not fit {w:?}");
+        self.build(Shape::new(x.rows(), w.rows()), DType::F32, |t, n| dot(row(x, t), row(w, n)))
+    }
+
     fn linear_backward_input(&self, dy: &Tensor, w: &Tensor) -> Tensor {
         let fits = dy.cols() == w.rows() && dy.dtype() == w.dtype();
         assert!(fits, "linear_backward_input: {dy:?} does not fit {w:?}");

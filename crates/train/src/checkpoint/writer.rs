@@ -239,6 +239,10 @@ impl Publication {
                     Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                         return Err(fail(&path)(error));
                     }
+                    // Storage was lost: no list will ever be there.
+                    Err(_) if !temporary.is_dir() => {
+                        return Err(fail(temporary)(std::io::Error::other("the folder is gone")));
+                    }
                     Err(_) => {}
                 }
             }
@@ -336,4 +340,25 @@ fn little_endian(values: &Bytes) -> Bytes {
         return values.clone();
     }
     values.as_chunks::<4>().0.iter().flat_map(|[a, b, c, d]| [*d, *c, *b, *a]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fit::Progress;
+
+    /// Rank 0 waited for the lists of the others for ever, and they for it.
+    #[test]
+    fn a_checkpoint_whose_folder_is_lost_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = llamero_model::Config::preset("300k").unwrap();
+        let state =
+            State { updates: 1, mean_loss: None, progress: Progress::default(), model, files: Vec::new() };
+        let dir = dir.path().to_owned();
+        let publication = Publication { dir: dir.clone(), state, ranks: 2, keep: 1, pinned: Arc::default() };
+        let shared = Shared::default();
+        shared.approve();
+        let error = publication.lists(&dir.join("step-1.partial"), &shared).err().unwrap().to_string();
+        assert!(error.contains("step-1.partial") && error.contains("the folder is gone"), "{error}");
+    }
 }
