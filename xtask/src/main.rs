@@ -17,8 +17,8 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   fixtures fetch files for conformance tests with pip into `fixtures/` (or LLAMERO_FIXTURES); nothing to do when they are there
   kills    run a recipe through `kill -9` at random moments and compare it with a run that was left alone:
            --recipe FILE --run DIR [--kills N] [--seed S] [--reference DIR] [--seconds T] [--set K=V]…
-  bench    run our benchmarks and PyTorch's in turn and print the ratios as Markdown tables:
-           [gemm|train|memory|curves|attention|all] --python PATH [--samples N] [--json FILE]; `bench --help` says more";
+  bench    run our benchmarks and our peers' in turn and print the ratios as Markdown tables:
+           [gemm|train|memory|curves|attention|infer|all] --python PATH [--samples N] [--json FILE]; `bench --help` says more";
 
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));

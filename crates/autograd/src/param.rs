@@ -73,13 +73,15 @@ impl Param {
     }
 
     /// Begins to gather the rows of all ranks, unless that was begun already: the next [`Param::whole`] ends it, which must
-    /// come before the value changes.
+    /// come before the value changes. Of a parameter that is here the device is told that it comes next.
     pub(crate) fn fetch(&self, backend: &dyn Backend) -> Result<(), CommError> {
         if let Some(shards) = &self.shards {
             let mut begun = shards.begun();
             if begun.is_none() {
                 *begun = Some(shards.begin(&self.value, backend)?);
             }
+        } else {
+            backend.prefetch(&self.value);
         }
         Ok(())
     }

@@ -13,6 +13,7 @@ macro_rules! say {
 
 mod commands;
 mod failure;
+mod hub;
 mod machine;
 mod pipeline;
 mod processes;
@@ -26,8 +27,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use llamero_cpu::Cpu;
+use llamero_tensor::DType;
 use llamero_train::Kernels;
 
 /// Raises a Llama 3 from raw text to a chat model, in one program.
@@ -68,6 +70,8 @@ enum Command {
     Export(commands::export::ExportArgs),
     /// Write a model in another format or encoding: GGUF or a Hugging Face folder.
     Convert(commands::convert::ConvertArgs),
+    /// Fetch a model from the Hugging Face hub.
+    Pull(commands::pull::PullArgs),
     /// Measure this machine, the kernels and training steps.
     #[command(subcommand)]
     Bench(commands::bench::BenchCommand),
@@ -81,6 +85,28 @@ struct ModelArgs {
     /// Threads; all cores when absent.
     #[arg(long)]
     threads: Option<usize>,
+    /// What it computes in. `auto` is the dtype of the weights; blocks of quantised files stay blocks unless it is `f32`.
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    dtype: DtypeArg,
+}
+
+/// A dtype to compute in.
+#[derive(Clone, Copy, ValueEnum)]
+enum DtypeArg {
+    Auto,
+    F32,
+    Bf16,
+}
+
+impl DtypeArg {
+    /// As the engine takes it.
+    fn dtype(self) -> Option<DType> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(DType::F32),
+            Self::Bf16 => Some(DType::Bf16),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -113,6 +139,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Why(args) => commands::why::why(&args),
         Command::Export(args) => commands::export::export(&args),
         Command::Convert(args) => commands::convert::convert(&args),
+        Command::Pull(args) => commands::pull::pull(&args),
         Command::Bench(command) => commands::bench::bench(&command),
     }
 }

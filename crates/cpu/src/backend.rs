@@ -7,14 +7,18 @@ use bytes::Bytes;
 use half::bf16;
 use llamero_tensor::{
     AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, GatheredSegment, Heads,
-    LowHalves, Master, Memory, RopeDirection, RopeTable, RowLoss, Segments, Shape, TARGET_ELSEWHERE, Tensor,
+    KV_PAGE, KvLayout, LowHalves, Master, Memory, PagedSegment, RopeDirection, RopeTable, RowLoss, Segments,
+    Shape, StoredRows, TARGET_ELSEWHERE, Tensor,
 };
 
 use crate::Cpu;
-use crate::gemm::{Mat, Out, Right, gemm, pack_panels};
+use crate::attention::Page;
+use crate::gemm::{Mat, Out, Right, gemm, pack_panels, pack_rows};
 use crate::loss::{self, Head, Outputs, OverSlices, Saved};
 use crate::master::{join_all, split_all};
 use crate::ops::{self, MasterMut};
+use crate::quant::{Blocks, Rows};
+use crate::rows::Convert;
 use crate::storage::{
     Raw, Storage, Stored, accumulator, aligned, data, elements, elements_mut, f32s, low_halves,
     low_halves_mut, mat, own, produce, storage, typed,
@@ -55,6 +59,47 @@ impl Cpu {
         }
     }
 
+    /// `linear` with results in `dtype`.
+    fn linear_to(&self, x: &Tensor, w: &Tensor, dtype: DType) -> Tensor {
+        fits!("linear", x.cols() == w.cols() && x.dtype() == w.dtype(), x, w);
+        if let (Some(ahead), Some(data)) = (self.exec.ahead(), packed_bytes(w)) {
+            ahead.begin(data);
+        }
+        let b = match storage("linear", w) {
+            Storage::Blocks(blocks) => {
+                let rows =
+                    with_type!(x.dtype(), E => Rows::new(&self.exec, elements::<E>("linear", x), x.cols()));
+                let shape = Shape::new(x.rows(), w.rows());
+                return with_type!(dtype, E => {
+                    produce::<E>(&self.exec, shape, |out| blocks.product(&self.exec, &rows, out))
+                });
+            }
+            Storage::Panels(panels) => Right::Panels(panels),
+            _ => Right::Mat(mat("linear", w).t()),
+        };
+        self.product((x.rows(), w.rows(), x.cols()), mat("linear", x), b, dtype)
+    }
+
+    /// Rows of a packed table.
+    fn embed_packed(&self, table: &Tensor, ids: &[u32]) -> Tensor {
+        let (shape, cols) = (Shape::new(ids.len(), table.cols()), table.cols().max(1));
+        let ns = shape.elements() as f64 * 2.0;
+        with_type!(table.dtype(), E => produce::<E>(&self.exec, shape, |out| {
+            self.exec.chunks(out, cols, ns, |i, out| {
+                let row = ids[i] as usize;
+                match storage("embed", table) {
+                    Storage::Panels(panels) => panels.unpack(row, out),
+                    Storage::Blocks(blocks) => {
+                        let mut values = self.exec.memory.stale::<f32>(cols);
+                        blocks.decode(row, &mut values);
+                        self.exec.run(Convert { x: &values[..], out });
+                    }
+                    _ => unreachable!("the caller has looked"),
+                }
+            });
+        }))
+    }
+
     /// Loss and gradient of the head in one pass, over all of the vocabulary or a slice of it.
     fn head_with_gradient(
         &self,
@@ -83,6 +128,15 @@ impl Cpu {
         }));
         let [nll, lse] = [nll, lse].map(|x| Tensor::from_storage(shape, DType::F32, Storage::F32(x)));
         (CrossEntropy { nll, lse }, dh)
+    }
+}
+
+/// The bytes of a packed weight that are read first.
+fn packed_bytes(w: &Tensor) -> Option<&[u8]> {
+    match w.storage()? {
+        Storage::Panels(panels) => Some(bytemuck::cast_slice(&panels.data)),
+        Storage::Blocks(blocks) => Some(blocks.first()),
+        _ => None,
     }
 }
 
@@ -120,10 +174,6 @@ impl Backend for Cpu {
 
     fn memory(&self) -> Memory {
         self.exec.memory.memory()
-    }
-
-    fn scope(&self, work: &mut (dyn FnMut() + Send)) {
-        self.exec.scope(work);
     }
 
     fn reset_peak(&self) {
@@ -200,6 +250,32 @@ impl Backend for Cpu {
         Tensor::from_storage(w.shape(), w.dtype(), Storage::Panels(panels))
     }
 
+    fn pack_stored(&self, parts: &[StoredRows<'_>], shape: Shape, dtype: DType) -> Tensor {
+        let rows: usize = parts.iter().map(|part| part.rows.len()).sum();
+        assert!(rows == shape.rows, "pack_stored: {rows} rows do not fit {shape}");
+        for part in parts {
+            let bytes = part.encoding.row_bytes(shape.cols);
+            let fits = part.rows.iter().all(|row| Some(row.len()) == bytes);
+            assert!(
+                fits,
+                "pack_stored: rows of {} do not fit {shape}: they need {bytes:?} bytes",
+                part.encoding
+            );
+        }
+        let storage = if dtype == DType::Bf16 && Blocks::can_hold(parts) {
+            Storage::Blocks(Blocks::new(&self.exec, parts, shape.cols))
+        } else {
+            with_type!(dtype, E => Storage::Panels(pack_rows::<E>(&self.exec, parts, shape)))
+        };
+        Tensor::from_storage(shape, dtype, storage)
+    }
+
+    fn prefetch(&self, w: &Tensor) {
+        if let (Some(ahead), Some(data)) = (self.exec.ahead(), packed_bytes(w)) {
+            ahead.announce(data);
+        }
+    }
+
     fn copy_rows(&self, dst: &mut Tensor, at: usize, src: &Tensor, rows: Range<usize>, cols: Range<usize>) {
         let fits = rows.start <= rows.end && cols.start <= cols.end && dst.cols() == cols.len();
         let inside = rows.end <= src.rows() && cols.end <= src.cols() && at + rows.len() <= dst.rows();
@@ -218,12 +294,11 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor {
-        fits!("linear", x.cols() == w.cols() && x.dtype() == w.dtype(), x, w);
-        let b = match storage("linear", w) {
-            Storage::Panels(panels) => Right::Panels(panels),
-            _ => Right::Mat(mat("linear", w).t()),
-        };
-        self.product((x.rows(), w.rows(), x.cols()), mat("linear", x), b, x.dtype())
+        self.linear_to(x, w, x.dtype())
+    }
+
+    fn linear_f32(&self, x: &Tensor, w: &Tensor) -> Tensor {
+        self.linear_to(x, w, DType::F32)
     }
 
     fn linear_backward_input(&self, dy: &Tensor, w: &Tensor) -> Tensor {
@@ -323,6 +398,52 @@ impl Backend for Cpu {
         attention::cached(self, qkv, heads, segments)
     }
 
+    fn kv_page(&self, layout: KvLayout, dtype: DType) -> Tensor {
+        let shape = Shape::new(layout.layers * 2 * KV_PAGE, layout.heads.kv_width());
+        Tensor::from_storage(shape, dtype, Storage::Page(Page::new(&self.exec, layout, dtype)))
+    }
+
+    fn kv_append(
+        &self,
+        page: &mut Tensor,
+        layer: (KvLayout, usize),
+        at: usize,
+        qkv: &Tensor,
+        rows: Range<usize>,
+    ) {
+        attention::append(self, page, layer, at, (qkv, rows));
+    }
+
+    fn kv_copy(&self, page: &Tensor) -> Tensor {
+        let Storage::Page(from) = storage("kv_copy", page) else { panic!("kv_copy: {page:?} is no page") };
+        Tensor::from_storage(page.shape(), page.dtype(), Storage::Page(from.copy(&self.exec)))
+    }
+
+    fn kv_save(&self, page: &Tensor) -> Bytes {
+        let Storage::Page(from) = storage("kv_save", page) else { panic!("kv_save: {page:?} is no page") };
+        from.save().into()
+    }
+
+    fn kv_restore(&self, saved: &Bytes, layout: KvLayout, dtype: DType) -> Tensor {
+        let mut page = Page::new(&self.exec, layout, dtype);
+        page.restore(saved);
+        let shape = Shape::new(layout.layers * 2 * KV_PAGE, layout.heads.kv_width());
+        Tensor::from_storage(shape, dtype, Storage::Page(page))
+    }
+
+    fn kv_page_bytes(&self, layout: KvLayout, dtype: DType) -> usize {
+        Page::bytes(&self.exec, layout, dtype)
+    }
+
+    fn attention_paged(
+        &self,
+        qkv: &Tensor,
+        layer: (KvLayout, usize),
+        segments: &[PagedSegment<'_>],
+    ) -> Tensor {
+        attention::paged(self, qkv, layer, segments)
+    }
+
     fn attention_gathered(
         &self,
         qkv: &Tensor,
@@ -379,6 +500,10 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, table: &Tensor, ids: &[u32]) -> Tensor {
+        if let Storage::Panels(_) | Storage::Blocks(_) = storage("embed", table) {
+            check_ids("embed", ids, table);
+            return self.embed_packed(table, ids);
+        }
         check_ids("embed", ids, table);
         let shape = Shape::new(ids.len(), table.cols());
         with_type!(table.dtype(), E => {
@@ -401,6 +526,7 @@ impl Backend for Cpu {
         check_targets(OP, targets, h, w);
         let head = match storage(OP, w) {
             Storage::Panels(panels) => Head::Panels(panels),
+            Storage::Blocks(blocks) => Head::Blocks(blocks),
             _ => Head::Mat(mat(OP, w)),
         };
         let shape = Shape::new(h.rows(), 1);

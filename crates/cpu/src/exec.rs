@@ -2,29 +2,26 @@
 
 use std::marker::PhantomData;
 
-use rayon::ThreadPool;
-use rayon::prelude::*;
-
+use crate::ahead::Ahead;
 use crate::memory::Allocator;
 use crate::path::{Checked, Kernel, Path};
+use crate::team::Team;
 
-/// Work below this many nanoseconds stays on the calling thread: waking another costs about as much.
-const WORTH_SHARING: f64 = 30_000.0;
+/// Work below this many nanoseconds stays on the calling thread: handing it over costs about as much.
+const WORTH_SHARING: f64 = 5_000.0;
 
 /// What every kernel needs: instructions, threads and memory.
 pub(crate) struct Exec {
     pub(crate) path: Checked,
     pub(crate) threads: usize,
     pub(crate) memory: Allocator,
-    pool: Option<ThreadPool>,
+    team: Option<Team>,
 }
 
 impl Exec {
-    pub(crate) fn new(path: Checked, threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
-        let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
-        let pool =
-            if threads > 1 { Some(builder.thread_name(|i| format!("cpu-{i}")).build()?) } else { None };
-        Ok(Self { path, threads, memory: Allocator::default(), pool })
+    pub(crate) fn new(path: Checked, threads: usize) -> std::io::Result<Self> {
+        let team = if threads > 1 { Some(Team::new(threads - 1)?) } else { None };
+        Ok(Self { path, threads, memory: Allocator::default(), team })
     }
 
     /// Runs a kernel on the calling thread.
@@ -37,23 +34,11 @@ impl Exec {
         self.path.path() == Path::Avx512Bf16
     }
 
-    fn pool_for(&self, tasks: usize, nanoseconds: f64) -> Option<&ThreadPool> {
-        self.pool.as_ref().filter(|_| tasks > 1 && nanoseconds > WORTH_SHARING)
-    }
-
-    /// Runs `work` on one of the threads.
-    pub(crate) fn scope(&self, work: &mut (dyn FnMut() + Send)) {
-        match &self.pool {
-            Some(pool) => pool.install(work),
-            None => work(),
-        }
-    }
-
     /// Runs tasks `0..tasks`, which together take about `nanoseconds` on one thread, in any order.
-    pub(crate) fn tasks(&self, tasks: usize, nanoseconds: f64, f: impl Fn(usize) + Send + Sync) {
-        match self.pool_for(tasks, nanoseconds) {
-            Some(pool) => pool.install(|| (0..tasks).into_par_iter().with_max_len(1).for_each(f)),
-            None => (0..tasks).for_each(f),
+    pub(crate) fn tasks(&self, tasks: usize, nanoseconds: f64, f: impl Fn(usize) + Sync) {
+        match &self.team {
+            Some(team) if tasks > 1 && nanoseconds > WORTH_SHARING => team.run(tasks, &f),
+            _ => (0..tasks).for_each(f),
         }
     }
 
@@ -63,19 +48,40 @@ impl Exec {
         out: &mut [T],
         chunk: usize,
         nanoseconds: f64,
-        f: impl Fn(usize, &mut [T]) + Send + Sync,
+        f: impl Fn(usize, &mut [T]) + Sync,
     ) {
-        let chunk = chunk.max(1);
-        match self.pool_for(out.len().div_ceil(chunk), nanoseconds) {
-            Some(pool) => pool
-                .install(|| out.par_chunks_mut(chunk).enumerate().with_max_len(1).for_each(|(i, c)| f(i, c))),
-            None => out.chunks_mut(chunk).enumerate().for_each(|(i, c)| f(i, c)),
-        }
+        let (chunk, len) = (chunk.max(1), out.len());
+        let all = Chunks { ptr: out.as_mut_ptr(), marker: PhantomData::<&mut [T]> };
+        self.tasks(len.div_ceil(chunk), nanoseconds, |i| {
+            let at = i * chunk;
+            // SAFETY: inside `out`; chunks do not overlap, and each task runs once.
+            f(i, unsafe { std::slice::from_raw_parts_mut(all.at(at), chunk.min(len - at)) });
+        });
+    }
+
+    /// What idle threads bring near, where there are some.
+    pub(crate) fn ahead(&self) -> Option<&Ahead> {
+        self.team.as_ref().map(Team::ahead)
     }
 
     /// A number of rows per task that gives every thread a few tasks.
     pub(crate) fn rows_per_task(&self, rows: usize) -> usize {
         rows.div_ceil(4 * self.threads).max(1)
+    }
+}
+
+/// The array that [`Exec::chunks`] divides.
+struct Chunks<'a, T> {
+    ptr: *mut T,
+    marker: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: a shared one only gives addresses; `Exec::chunks` makes disjoint borrows of them.
+unsafe impl<T: Send> Sync for Chunks<'_, T> {}
+
+impl<T> Chunks<'_, T> {
+    fn at(&self, at: usize) -> *mut T {
+        self.ptr.wrapping_add(at)
     }
 }
 

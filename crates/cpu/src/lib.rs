@@ -42,6 +42,7 @@
 #![expect(unsafe_code, reason = "intrinsics, the allocator and disjoint writes; each block has its argument")]
 #![expect(rustdoc::private_intra_doc_links, reason = "the overview names the private modules")]
 
+mod ahead;
 mod attention;
 mod backend;
 mod exec;
@@ -53,9 +54,11 @@ mod memory;
 mod ops;
 mod path;
 pub mod peak;
+mod quant;
 mod rows;
 mod simd;
 mod storage;
+mod team;
 
 pub use path::Path;
 
@@ -83,7 +86,7 @@ pub enum CpuError {
     NoThreads,
     /// The threads could not be started.
     #[error("cannot start `{0}` threads: {1}")]
-    Threads(usize, rayon::ThreadPoolBuildError),
+    Threads(usize, std::io::Error),
 }
 
 fn available() -> String {

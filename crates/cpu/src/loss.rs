@@ -16,6 +16,7 @@ use crate::gemm::{Data, Mat, Out, PACKED, Panels, Right, gemm, pack_panels, prod
 use crate::math::{exp, ln, load, store};
 use crate::memory::Buffer;
 use crate::path::Kernel;
+use crate::quant::{Blocks, Rows};
 use crate::rows::Convert;
 use crate::simd::{LANES, Simd};
 use crate::storage::Stored;
@@ -132,6 +133,15 @@ struct Part {
 pub(crate) enum Head<'a> {
     Mat(Mat<'a>),
     Panels(&'a Panels),
+    Blocks(&'a Blocks),
+}
+
+/// A run of rows of the output projection, ready to be multiplied with.
+#[derive(Clone, Copy)]
+enum Ready<'a> {
+    Panels(&'a Panels),
+    /// With the active rows in question, rounded to 8 bits.
+    Blocks(&'a Blocks, &'a Rows),
 }
 
 /// Negative log-likelihoods and log-sum-exps of all rows.
@@ -172,14 +182,25 @@ fn all_blocks(
     parts: &Tile<'_, Part>,
 ) {
     match w {
-        Head::Panels(panels) => some_blocks(exec, active, rows, (panels, 0, vocab), parts),
+        Head::Panels(panels) => some_blocks(exec, active, rows, (Ready::Panels(panels), 0, vocab), parts),
+        Head::Blocks(blocks) => {
+            let width = active.width;
+            let range = rows.start * width..rows.end * width;
+            let rounded = match &active.data {
+                Gathered::All(Data::F32(h)) => Rows::new(exec, &h[range], width),
+                Gathered::All(Data::Bf16(h)) => Rows::new(exec, &h[range], width),
+                Gathered::F32(h) => Rows::new(exec, &h[range], width),
+                Gathered::Bf16(h) => Rows::new(exec, &h[range], width),
+            };
+            some_blocks(exec, active, rows, (Ready::Blocks(blocks, &rounded), 0, vocab), parts);
+        }
         Head::Mat(w) => {
             let step = (PACKED / active.width.max(1) / BLOCK).max(1) * BLOCK;
             for first in (0..vocab).step_by(step) {
                 let n = step.min(vocab - first);
                 let pairs = active.pairs(exec, w);
                 let panels = pack_panels(exec, w.from(first, 0).t(), (active.width, n), pairs);
-                some_blocks(exec, active, rows.clone(), (&panels, first, n), parts);
+                some_blocks(exec, active, rows.clone(), (Ready::Panels(&panels), first, n), parts);
             }
         }
     }
@@ -190,7 +211,7 @@ fn some_blocks(
     exec: &Exec,
     active: &Active<'_>,
     range: Range<usize>,
-    (panels, first, n): (&Panels, usize, usize),
+    (head, first, n): (Ready<'_>, usize, usize),
     parts: &Tile<'_, Part>,
 ) {
     let (count, width) = (range.len(), active.width);
@@ -199,13 +220,18 @@ fn some_blocks(
         let (block, row) = (task / row_tasks, task % row_tasks * ROWS);
         let (rows, cols) = (ROWS.min(count - row), BLOCK.min(n - block * BLOCK));
         let mut logits = exec.memory.stale::<f32>(rows * cols);
-        let part = &panels.data[block * BLOCK * width.div_ceil(step(panels.pairs))..];
         let c = Tile::new(&mut logits, rows, cols, cols);
-        if width == 0 {
-            logits.fill(0.0);
-        } else {
-            let h = active.mat().from(range.start + row, 0);
-            tile(exec, (rows, cols, width), h, (part, panels.pairs), (c, false));
+        match head {
+            _ if width == 0 => logits.fill(0.0),
+            Ready::Panels(panels) => {
+                let part = &panels.data[block * BLOCK * width.div_ceil(step(panels.pairs))..];
+                let h = active.mat().from(range.start + row, 0);
+                tile(exec, (rows, cols, width), h, (part, panels.pairs), (c, false));
+            }
+            Ready::Blocks(blocks, h) => {
+                let columns = block * BLOCK..block * BLOCK + cols;
+                blocks.tile(exec, (h, row), columns, &c);
+            }
         }
         // SAFETY: tasks have different blocks or rows.
         let mut out = unsafe { parts.sub(first / BLOCK + block, row, 1, rows) };

@@ -6,7 +6,7 @@ use bytemuck::Pod;
 use half::bf16;
 use llamero_tensor::DType;
 
-use crate::simd::{LANES, ROUND, Simd};
+use crate::simd::{LANES, ROUND, Simd, narrow_bits};
 
 /// An element type of tensors. Computation is in f32.
 pub(crate) trait Element: Pod + Send + Sync {
@@ -15,6 +15,8 @@ pub(crate) trait Element: Pod + Send + Sync {
     fn load<S: Simd>(s: S, x: &[Self; LANES]) -> S::V;
     fn store<S: Simd>(s: S, v: S::V, out: &mut [Self; LANES]);
     fn to_f32(self) -> f32;
+    /// Rounded to nearest even.
+    fn from_f32(x: f32) -> Self;
 }
 
 impl Element for f32 {
@@ -34,6 +36,11 @@ impl Element for f32 {
     fn to_f32(self) -> f32 {
         self
     }
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> f32 {
+        x
+    }
 }
 
 impl Element for bf16 {
@@ -52,6 +59,11 @@ impl Element for bf16 {
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+
+    #[inline(always)]
+    fn from_f32(x: f32) -> bf16 {
+        bf16::from_bits(narrow_bits(x))
     }
 }
 

@@ -12,7 +12,7 @@ pub enum Path {
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
-    /// AVX-512 with the bf16 dot product.
+    /// AVX-512 with the dot products of bf16 and of 8-bit integers (VNNI).
     Avx512Bf16,
 }
 
@@ -43,7 +43,11 @@ impl Path {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
-            Path::Avx512Bf16 => Path::Avx512.is_supported() && is_x86_feature_detected!("avx512bf16"),
+            Path::Avx512Bf16 => {
+                Path::Avx512.is_supported()
+                    && is_x86_feature_detected!("avx512bf16")
+                    && is_x86_feature_detected!("avx512vnni")
+            }
         };
         #[cfg(not(target_arch = "x86_64"))]
         return self == Path::Scalar;
@@ -113,7 +117,7 @@ fn avx512<K: Kernel>(kernel: K) -> K::Output {
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vnni")]
 fn avx512bf16<K: Kernel>(kernel: K) -> K::Output {
     // SAFETY: the caller of a function with these features has checked for them.
     kernel.run(unsafe { crate::simd::avx512::Avx512::<true>::new() })

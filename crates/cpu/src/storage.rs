@@ -3,12 +3,14 @@
 use std::borrow::Cow;
 
 use half::bf16;
-use llamero_tensor::{LowHalves, Shape, Tensor};
+use llamero_tensor::{KvLayout, LowHalves, Shape, Tensor};
 
+use crate::attention::Page;
 use crate::exec::Exec;
 use crate::gemm::{Data, Mat, Panels};
 use crate::math::Element;
 use crate::memory::Buffer;
+use crate::quant::Blocks;
 
 /// Storage of a tensor.
 pub(crate) enum Storage {
@@ -16,6 +18,10 @@ pub(crate) enum Storage {
     Bf16(Buffer<bf16>),
     /// A weight from `pack`.
     Panels(Panels),
+    /// A weight that `pack_stored` keeps in its blocks.
+    Blocks(Blocks),
+    /// Keys and values of some positions.
+    Page(Page),
 }
 
 /// An element type with its place in [`Storage`].
@@ -74,8 +80,9 @@ pub(crate) fn data<'a>(op: &str, x: &'a Tensor) -> Data<'a> {
     match storage(op, x) {
         Storage::F32(x) => Data::F32(x),
         Storage::Bf16(x) => Data::Bf16(x),
-        Storage::Panels(_) => {
-            panic!("{op}: {x:?} is packed and only fits `linear` and `linear_cross_entropy`")
+        Storage::Page(_) => panic!("{op}: {x:?} is a page of keys and values"),
+        Storage::Panels(_) | Storage::Blocks(_) => {
+            panic!("{op}: {x:?} is packed and only fits `linear`, `linear_cross_entropy` and `embed`")
         }
     }
 }
@@ -100,6 +107,14 @@ pub(crate) fn elements_mut<'a, E: Stored>(op: &str, x: &'a mut Tensor) -> &'a mu
     let storage =
         x.storage_mut().unwrap_or_else(|| panic!("{op}: {what} is shared or belongs to another backend"));
     E::slice(storage).unwrap_or_else(|| panic!("{op}: {what} must be {} and not packed", E::DTYPE))
+}
+
+/// A page of keys and values.
+pub(crate) fn page<'a>(op: &str, x: &'a Tensor, layout: KvLayout) -> &'a Page {
+    match storage(op, x) {
+        Storage::Page(page) if page.fits(layout, x.dtype()) => page,
+        _ => panic!("{op}: {x:?} is no page of {layout:?}"),
+    }
 }
 
 /// The f32 elements of a tensor that is added to, and whether they are zeros that need not be read: then they have any

@@ -1,81 +1,143 @@
-//! Keys and values of earlier positions.
+//! Keys and values in pages.
 //!
-//! `T` packed rows, `G` key/value heads of width `D`, `H` query heads.
+//! A sequence is a list of pages of [`KV_PAGE`] positions each. A page that is full is never written again, so sequences
+//! that begin alike share it; the last page of a sequence is its own.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use llamero_autograd::KvStore;
-use llamero_tensor::{Backend, CachedSegment, DType, Heads, Segment, Segments, Shape, Tensor};
+use llamero_tensor::{Backend, Heads, KV_PAGE, KvLayout, PagedSegment, Segment, Segments, Tensor};
 
-/// Positions that a sequence has room for at first; it doubles as needed.
-const FIRST_CAPACITY: usize = 64;
-
-/// Keys and values of one or several sequences, each up to `context` positions long.
-///
-/// A forward pass is announced with [`KvCache::begin`], which says which sequences its segments belong to, and counted
-/// with [`KvCache::commit`] once it is done; one that fails in between leaves every sequence as long as it was.
-pub(crate) struct KvCache {
-    context: usize,
-    sequences: Vec<Sequence>,
-    /// The running pass: sequence and number of rows of each segment.
-    batch: Vec<(usize, usize)>,
+/// How many pages there may be, and how many there are.
+#[derive(Clone, Debug)]
+pub(crate) struct Pool {
+    limit: usize,
+    live: Arc<AtomicUsize>,
 }
 
-#[derive(Default)]
-struct Sequence {
-    len: usize,
-    layers: BTreeMap<usize, Layer>,
+impl Pool {
+    /// Room for `limit` pages.
+    pub(crate) fn new(limit: usize) -> Self {
+        Self { limit, live: Arc::default() }
+    }
+
+    /// Most pages at a time.
+    pub(crate) fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Pages that are there.
+    pub(crate) fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Pages that there is room for.
+    pub(crate) fn free(&self) -> usize {
+        self.limit - self.live()
+    }
+
+    /// Counts a page until nobody holds it any more.
+    pub(crate) fn hold(&self, tensor: Tensor) -> Page {
+        assert!(self.free() > 0, "pool: more than {} pages", self.limit);
+        self.live.fetch_add(1, Ordering::Relaxed);
+        Page(Arc::new(Held { tensor, live: Arc::clone(&self.live) }))
+    }
 }
 
-/// Keys and values of one layer, `[capacity, G·D]` each.
-struct Layer {
-    keys: Tensor,
-    values: Tensor,
+/// A page. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Page(Arc<Held>);
+
+struct Held {
+    tensor: Tensor,
+    live: Arc<AtomicUsize>,
 }
 
-impl KvCache {
-    /// Room for `sequences` sequences, all empty.
-    pub(crate) fn new(sequences: usize, context: usize) -> Self {
-        let sequences = std::iter::repeat_with(Sequence::default).take(sequences).collect();
-        Self { context, sequences, batch: Vec::new() }
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Page {
+    pub(crate) fn tensor(&self) -> &Tensor {
+        &self.0.tensor
     }
 
-    /// Positions that a sequence holds.
-    pub(crate) fn len(&self, sequence: usize) -> usize {
-        self.sequences[sequence].len
+    /// Whether somebody else holds it too.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
     }
 
-    /// Forgets a sequence's positions from `len` on.
-    pub(crate) fn truncate(&mut self, sequence: usize, len: usize) {
-        let s = &mut self.sequences[sequence];
-        s.len = s.len.min(len);
+    /// The same for all who share it, and for no other page that is there.
+    pub(crate) fn identity(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
     }
 
-    /// Announces a pass over the next `rows` positions of each `(sequence, rows)`; a sequence occurs once at most.
-    /// Returns the segments to give to it.
-    pub(crate) fn begin(&mut self, batch: &[(usize, usize)]) -> Segments {
-        let mut start = 0;
-        let segments = batch.iter().map(|&(sequence, rows)| {
-            let past = self.len(sequence);
-            let (end, context) = (past + rows, self.context);
-            assert!(end <= context, "key/value cache: {end} positions in a context of {context}");
-            start += rows;
-            Segment { rows: start - rows..start, past }
-        });
-        let segments = Segments::new(segments.collect());
-        self.batch = batch.to_vec();
-        segments
-    }
-
-    /// Counts the positions of the pass that [`KvCache::begin`] announced.
-    pub(crate) fn commit(&mut self) {
-        for (sequence, rows) in std::mem::take(&mut self.batch) {
-            self.sequences[sequence].len += rows;
+    /// For writing.
+    pub(crate) fn tensor_mut(&mut self) -> &mut Tensor {
+        match Arc::get_mut(&mut self.0) {
+            Some(held) => &mut held.tensor,
+            None => panic!("page: it is shared and cannot be written"),
         }
     }
 }
 
-impl KvStore for KvCache {
+/// Pages of a sequence of `positions`.
+pub(crate) fn pages_for(positions: usize) -> usize {
+    positions.div_ceil(KV_PAGE)
+}
+
+/// The keys and values of one sequence.
+#[derive(Default)]
+pub(crate) struct Sequence {
+    /// Positions that are there.
+    pub(crate) len: usize,
+    /// Pages from position 0 on; there may be more than `len` needs.
+    pub(crate) pages: Vec<Page>,
+}
+
+impl Sequence {
+    /// Forgets positions from `len` on, and pages that hold none.
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.pages.truncate(pages_for(self.len));
+    }
+}
+
+/// The rows of one sequence in a packed pass.
+pub(crate) struct Part<'a> {
+    /// What they continue. Its pages have room for them.
+    pub(crate) sequence: &'a mut Sequence,
+    /// The tokens to read.
+    pub(crate) ids: &'a [u32],
+    /// How many of the last rows' hidden states are wanted.
+    pub(crate) wanted: usize,
+    /// Whether their logits are wanted too.
+    pub(crate) logits: bool,
+}
+
+/// The runs of rows of packed parts.
+pub(crate) fn segments(parts: &[Part<'_>]) -> Segments {
+    let mut start = 0;
+    let segments = parts.iter().map(|part| {
+        let (past, rows) = (part.sequence.len, part.ids.len());
+        let (end, room) = (past + rows, part.sequence.pages.len() * KV_PAGE);
+        assert!(end <= room, "pages: {end} positions in room for {room}");
+        start += rows;
+        Segment { rows: start - rows..start, past }
+    });
+    Segments::new(segments.collect())
+}
+
+/// The pages that a pass over parts reads and extends.
+pub(crate) struct PagedStore<'p, 'a> {
+    pub(crate) layout: KvLayout,
+    pub(crate) parts: &'p mut [Part<'a>],
+}
+
+impl KvStore for PagedStore<'_, '_> {
     fn attend(
         &mut self,
         backend: &dyn Backend,
@@ -84,47 +146,35 @@ impl KvStore for KvCache {
         heads: Heads,
         segments: &Segments,
     ) -> Tensor {
-        let (found, announced) = (segments.len(), self.batch.len());
-        assert!(found == announced, "key/value cache: {found} segments, but {announced} were announced");
-        for (segment, &(sequence, _)) in segments.iter().zip(&self.batch) {
-            let layers = &mut self.sequences[sequence].layers;
-            let stored = layers.entry(layer).or_insert_with(|| Layer::new(backend, heads, qkv.dtype()));
-            stored.append(backend, qkv, heads, segment, self.context);
+        let (found, parts) = (segments.len(), self.parts.len());
+        assert!(found == parts && heads == self.layout.heads, "pages: {found} segments for {parts} parts");
+        let at = (self.layout, layer);
+        for (part, segment) in self.parts.iter_mut().zip(segments.iter()) {
+            append(backend, at, part.sequence, qkv, segment);
         }
-        let cached = segments.iter().zip(&self.batch).map(|(segment, &(sequence, _))| {
-            let Layer { keys, values } = &self.sequences[sequence].layers[&layer];
-            CachedSegment { segment: segment.clone(), keys, values }
+        let paged = self.parts.iter().zip(segments.iter()).map(|(part, segment)| PagedSegment {
+            segment: segment.clone(),
+            pages: part.sequence.pages.iter().map(Page::tensor).collect(),
         });
-        backend.attention_cached(qkv, heads, &cached.collect::<Vec<_>>())
+        backend.attention_paged(qkv, at, &paged.collect::<Vec<_>>())
     }
 }
 
-impl Layer {
-    fn new(backend: &dyn Backend, heads: Heads, dtype: DType) -> Self {
-        let empty = || backend.zeros(Shape::new(0, heads.kv_width()), dtype);
-        Self { keys: empty(), values: empty() }
-    }
-
-    /// Puts the keys and values of a segment's rows behind the earlier ones.
-    fn append(
-        &mut self,
-        backend: &dyn Backend,
-        qkv: &Tensor,
-        heads: Heads,
-        segment: &Segment,
-        context: usize,
-    ) {
-        let needed = segment.past + segment.rows.len();
-        let (first_key, width) = (heads.query_width(), heads.kv_width());
-        let first_value = first_key + width;
-        for (cache, first) in [(&mut self.keys, first_key), (&mut self.values, first_value)] {
-            if needed > cache.rows() {
-                let capacity = needed.next_power_of_two().max(FIRST_CAPACITY).min(context);
-                let mut larger = backend.zeros(Shape::new(capacity, width), cache.dtype());
-                backend.copy_rows(&mut larger, 0, cache, 0..segment.past, 0..width);
-                *cache = larger;
-            }
-            backend.copy_rows(cache, segment.past, qkv, segment.rows.clone(), first..first + width);
-        }
+/// Puts the keys and values of a segment's rows behind the earlier ones.
+fn append(
+    backend: &dyn Backend,
+    at: (KvLayout, usize),
+    sequence: &mut Sequence,
+    qkv: &Tensor,
+    segment: &Segment,
+) {
+    let (mut position, mut row) = (segment.past, segment.rows.start);
+    while row < segment.rows.end {
+        let slot = position % KV_PAGE;
+        let rows = (KV_PAGE - slot).min(segment.rows.end - row);
+        let page = sequence.pages[position / KV_PAGE].tensor_mut();
+        backend.kv_append(page, at, slot, qkv, row..row + rows);
+        position += rows;
+        row += rows;
     }
 }

@@ -4,17 +4,16 @@ use std::ops::ControlFlow;
 
 use llamero_tokenizer::{Message, Role, StreamDecoder};
 
-use crate::engine::Session;
-use crate::{Engine, Finish, InferError, Result, SamplingParams};
+use crate::{Engine, Finish, InferError, Logprobs, Result, SamplingParams, StopText};
 
 /// A conversation with a model in its tokenizer's chat format.
 ///
-/// Keys and values of the turns before are kept, so a new turn costs its own tokens only.
+/// The engine keeps keys and values of the turns before as long as it has room, so a new turn costs its own tokens only.
 pub struct ChatSession<'e> {
     engine: &'e Engine,
     params: SamplingParams,
+    stop_text: StopText,
     messages: Vec<Message>,
-    session: Session,
 }
 
 /// The model's turn.
@@ -44,7 +43,12 @@ impl<'e> ChatSession<'e> {
         params.validate()?;
         params.stop.extend(engine.stop_tokens());
         let messages = system.map(|text| Message::new(Role::System, text)).into_iter().collect();
-        Ok(Self { engine, params, messages, session: engine.session() })
+        Ok(Self { engine, params, stop_text: StopText::default(), messages })
+    }
+
+    /// The same conversation, whose answers also end before any of these strings. They are not part of an answer.
+    pub fn with_stop_text(self, stop_text: StopText) -> Self {
+        Self { stop_text, ..self }
     }
 
     /// The messages so far, without those that were dropped.
@@ -87,13 +91,19 @@ impl<'e> ChatSession<'e> {
             text.push_str(&piece);
             on_text(&piece)
         };
-        let mut on_token = |id| say(decoder.push(id));
-        let generation = self.engine.generate_in(&mut self.session, &prompt, &self.params, &mut on_token)?;
+        let mut stop = self.stop_text.clone();
+        let mut on_token = |id| {
+            let said = say(stop.push(&decoder.push(id)));
+            if stop.found() { ControlFlow::Break(()) } else { said }
+        };
+        let generation = self.engine.continue_with(&prompt, &self.params, Logprobs::Off, &mut on_token)?;
         // The answer is over, so whether more of it is wanted no longer matters.
-        let _ = say(decoder.finish());
+        let last = stop.push(&decoder.finish());
+        let finish = if stop.found() { Finish::Stop } else { generation.finish };
+        let _ = say(last + &stop.finish());
         Ok(Reply {
             text,
-            finish: generation.finish,
+            finish,
             tokens: generation.ids.len(),
             prompt_tokens: prompt.len(),
             cached_tokens: generation.cached,

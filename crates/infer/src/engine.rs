@@ -9,15 +9,13 @@ use std::sync::Arc;
 use llamero_artifact::{Artifact, MANIFEST};
 use llamero_autograd::{Param, Tape};
 use llamero_model::{Config, Input, Llama, Recompute, weights};
-use llamero_tensor::{Backend, DType, Segments, Shape, Tensor};
+use llamero_tensor::{Backend, DType, Segments, Tensor};
 use llamero_tokenizer::Tokenizer;
 
-use crate::cache::KvCache;
+use crate::desk::Desk;
 use crate::open::{load, open_tokenizer};
-use crate::{InferError, Result, resolve_model};
-
-/// Rows of a prompt that go through the model at once. The result does not depend on it.
-const PREFILL_CHUNK: usize = 512;
+use crate::scheduler::Limits;
+use crate::{EngineOptions, InferError, Result, resolve_model};
 
 /// A model that is ready to be used. It is read only, so threads may share it.
 pub struct Engine {
@@ -25,15 +23,16 @@ pub struct Engine {
     model: Llama,
     tokenizer: Tokenizer,
     stop: BTreeSet<u32>,
-    prefill_chunk: usize,
+    options: EngineOptions,
+    desk: Desk,
+    draft: Option<Arc<Engine>>,
 }
 
 impl Engine {
     /// Opens the model that [`resolve_model`] finds at `path`, with weights and activations in `dtype`, or where that is `None`
     /// in the one that the weights are stored in ([`llamero_model::Weights::dtype`]). Quantised weights stay in their blocks in `bf16`.
     ///
-    /// The files of an artifact are hashed and compared with its manifest first. With `bf16`, logits are rounded to bf16
-    /// before a token is drawn; scores and log-probabilities are not.
+    /// The files of an artifact are hashed and compared with its manifest first.
     ///
     /// # Errors
     /// Those of [`resolve_model`]; a damaged file; a model or a tokenizer that cannot be read; a tokenizer of another
@@ -70,12 +69,41 @@ impl Engine {
     /// An engine over a model that is arranged for inference.
     fn over(model: Llama, tokenizer: Tokenizer, backend: Arc<dyn Backend>) -> Self {
         let stop = tokenizer.special().ends().iter().copied().collect();
-        Self { backend, model, tokenizer, stop, prefill_chunk: PREFILL_CHUNK }
+        let options = EngineOptions::default();
+        let desk = Desk::new(Limits { rows: 1, sequences: 1, pages: 1, idle: 0 });
+        Self { backend, model, tokenizer, stop, options, desk, draft: None }.set_options(options)
     }
 
-    /// The same engine with another number of rows per pass over a prompt: memory for speed, the same bits.
-    pub fn with_prefill_chunk(self, rows: usize) -> Self {
-        Self { prefill_chunk: rows.max(1), ..self }
+    pub(crate) fn set_options(mut self, options: EngineOptions) -> Self {
+        self.options = options;
+        self.desk = Desk::new(self.limits());
+        self
+    }
+
+    pub(crate) fn set_draft(self, draft: Arc<Engine>) -> Self {
+        Self { draft: Some(draft), ..self }
+    }
+
+    /// Its options.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
+    pub(crate) fn desk(&self) -> &Desk {
+        &self.desk
+    }
+
+    pub(crate) fn draft(&self) -> Option<&Engine> {
+        self.draft.as_deref()
+    }
+
+    pub(crate) fn model(&self) -> &Llama {
+        &self.model
+    }
+
+    /// Element type of activations.
+    pub fn dtype(&self) -> DType {
+        self.model.norm.as_ref().expect("`new` asserts that the model is whole").value.dtype()
     }
 
     /// Sizes of the model.
@@ -93,8 +121,7 @@ impl Engine {
         self.model.config.context
     }
 
-    /// Tokens that end a text or a turn: `<|end_of_text|>`, `<|eot_id|>` and whatever else the tokenizer's or the model's
-    /// files name.
+    /// Tokens that end a text or a turn: those of the tokenizer's files and those that the model's files name.
     pub fn stop_tokens(&self) -> Vec<u32> {
         self.stop.iter().copied().collect()
     }
@@ -107,11 +134,6 @@ impl Engine {
     /// The output projection `[V, C]`.
     pub(crate) fn head(&self) -> &Param {
         self.model.head().expect("`new` asserts that the model is whole")
-    }
-
-    /// An empty sequence.
-    pub(crate) fn session(&self) -> Session {
-        Session { ids: Vec::new(), cache: KvCache::new(1, self.context()) }
     }
 
     pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
@@ -136,70 +158,27 @@ impl Engine {
 
     /// Hidden states `[T, C]` of packed documents.
     pub(crate) fn hidden(&self, ids: &[u32], segments: &Segments) -> Result<Tensor> {
-        let mut tape = Tape::infer(&*self.backend);
-        let h = self.model.forward(&mut tape, Input::Tokens(ids), segments, Recompute::Nothing);
-        tape.check()?;
-        Ok(h.value().clone())
-    }
-
-    /// Appends `ids` to a sequence in one pass; returns their hidden states `[T, C]`.
-    pub(crate) fn extend(&self, session: &mut Session, ids: &[u32]) -> Result<Tensor> {
-        let segments = session.cache.begin(&[(0, ids.len())]);
-        let hidden = {
-            let mut tape = Tape::infer_with(&*self.backend, &mut session.cache);
-            let h = self.model.forward(&mut tape, Input::Tokens(ids), &segments, Recompute::Nothing);
-            tape.check()?;
-            h.value().clone()
-        };
-        session.cache.commit();
-        session.ids.extend_from_slice(ids);
-        Ok(hidden)
-    }
-
-    /// Makes `session` hold exactly `prompt`, keeping what they have in common. Returns the hidden state `[1, C]` of the
-    /// last token, and how many tokens needed no computation.
-    pub(crate) fn read(&self, session: &mut Session, prompt: &[u32]) -> Result<(Tensor, usize)> {
-        let common = session.ids.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        // The last token is always computed: its hidden state is not kept.
-        let kept = common.min(prompt.len() - 1);
-        session.truncate(kept);
-        let mut last = None;
-        for chunk in prompt[kept..].chunks(self.prefill_chunk) {
-            last = Some(self.extend(session, chunk)?);
-        }
-        let hidden = last.expect("a prompt has a last token");
-        Ok((self.rows(&hidden, hidden.rows() - 1), kept))
-    }
-
-    /// The rows of `x` from `first` on.
-    pub(crate) fn rows(&self, x: &Tensor, first: usize) -> Tensor {
-        let mut out = self.backend.zeros(Shape::new(x.rows() - first, x.cols()), x.dtype());
-        self.backend.copy_rows(&mut out, 0, x, first..x.rows(), 0..x.cols());
-        out
+        let mut hidden = None;
+        self.backend.scope(&mut || {
+            let mut tape = Tape::infer(&*self.backend);
+            let h = self.model.forward(&mut tape, Input::Tokens(ids), segments, Recompute::Nothing);
+            hidden = Some(tape.check().map(|()| h.value().clone()));
+        });
+        Ok(hidden.expect("the scope runs its work")?)
     }
 
     /// Negative log-likelihood in nats of each row's target under the output projection, by the kernel of training.
-    pub(crate) fn nll(&self, hidden: &Tensor, targets: &[u32]) -> Vec<f32> {
-        let result = self.backend.linear_cross_entropy(hidden, &self.head().value, targets);
-        self.backend.download(&result.nll)
+    pub(crate) fn nll_of(&self, hidden: &Tensor, targets: &[u32]) -> Vec<f32> {
+        let mut nll = Vec::new();
+        self.backend.scope(&mut || {
+            let result = self.backend.linear_cross_entropy(hidden, &self.head().value, targets);
+            nll = self.backend.download(&result.nll);
+        });
+        nll
     }
 }
 
 fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
     let (model, tokenizer) = (config.vocab, tokenizer.vocab_size());
     if model == tokenizer { Ok(()) } else { Err(InferError::Vocabulary { model, tokenizer }) }
-}
-
-/// One sequence: its tokens, and the keys and values of all of them.
-pub(crate) struct Session {
-    pub(crate) ids: Vec<u32>,
-    cache: KvCache,
-}
-
-impl Session {
-    /// Forgets the tokens from `len` on.
-    pub(crate) fn truncate(&mut self, len: usize) {
-        self.ids.truncate(len);
-        self.cache.truncate(0, len);
-    }
 }

@@ -87,6 +87,35 @@ pub enum InferError {
         /// The context in tokens.
         context: usize,
     },
+    /// Keys and values of the tokens would need more memory than there is for all requests.
+    #[error(
+        "keys and values of {tokens} tokens take {needed} bytes, but there are {limit} for all requests. hint: a smaller \
+         `max_tokens`, 8-bit keys and values, or a larger limit"
+    )]
+    Memory {
+        /// Tokens of the request, as many as it may generate included.
+        tokens: usize,
+        /// Bytes that they need.
+        needed: u64,
+        /// Bytes that there are.
+        limit: u64,
+    },
+    /// The draft model's ids mean something else than the model's.
+    #[error(
+        "the draft model has another tokenizer than the model ({draft} tokens for {model}). hint: both must come from the same family"
+    )]
+    Draft {
+        /// Vocabulary of the model.
+        model: usize,
+        /// Vocabulary of the draft model.
+        draft: usize,
+    },
+    /// The engine was stopped, or failed, before there was an answer.
+    #[error("the engine stopped before there was an answer")]
+    Stopped,
+    /// The thread of a service could not be started.
+    #[error("no thread for the engine: {0}")]
+    Thread(std::io::Error),
     /// A sampling parameter is outside what it may be.
     #[error("sampling parameter `{key}` is `{found}`, allowed is {allowed}")]
     Parameter {

@@ -1,13 +1,13 @@
 //! Continuing a prompt.
 
 use std::ops::ControlFlow;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
-use llamero_tensor::{Shape, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Session;
-use crate::score::check_finite;
-use crate::{Engine, Result, SamplingParams, sample};
+use crate::request::Cancel;
+use crate::scheduler::Job;
+use crate::{Engine, Event, InferError, Logprobs, Request, Result, SamplingParams, Task};
 
 /// Called with every generated token but a stop token; `Break` ends the generation.
 pub type OnToken<'a> = &'a mut dyn FnMut(u32) -> ControlFlow<()>;
@@ -32,11 +32,11 @@ pub struct Generation {
     /// Every token that was drawn, a stop token included.
     pub ids: Vec<u32>,
     /// Log-probability in nats of each of `ids` under the model itself, before temperature and filters: the bits of
-    /// [`Engine::score_tokens`] over prompt and answer.
+    /// [`Engine::score_tokens`] over prompt and answer. Empty where they were not asked for.
     pub logprobs: Vec<f32>,
     /// Why it ended.
     pub finish: Finish,
-    /// Tokens of the prompt whose keys and values were cached from before.
+    /// Tokens of the prompt whose keys and values were there from other requests.
     pub cached: usize,
 }
 
@@ -51,65 +51,103 @@ impl Generation {
 impl Engine {
     /// Continues `prompt` until a stop token, `max_tokens`, the end of the context, or until `on_token` breaks.
     ///
-    /// The answer is a function of model, prompt and parameters: not of threads, chunks, or what was cached.
+    /// The answer is a function of model, prompt and parameters: not of threads, chunks, other requests, or what was cached.
+    /// Works in the calling thread; with several callers, each pass is for all of them.
     ///
     /// # Errors
     /// An empty prompt; one that leaves no room in the context; an id outside the vocabulary; a parameter out of range;
-    /// logits that are no numbers.
+    /// logits that are no numbers; prompt and answer need more memory than there is for keys and values.
     pub fn generate(
         &self,
         prompt: &[u32],
         params: &SamplingParams,
         on_token: OnToken<'_>,
     ) -> Result<Generation> {
-        self.generate_in(&mut self.session(), prompt, params, on_token)
+        self.continue_with(prompt, params, Logprobs::AtEnd, on_token)
     }
 
-    /// [`Engine::generate`] that uses what `session` holds of the prompt, and leaves prompt and answer there.
-    pub(crate) fn generate_in(
+    /// [`Engine::generate`] with or without log-probabilities.
+    ///
+    /// # Errors
+    /// As [`Engine::generate`].
+    pub fn continue_with(
         &self,
-        session: &mut Session,
         prompt: &[u32],
         params: &SamplingParams,
+        logprobs: Logprobs,
         on_token: OnToken<'_>,
     ) -> Result<Generation> {
-        params.validate()?;
-        self.check_prompt(prompt)?;
-        self.check_ids(&params.stop)?;
-        let (mut hidden, cached) = self.read(session, prompt)?;
-        let (mut ids, mut rows) = (Vec::new(), Vec::new());
-        let finish = loop {
-            let position = prompt.len() + ids.len();
-            let logits = self.backend().linear(&hidden, &self.head().value);
-            let id = sample(&self.backend().download(&logits), params, position)?;
-            rows.push(hidden);
-            ids.push(id);
-            if params.stop.contains(&id) {
-                break Finish::Stop;
+        let task = Task::Generate { params: params.clone(), logprobs, guess: self.options().guess };
+        let request = Request { ids: prompt.to_vec(), task, priority: 0, stream: true };
+        self.check(&request)?;
+        let (sender, events) = channel();
+        let cancel = Cancel::default();
+        self.desk().submit([Job::new(request, self.context(), sender, cancel.clone())]);
+        let _guard = OnDrop(&cancel);
+        // Tokens that the caller has seen when it wanted no more.
+        let (mut seen, mut enough) = (0, false);
+        loop {
+            match self.next_event(&events) {
+                Event::Token { .. } if enough => {}
+                Event::Token { id, .. } => {
+                    seen += 1;
+                    enough = on_token(id).is_break();
+                    if enough {
+                        cancel.cancel();
+                    }
+                }
+                Event::Done(mut generation) if enough => {
+                    generation.ids.truncate(seen);
+                    generation.logprobs.truncate(seen);
+                    return Ok(Generation { finish: Finish::Cancelled, ..generation });
+                }
+                Event::Done(generation) => return Ok(generation),
+                Event::Failed(error) => return Err(error),
+                Event::Scored(_) => panic!("generate: the answer is a score"),
             }
-            if on_token(id).is_break() {
-                break Finish::Cancelled;
-            }
-            if ids.len() == params.max_tokens {
-                break Finish::Length;
-            }
-            if position + 1 == self.context() {
-                break Finish::Context;
-            }
-            hidden = self.extend(session, &[id])?;
-        };
-        let nll = self.nll(&self.stack(&rows), &ids);
-        check_finite(&nll, &ids, prompt.len())?;
-        Ok(Generation { ids, logprobs: nll.into_iter().map(|x| -x).collect(), finish, cached })
+        }
     }
 
-    /// One tensor of the rows `[1, C]`: the output projection is read once for all of them.
-    fn stack(&self, rows: &[Tensor]) -> Tensor {
-        let (cols, dtype) = (rows[0].cols(), rows[0].dtype());
-        let mut all = self.backend().zeros(Shape::new(rows.len(), cols), dtype);
-        for (at, row) in rows.iter().enumerate() {
-            self.backend().copy_rows(&mut all, at, row, 0..1, 0..cols);
+    /// Works until there is an event.
+    pub(crate) fn next_event(&self, events: &Receiver<Event>) -> Event {
+        loop {
+            match events.try_recv() {
+                Ok(event) => return event,
+                Err(TryRecvError::Disconnected) => return Event::Failed(InferError::Stopped),
+                Err(TryRecvError::Empty) => self.desk().work(self),
+            }
         }
-        all
+    }
+
+    /// Checks a request before it is handed in.
+    pub(crate) fn check(&self, request: &Request) -> Result<()> {
+        let Request { ids, task, .. } = request;
+        match task {
+            Task::Generate { params, .. } => {
+                params.validate()?;
+                self.check_prompt(ids)?;
+                self.check_ids(&params.stop)?;
+                self.check_ids(&params.logit_bias.keys().copied().collect::<Vec<_>>())?;
+                // The last token is not read.
+                self.check_memory((ids.len() + params.max_tokens - 1).min(self.context()))
+            }
+            Task::Score { from } => {
+                if *from == 0 {
+                    return Err(InferError::EmptyPrompt);
+                }
+                self.check_continuation(*from, ids.get(*from..).unwrap_or(&[]))?;
+                self.check_ids(ids)?;
+                self.check_memory(ids.len() - 1)
+            }
+        }
+    }
+}
+
+/// Cancels a request whose caller unwinds.
+struct OnDrop<'a>(&'a Cancel);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.cancel();
     }
 }

@@ -15,10 +15,6 @@ use llamero_tokenizer::Tokenizer;
 
 use crate::{InferError, Result};
 
-/// Whether `Backend::embed` of every backend takes tables that `pack_stored` arranged. Until then the embedding is kept as it
-/// is for look-ups, and a tied one a second time as output.
-const EMBED_TAKES_PACKED: bool = false;
-
 /// The stages of a run that make a model, the last one first. Each is made from the next one in this list that the run
 /// has.
 pub const MODEL_STAGES: [&str; 2] = ["sft", "pretrain"];
@@ -126,7 +122,8 @@ pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
         add_bos: own.add_bos,
         chat_template: own.chat_template,
     };
-    Ok(Tokenizer::from_gguf(vocabulary)?)
+    let in_file = |source| llamero_tokenizer::Error::InFile { path: file.clone(), source: Box::new(source) };
+    Ok(Tokenizer::from_gguf(vocabulary).map_err(in_file)?)
 }
 
 /// What a GGUF file is to say about a tokenizer.
@@ -153,25 +150,16 @@ pub fn gguf_vocabulary(tokenizer: &Tokenizer) -> Result<GgufVocabulary> {
 /// memory twice.
 pub(crate) fn load(weights: &dyn Weights, backend: &dyn Backend, dtype: DType) -> Result<Llama> {
     let config = weights.config();
-    let (mut params, mut tied_head) = (Vec::new(), None);
+    let mut params = Vec::new();
     for spec in config.params() {
-        let is_table = spec.group() == Group::Vocabulary && params.is_empty();
-        let value = if spec.group() == Group::Norm || (is_table && !EMBED_TAKES_PACKED) {
-            if is_table && config.tied {
-                tied_head = Some(packed(weights, &spec, backend, dtype)?);
-            }
-            plain(weights, &spec, backend, dtype)?
-        } else {
-            packed(weights, &spec, backend, dtype)?
+        let value = match spec.group() {
+            Group::Norm => plain(weights, &spec, backend, dtype)?,
+            Group::Vocabulary | Group::Matrix => packed(weights, &spec, backend, dtype)?,
         };
         weights.release(&spec);
         params.push(Param::new(spec.id, spec.name, value));
     }
-    let mut model = Llama::from_params(config, params);
-    if let (Some(value), Some(table)) = (tied_head, &model.embedding) {
-        model.output = Some(Param { value, ..table.clone() });
-    }
-    Ok(model)
+    Ok(Llama::from_params(config, params))
 }
 
 fn packed(weights: &dyn Weights, spec: &ParamSpec, backend: &dyn Backend, dtype: DType) -> Result<Tensor> {

@@ -1,12 +1,26 @@
 //! From logits to a token.
+//!
+//! Biases and penalties change single logits (`edits`), one pass finds the likeliest (`scan`), and where the temperature is
+//! not 0, `draw` filters and draws.
+
+mod draw;
+mod edits;
+mod mass;
+mod scan;
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{InferError, Result};
 
+/// A bias that forbids a token, as in OpenAI's interface; those of other tokens lie between it and its negative.
+pub const FORBID: f64 = -100.0;
+
 /// How tokens are drawn. The default is that of the Llama 3 release: temperature 0.6 and `top_p` 0.9.
 ///
-/// The filters apply in the order of the fields, each to what the one before left.
+/// What is set applies in this order, each to what the one before left: `logit_bias`, `repetition_penalty`,
+/// `frequency_penalty` and `presence_penalty` on the logits of single tokens; then `temperature`, `top_k`, `top_p`, `min_p`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SamplingParams {
@@ -24,6 +38,32 @@ pub struct SamplingParams {
     pub max_tokens: usize,
     /// Any of these ends the generation.
     pub stop: Vec<u32>,
+    /// The logit of a token that occurs among the last `penalty_window` ones is divided by this where it is positive, and
+    /// multiplied by it where it is not; 1 changes nothing (Keskar et al. 2019, §4.1).
+    #[serde(skip_serializing_if = "is_one")]
+    pub repetition_penalty: f64,
+    /// Taken from the logit of a token once for each of its occurrences there; 0 changes nothing.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub frequency_penalty: f64,
+    /// Taken from the logit of a token that occurs there, however often; 0 changes nothing.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub presence_penalty: f64,
+    /// How many of the last tokens, prompt and answer together, the three penalties look at; absent means all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub penalty_window: Option<usize>,
+    /// Added to the logits of these tokens. [`FORBID`] takes a token out.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub logit_bias: BTreeMap<u32, f64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_one(x: &f64) -> bool {
+    *x == 1.0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde gives a reference")]
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
 }
 
 impl Default for SamplingParams {
@@ -36,6 +76,11 @@ impl Default for SamplingParams {
             seed: 0,
             max_tokens: 256,
             stop: Vec::new(),
+            repetition_penalty: 1.0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
+            penalty_window: None,
+            logit_bias: BTreeMap::new(),
         }
     }
 }
@@ -61,93 +106,71 @@ impl SamplingParams {
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return bad("top_p", self.top_p.to_string(), "above 0 and at most 1");
         }
-        if !(self.min_p >= 0.0 && self.min_p <= 1.0) {
+        if !(0.0..=1.0).contains(&self.min_p) {
             return bad("min_p", self.min_p.to_string(), "0 to 1");
         }
         if self.max_tokens == 0 {
             return bad("max_tokens", "0".into(), "1 or more");
         }
-        Ok(())
+        if !(0.1..=10.0).contains(&self.repetition_penalty) {
+            return bad(
+                "repetition_penalty",
+                self.repetition_penalty.to_string(),
+                "0.1 to 10, where 1 is none",
+            );
+        }
+        for (key, value) in
+            [("frequency_penalty", self.frequency_penalty), ("presence_penalty", self.presence_penalty)]
+        {
+            if !(-2.0..=2.0).contains(&value) {
+                return bad(key, value.to_string(), "-2 to 2, where 0 is none");
+            }
+        }
+        if self.penalty_window == Some(0) {
+            return bad("penalty_window", "0".into(), "1 or more, or absent for all tokens");
+        }
+        match self.logit_bias.iter().find(|(_, bias)| !(FORBID..=-FORBID).contains(*bias)) {
+            Some((id, bias)) => {
+                bad("logit_bias", format!("{id}: {bias}"), "-100 to 100, where -100 forbids the token")
+            }
+            None => Ok(()),
+        }
     }
 }
 
-/// Draws the token at `position` of a sequence from its logits, one for each token of the vocabulary.
+/// Draws the token at `position` of a sequence from its logits, one for each token of the vocabulary, after the tokens
+/// `history`. A function of its arguments; of `params`, those that [`SamplingParams::validate`] accepts.
 ///
 /// # Errors
-/// [`InferError::NonFinite`] when a logit is no finite number.
-pub fn sample(logits: &[f32], params: &SamplingParams, position: usize) -> Result<u32> {
-    if let Some(at) = logits.iter().position(|x| !x.is_finite()) {
+/// [`InferError::NonFinite`] when a logit is no finite number; [`InferError::UnknownToken`] when a bias or a penalty meets
+/// an id that has no logit; [`InferError::Parameter`] when the biases forbid every token.
+pub fn sample(logits: &[f32], params: &SamplingParams, history: &[u32], position: usize) -> Result<u32> {
+    assert!(!logits.is_empty(), "sample: no logits");
+    let plain = scan::scan(logits);
+    if !plain.finite {
+        let at = logits.iter().position(|x| !x.is_finite()).unwrap_or(0);
         return Err(InferError::NonFinite { value: logits[at], id: at as u32, position });
     }
-    let Some(likeliest) = (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a }) else {
-        panic!("sample: no logits");
+    let Some(edited) = edits::edited(logits, params, history)? else {
+        return Ok(pick(logits, &plain, params, position));
     };
+    let best = scan::scan(&edited);
+    if best.max == f32::NEG_INFINITY {
+        let (found, allowed) = (format!("{} ids", params.logit_bias.len()), "to leave at least one token");
+        return Err(InferError::Parameter { key: "logit_bias", found, allowed });
+    }
+    Ok(pick(&edited, &best, params, position))
+}
+
+fn pick(logits: &[f32], best: &scan::Scan, params: &SamplingParams, position: usize) -> u32 {
     if params.temperature == 0.0 {
-        return Ok(likeliest as u32);
+        return best.at as u32;
     }
-    let kept = candidates(logits, f64::from(logits[likeliest]), params);
-    let total: f64 = kept.iter().map(|c| c.weight).sum();
-    let mut left = uniform(params.seed, position as u64) * total;
-    let drawn = kept.iter().find(|c| {
-        left -= c.weight;
-        left < 0.0
-    });
-    // The subtractions may round to just above what the sum said; the draw then belongs to the last candidate.
-    Ok(drawn.or(kept.last()).map_or(likeliest as u32, |c| c.id))
-}
-
-/// A token, and its probability relative to that of the likeliest.
-struct Candidate {
-    id: u32,
-    logit: f32,
-    weight: f64,
-}
-
-/// The tokens that the filters leave, likeliest first, equals in the order of their ids. Never empty.
-fn candidates(logits: &[f32], max: f64, params: &SamplingParams) -> Vec<Candidate> {
-    let weight = |x: f32| libm::exp((f64::from(x) - max) / params.temperature);
-    let mut kept: Vec<Candidate> =
-        (0u32..).zip(logits).map(|(id, &logit)| Candidate { id, logit, weight: weight(logit) }).collect();
-    if let Some(k) = params.top_k
-        && k < kept.len()
-    {
-        kept.select_nth_unstable_by(k - 1, order);
-        kept.truncate(k);
-        kept.sort_unstable_by(order);
-    }
-    let total: f64 = kept.iter().map(|c| c.weight).sum();
-    // Tokens below this share sum to less than the `1 − top_p` that the nucleus leaves out, so they need not be
-    // sorted: a vocabulary of 128,256 shrinks to tens or hundreds. The half leaves room for rounding.
-    let negligible = 0.5 * (1.0 - params.top_p) * total / kept.len() as f64;
-    kept.retain(|c| c.weight > negligible);
-    kept.sort_unstable_by(order);
-    if params.top_p < 1.0 {
-        nucleus(&mut kept, params.top_p * total);
-    }
-    // The likeliest has weight exp(0) = 1.
-    let likely = kept.iter().take_while(|c| c.weight >= params.min_p).count();
-    kept.truncate(likely);
-    kept
-}
-
-fn order(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
-    b.logit.partial_cmp(&a.logit).unwrap_or(std::cmp::Ordering::Equal).then(a.id.cmp(&b.id))
-}
-
-/// Keeps the shortest run from the front whose weights sum to `mass` at least.
-fn nucleus(sorted: &mut Vec<Candidate>, mass: f64) {
-    let mut sum = 0.0;
-    let end = sorted.iter().position(|c| {
-        sum += c.weight;
-        sum >= mass
-    });
-    if let Some(end) = end {
-        sorted.truncate(end + 1);
-    }
+    draw::draw(logits, best.max, params, uniform(params.seed, position as u64))
 }
 
 /// A number in `[0, 1)` that depends on both values only (splitmix64; Steele, Lea and Flood 2014).
-fn uniform(seed: u64, position: u64) -> f64 {
+pub(crate) fn uniform(seed: u64, position: u64) -> f64 {
     let hash = mix(mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)).wrapping_add(position));
     (hash >> 11) as f64 / (1u64 << 53) as f64
 }

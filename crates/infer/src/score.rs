@@ -1,9 +1,13 @@
 //! How likely a text is.
 
+use std::sync::mpsc::channel;
+
 use llamero_tensor::{NO_TARGET, Segments};
 use serde::{Deserialize, Serialize};
 
-use crate::{Engine, InferError, Result};
+use crate::request::Cancel;
+use crate::scheduler::Job;
+use crate::{Engine, Event, InferError, Request, Result};
 
 /// Least number of rows that short documents are packed to. The result does not depend on it.
 const PACKED_ROWS: usize = 1024;
@@ -19,6 +23,15 @@ pub struct Score {
     pub bits_per_byte: f64,
     /// Bytes of the text in UTF-8.
     pub bytes: usize,
+}
+
+impl Score {
+    /// The score of a text of `bytes` bytes from the negative log-likelihood of each of its tokens.
+    pub fn new(nll: &[f32], bytes: usize) -> Self {
+        let total: f64 = nll.iter().copied().map(f64::from).sum();
+        let bits_per_byte = total / std::f64::consts::LN_2 / bytes as f64;
+        Self { tokens: nll.len(), nll: total, bits_per_byte, bytes }
+    }
 }
 
 /// A part of a document that is read from its beginning: tokens `start..end`, of which those from `first` on are scored.
@@ -85,9 +98,7 @@ impl Engine {
         }
         let mut ids = Vec::from_iter(self.tokenizer().special().begin_of_text);
         self.tokenizer().encode_into(text, &mut ids);
-        let nll: f64 = self.score_tokens(&ids)?.into_iter().map(f64::from).sum();
-        let (tokens, bytes) = (ids.len() - 1, text.len());
-        Ok(Score { tokens, nll, bits_per_byte: nll / std::f64::consts::LN_2 / bytes as f64, bytes })
+        Ok(Score::new(&self.score_tokens(&ids)?, text.len()))
     }
 
     /// Log-probability in nats of each token of `continuation` after `context`, in one pass.
@@ -115,22 +126,43 @@ impl Engine {
             self.check_continuation(prompt.len(), choice)?;
             self.check_ids(choice)?;
         }
-        let mut session = self.session();
-        let (last, _) = self.read(&mut session, prompt)?;
-        let score = |choice: &Vec<u32>| {
-            session.truncate(prompt.len());
-            let mut nll = self.nll(&last, &choice[..1]);
-            if choice.len() > 1 {
-                let hidden = self.extend(&mut session, &choice[..choice.len() - 1])?;
-                nll.extend(self.nll(&hidden, &choice[1..]));
-            }
-            check_finite(&nll, choice, prompt.len())?;
-            Ok(-nll.into_iter().map(f64::from).sum::<f64>())
-        };
-        choices.iter().map(score).collect()
+        let choice_ids = |choice: &Vec<u32>| [prompt, choice.as_slice()].concat();
+        for choice in choices {
+            self.check_memory(prompt.len() + choice.len() - 1)?;
+        }
+        if choices.len() > 1 && prompt.len() > 1 {
+            // Scores nothing, and leaves keys and values of the prompt for all choices.
+            self.score_requests([Request::score(prompt.to_vec(), prompt.len())])?;
+        }
+        let requests = choices.iter().map(|choice| Request::score(choice_ids(choice), prompt.len()));
+        let scores = self.score_requests(requests)?;
+        Ok(scores.into_iter().map(|scores| scores.into_iter().map(f64::from).sum()).collect())
     }
 
-    fn check_continuation(&self, before: usize, continuation: &[u32]) -> Result<()> {
+    /// Log-probabilities of requests that were checked, all worked on together.
+    fn score_requests(&self, requests: impl IntoIterator<Item = Request>) -> Result<Vec<Vec<f32>>> {
+        let cancel = Cancel::default();
+        let submit = |request| {
+            let (sender, events) = channel();
+            (Job::new(request, self.context(), sender, cancel.clone()), events)
+        };
+        let (jobs, events): (Vec<_>, Vec<_>) = requests.into_iter().map(submit).unzip();
+        self.desk().submit(jobs);
+        let scores = events.iter().map(|events| match self.next_event(events) {
+            Event::Scored(scores) => Ok(scores),
+            Event::Failed(error) => Err(error),
+            Event::Token { .. } | Event::Done(_) => panic!("score: the answer is a text"),
+        });
+        let scores: Result<Vec<_>> = scores.collect();
+        if scores.is_err() {
+            // The others are not wanted any more, and need not keep their pages until somebody comes.
+            cancel.cancel();
+            self.desk().work(self);
+        }
+        scores
+    }
+
+    pub(crate) fn check_continuation(&self, before: usize, continuation: &[u32]) -> Result<()> {
         let (tokens, context) = (continuation.len(), self.context());
         if tokens == 0 {
             return Err(InferError::NothingToScore { found: "the continuation is empty".into() });
@@ -173,7 +205,7 @@ impl Engine {
         }
         let segments = Segments::documents(batch.iter().map(|w| w.end - 1 - w.start));
         let hidden = self.hidden(&ids, &segments)?;
-        let nll = self.nll(&hidden, &targets);
+        let nll = self.nll_of(&hidden, &targets);
         for (w, segment) in batch.iter().zip(segments.iter()) {
             let scored = &nll[segment.rows.end - (w.end - w.first)..segment.rows.end];
             check_finite(scored, &documents[w.document][w.first..w.end], w.first)?;

@@ -250,16 +250,17 @@ impl Llama {
         self.embedding.iter_mut().chain(blocks).chain(&mut self.norm).chain(&mut self.output)
     }
 
-    /// Arranges every matrix that is only multiplied by for inference: the model can no longer be trained.
-    /// A tied table is kept as it is for look-ups and gets an arranged copy as output.
+    /// Arranges every matrix for inference: the model can no longer be trained.
     pub fn pack(&mut self, backend: &dyn Backend) {
         for b in &mut self.blocks {
             for linear in [&mut b.wqkv, &mut b.wo, &mut b.w13, &mut b.w2] {
                 linear.weight.value = backend.pack(&linear.weight.value);
             }
         }
-        if let Some(head) = self.head() {
-            self.output = Some(Param { value: backend.pack(&head.value), ..head.clone() });
+        // An embedding that is not the output projection is only looked up.
+        let tied = self.output.is_none();
+        for table in self.output.iter_mut().chain(self.embedding.iter_mut().filter(|_| tied)) {
+            table.value = backend.pack(&table.value);
         }
     }
 }

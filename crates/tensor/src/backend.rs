@@ -199,12 +199,12 @@ pub trait Backend: Send + Sync {
     fn join(&self, high: &Tensor, low: &LowHalves) -> Tensor;
 
     /// A copy of a weight `[N, K]` arranged for [`Backend::linear`], for weights that are used many times unchanged.
-    /// The result behaves like `w` in `linear` (same bits) and in `linear_cross_entropy`, and nowhere else. As there, the
-    /// rows must be of its dtype.
+    /// The result behaves like `w` in `linear` (same bits), `linear_cross_entropy` and `embed`, and nowhere else. As there, rows
+    /// must be of its dtype.
     fn pack(&self, w: &Tensor) -> Tensor;
 
-    /// A weight `[N, K]` as a file stores it, arranged for [`Backend::linear`] with rows of `dtype`, as by [`Backend::pack`];
-    /// [`Backend::embed`] takes it too. `parts` are its runs of rows, in order.
+    /// A weight `[N, K]` as a file stores it, arranged for [`Backend::linear`] with rows of `dtype`, as by [`Backend::pack`].
+    /// `parts` are its runs of rows, in order.
     ///
     /// In f32 every weight has the value that its encoding says. In bf16 plain encodings are rounded to bf16; a backend may keep
     /// quantised ones in their blocks, and then rounds rows of activations to 8 bits for the product, in runs of 32 elements of
@@ -214,12 +214,21 @@ pub trait Backend: Send + Sync {
         self.pack(&self.upload(&values, shape, dtype))
     }
 
+    /// Says that a packed weight will be multiplied soon, after those announced before: a backend may bring it nearer while it
+    /// has nothing else to do. Changes no result.
+    fn prefetch(&self, _w: &Tensor) {}
+
     /// Copies `src[rows, cols]` over the rows of `dst` that start at `at`. `dst` must not be shared and has as many
     /// columns as `cols`.
     fn copy_rows(&self, dst: &mut Tensor, at: usize, src: &Tensor, rows: Range<usize>, cols: Range<usize>);
 
     /// `y = x wᵀ`: `x [T, K]`, `w [N, K]` of one dtype → `[T, N]`.
     fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor;
+
+    /// [`Backend::linear`] in f32: sums of a bf16 product are not rounded once more. For logits, of which the largest counts.
+    fn linear_f32(&self, x: &Tensor, w: &Tensor) -> Tensor {
+        self.cast(&self.linear(x, w), DType::F32)
+    }
 
     /// Gradient of [`Backend::linear`] for its input: `dx = dy w`: `dy [T, N]`, `w [N, K]` → `[T, K]`.
     fn linear_backward_input(&self, dy: &Tensor, w: &Tensor) -> Tensor;

@@ -24,7 +24,7 @@ pub(crate) fn load(path: &Path) -> Result<Tokenizer> {
     }
     let contents = std::fs::read(path).map_err(io("read", path))?;
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
-        return hf::read_tokenizer_json(&contents, path);
+        return hf::read_tokenizer_json(&contents, path, path.parent());
     }
     let ranks = read_model_file(&contents, path)?;
     Tokenizer::from_ranks(ranks).map_err(|error| in_file(path, error))

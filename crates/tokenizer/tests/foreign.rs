@@ -300,6 +300,73 @@ fn a_hugging_face_file_may_have_any_of_the_known_forms() {
     assert!(!changed.special().contains(vocab - 236));
 }
 
+/// Parts of which templates are made, good and bad.
+#[rustfmt::skip]
+const JINJA: &[&str] = &[
+    "{% for m in messages %}", "{% endfor %}", "{{ m.content }}", "{{ m['role'] }}", "{% if loop.last %}", "{% else %}",
+    "{% endif %}", "{% set x = ", "namespace(a=1)", " %}", "{{ x", " | trim", " * 99999", " + 'a'", "[1:]", ".split('a')",
+    " }}", "{%- macro f(a) -%}", "{% endmacro %}", "{{ f(f) }}", "{{ range(99999999) | list }}", "{{ messages | tojson }}",
+    "{# ", " #}", "<|end|>", "{{ raise_exception(1) }}", "\n", "é",
+];
+
+proptest! {
+    #[test]
+    fn any_template_is_used_or_refused(parts in proptest::collection::vec(proptest::sample::select(JINJA), 0..14)) {
+        let tokenizer = chat_vocabulary(&parts.concat());
+        match tokenizer.encode_dialog_prompt(&[Message::new(Role::User, "Hi <|end|>")]) {
+            Ok(ids) => prop_assert!(tokenizer.decode(&ids).is_ok()),
+            Err(error) => prop_assert!(error.to_string().starts_with("chat template: "), "{}", error),
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_read_or_refused(
+        damage in proptest::collection::vec((any::<proptest::sample::Index>(), 0usize..12, "[\\[\\]{}\",:0-9a-z]{0,6}"), 1..4),
+    ) {
+        let mut contents = SMALL_JSON.clone();
+        for (at, len, new) in damage {
+            let at = at.index(contents.len());
+            let end = contents.len().min(at + len);
+            contents.splice(at..end, new.bytes());
+        }
+        match Tokenizer::from_json(&contents) {
+            Ok(tokenizer) => {
+                let ids = tokenizer.encode_with_special("the thing <|im_end|> in 11");
+                prop_assert!(tokenizer.decode(&ids).is_ok());
+            }
+            Err(error) => prop_assert!(error.to_string().contains("tokenizer.json"), "{}", error),
+        }
+    }
+
+    #[test]
+    fn damaged_vocabularies_are_read_or_refused(
+        changes in proptest::collection::vec((0usize..6, any::<proptest::sample::Index>(), any::<u32>(), ".{0,3}"), 1..4),
+    ) {
+        let mut vocabulary = small();
+        for (what, at, number, text) in changes {
+            match what {
+                0 => vocabulary.tokens[at.index(100)] = text,
+                1 => vocabulary.token_types[at.index(100)] = number as i32 % 8,
+                2 => vocabulary.merges[at.index(10)] = text,
+                3 => vocabulary.bos = Some(number % 200),
+                4 => vocabulary.eos = Some(number % 200),
+                _ => vocabulary.tokens.truncate(at.index(100) + 100),
+            }
+        }
+        if let Ok(tokenizer) = Tokenizer::from_gguf(vocabulary) {
+            let ids = tokenizer.encode_with_special("the thing <|im_end|> in 11");
+            prop_assert!(tokenizer.decode(&ids).is_ok());
+        }
+    }
+}
+
+/// A small `tokenizer.json` that is good.
+static SMALL_JSON: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    read(|v| v.chat_template = Some("x".into())).unwrap().save_hf(dir.path()).unwrap();
+    std::fs::read(dir.path().join("tokenizer.json")).unwrap()
+});
+
 #[test]
 fn the_configuration_beside_a_file_is_read() {
     let dir = tempfile::tempdir().unwrap();

@@ -110,7 +110,7 @@ pub(super) fn run(session: &mut Session) -> Result<String, String> {
     if cases.is_empty() {
         return Err(format!("gemm: no name contains `{filter}`"));
     }
-    let mut server = session.server("gemm_torch.py")?;
+    let mut server = session.server("gemm_torch.py", &[])?;
     let mut measured = Vec::new();
     for case in cases {
         let Case { op, dtype, sizes: [m, n, k], packed, .. } = case;

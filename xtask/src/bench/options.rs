@@ -10,6 +10,7 @@ pub(super) enum What {
     Memory,
     Curves,
     Attention,
+    Infer,
     All,
 }
 
@@ -26,6 +27,9 @@ pub(super) struct Options {
     pub(super) steps: Option<usize>,
     pub(super) ours: Vec<String>,
     pub(super) text: Option<PathBuf>,
+    pub(super) models: Vec<PathBuf>,
+    pub(super) llamacpp: Option<PathBuf>,
+    pub(super) hf: Option<PathBuf>,
 }
 
 impl Options {
@@ -46,15 +50,42 @@ impl Options {
             steps: None,
             ours: Vec::new(),
             text: None,
+            models: Vec::new(),
+            llamacpp: None,
+            hf: None,
         };
         for pair in rest.chunks(2) {
             let [key, value] = pair else { return Err(format!("`{}` has no value", pair[0])) };
             options.set(key, value)?;
         }
-        if options.python.is_none() && what != What::Attention {
+        options.check()?;
+        Ok(options)
+    }
+
+    fn check(&mut self) -> Result<(), String> {
+        if self.what == What::Infer {
+            if self.models.is_empty() || self.llamacpp.is_none() {
+                return Err("`--model` and `--llamacpp` are needed (benches/peers/README.md)".into());
+            }
+            if self.hf.is_none() {
+                // llama.cpp's script needs the standard library only.
+                self.python.get_or_insert("python3".into());
+            }
+        }
+        if self.python.is_none() && self.what != What::Attention {
             return Err("`--python` is needed: a Python that has PyTorch (benches/peers/README.md)".into());
         }
-        Ok(options)
+        Ok(())
+    }
+
+    /// Modules that the Python must have.
+    pub(super) fn modules(&self) -> Option<&'static str> {
+        match (self.what, &self.hf) {
+            (What::Attention, _) | (What::Infer, None) => None,
+            (What::Infer, Some(_)) => Some("torch, transformers"),
+            (What::Curves | What::All, _) => Some("torch, numpy, safetensors"),
+            (What::Gemm | What::Train | What::Memory, _) => Some("torch"),
+        }
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
@@ -75,6 +106,11 @@ impl Options {
             "--steps" => self.steps = Some(number()?),
             "--ours" => self.ours = list(' '),
             "--text" => self.text = Some(value.into()),
+            "--model" => {
+                self.models = value.split(',').filter(|s| !s.is_empty()).map(PathBuf::from).collect()
+            }
+            "--llamacpp" => self.llamacpp = Some(value.into()),
+            "--hf" => self.hf = Some(value.into()),
             _ => return Err(format!("unknown option `{key}`")),
         }
         Ok(())
@@ -88,6 +124,7 @@ fn what(name: &str) -> Result<What, String> {
         "memory" => What::Memory,
         "curves" => What::Curves,
         "attention" => What::Attention,
+        "infer" => What::Infer,
         "all" => What::All,
         _ => return Err(format!("unknown benchmark `{name}`")),
     })
@@ -107,8 +144,17 @@ mod tests {
         assert_eq!(options.ours, ["--dtype", "f32"]);
         assert_eq!(Options::parse(&["--python", "py"]).unwrap().what, What::All);
         assert!(Options::parse(&["attention"]).is_ok());
+        let infer = ["infer", "--model", "a.gguf,b.gguf", "--llamacpp", "bin"];
+        let alone = Options::parse(&infer).unwrap();
+        assert_eq!((alone.models.len(), alone.python, alone.what), (2, Some("python3".into()), What::Infer));
+        let beside = Options::parse(&[&infer[..], &["--hf", "folder", "--python", "py"]].concat()).unwrap();
+        assert_eq!(beside.modules(), Some("torch, transformers"));
+        assert!(
+            Options::parse(&[&infer[..], &["--hf", "folder"]].concat()).unwrap_err().contains("--python")
+        );
         for (args, says) in [
-            (&["gemm"][..], "--python"),
+            (&["infer", "--model", "a.gguf"][..], "`--llamacpp`"),
+            (&["gemm"], "--python"),
             (&["gems", "--python", "py"], "`gems`"),
             (&["gemm", "--python"], "no value"),
             (&["gemm", "--python", "py", "--samples", "0"], "above 0"),

@@ -7,7 +7,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use super::options::{Options, What};
+use super::options::Options;
 
 /// What a run is about, for the list of all results.
 pub(super) struct Label<'a> {
@@ -30,9 +30,9 @@ pub(super) struct Session {
 impl Session {
     /// Finds the programs, and fails before anything is measured where one is missing.
     pub(super) fn new(root: &Path, options: Options) -> Result<Self, String> {
-        let torch = match &options.python {
-            Some(python) => Some(torch_version(python, matches!(options.what, What::Curves | What::All))?),
-            None => None,
+        let torch = match (&options.python, options.modules()) {
+            (Some(python), Some(modules)) => Some(torch_version(python, modules)?),
+            _ => None,
         };
         let llamero = match &options.llamero {
             Some(path) if path.is_file() => path.clone(),
@@ -69,8 +69,21 @@ impl Session {
     }
 
     fn keep(&mut self, label: &Label<'_>, command: &mut Command) -> Result<Value, String> {
-        eprintln!("{} {}: {}, round {}", label.bench, label.case, label.by, label.round + 1);
+        announce(label);
         let value = json_of(command)?;
+        self.record(label, &value);
+        Ok(value)
+    }
+
+    /// The answer of a peer that serves.
+    pub(super) fn ask(
+        &mut self,
+        label: &Label<'_>,
+        peer: &mut Server,
+        question: &Value,
+    ) -> Result<Value, String> {
+        announce(label);
+        let value = peer.ask(question)?;
         self.record(label, &value);
         Ok(value)
     }
@@ -105,11 +118,15 @@ impl Session {
     }
 
     /// A peer that answers questions until it is dropped: importing PyTorch takes longer than most products.
-    pub(super) fn server(&self, script: &str) -> Result<Server, String> {
+    pub(super) fn server(&self, script: &str, args: &[String]) -> Result<Server, String> {
         let mut command = Command::new(self.python()?);
-        command.arg(self.script(script)).arg("--serve").args(self.threads());
+        command.arg(self.script(script)).args(args).arg("--serve").args(self.threads());
         Server::start(command)
     }
+}
+
+fn announce(label: &Label<'_>) {
+    eprintln!("{} {}: {}, round {}", label.bench, label.case, label.by, label.round + 1);
 }
 
 /// A process that answers each line of JSON with one.
@@ -171,9 +188,8 @@ fn tail(text: &str, count: usize) -> String {
 }
 
 /// The version of PyTorch that a Python has.
-fn torch_version(python: &Path, curves: bool) -> Result<String, String> {
+fn torch_version(python: &Path, modules: &str) -> Result<String, String> {
     let name = python.display();
-    let modules = if curves { "torch, numpy, safetensors" } else { "torch" };
     let hint = "hint: make a virtual environment from benches/peers/requirements.txt (benches/peers/README.md says how) \
         and give its python with `--python`";
     let output = Command::new(python)
@@ -228,10 +244,10 @@ mod tests {
 
     #[test]
     fn a_python_without_torch_gets_a_hint() {
-        let missing = torch_version(Path::new("/nowhere/python"), false).unwrap_err();
+        let missing = torch_version(Path::new("/nowhere/python"), "torch").unwrap_err();
         assert!(missing.contains("/nowhere/python") && missing.contains("hint: "), "{missing}");
         // `false` starts but cannot import anything.
-        let without = torch_version(Path::new("false"), true).unwrap_err();
+        let without = torch_version(Path::new("false"), "torch, numpy").unwrap_err();
         assert!(without.contains("cannot import torch") && without.contains("requirements.txt"), "{without}");
     }
 }

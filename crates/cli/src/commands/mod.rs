@@ -4,12 +4,15 @@ pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod convert;
 pub(crate) mod dry_run;
+pub(crate) mod engine;
 pub(crate) mod export;
 mod folder;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod pretrain;
+pub(crate) mod pull;
 pub(crate) mod run;
+mod sampling;
 pub(crate) mod score;
 pub(crate) mod supervise;
 pub(crate) mod tokenizer;
@@ -20,15 +23,22 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use llamero_infer::Engine;
-use llamero_tensor::{Backend, DType};
+use llamero_tensor::Backend;
 use serde::Serialize;
 
 use crate::ModelArgs;
 
-/// Opens a model on the CPU, in the dtype that it was trained in.
+/// Opens a model on the CPU.
 fn open(args: &ModelArgs) -> Result<Engine> {
     let backend: Arc<dyn Backend> = Arc::new(crate::device(args.threads)?);
-    Ok(Engine::open(&args.model, backend, None::<DType>)?)
+    Ok(Engine::open(&args.model, backend, args.dtype.dtype())?)
+}
+
+/// Opens a model for generating.
+fn open_with(args: &ModelArgs, engine: &engine::EngineArgs) -> Result<Engine> {
+    let backend: Arc<dyn Backend> = Arc::new(crate::device(args.threads)?);
+    let opened = Engine::open(&args.model, Arc::clone(&backend), args.dtype.dtype())?;
+    engine.draft(opened.with_options(engine.options()), &backend)
 }
 
 /// A line of result on stdout.

@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
+use llamero_infer::Score;
 
+use super::sampling::Clock;
 use super::{open, print, print_json};
 use crate::ModelArgs;
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  \
     llamero score runs/quickstart --text README.md --json\n  \
+    llamero score model.gguf --text README.md --dtype f32 --json --tokens\n  \
     echo 'fn main() {}' | llamero score runs/quickstart --text -")]
 pub(crate) struct ScoreArgs {
     #[command(flatten)]
@@ -19,21 +22,38 @@ pub(crate) struct ScoreArgs {
     /// File with UTF-8 text, or `-` for standard input.
     #[arg(long)]
     text: PathBuf,
-    /// Print the result as JSON: tokens predicted, total negative log-likelihood in nats, bits per byte.
+    /// Print the result as JSON: tokens predicted, total negative log-likelihood in nats, bits per byte, seconds.
     #[arg(long)]
     json: bool,
+    /// With `--json`: the id and the log-probability of every token, too.
+    #[arg(long, requires = "json")]
+    tokens: bool,
 }
 
 pub(crate) fn score(args: &ScoreArgs) -> Result<()> {
     let text = read_text(&args.text)?;
-    let score = open(&args.model)?.score_text(&text)?;
-    if args.json {
-        return print_json(&score);
+    let engine = open(&args.model)?;
+    let clock = Clock::start();
+    if !args.json {
+        let score = engine.score_text(&text)?;
+        return print(format!(
+            "{} tokens, {:.3} nats in all, {:.4} bits per byte over {} bytes",
+            score.tokens, score.nll, score.bits_per_byte, score.bytes
+        ));
     }
-    print(format!(
-        "{} tokens, {:.3} nats in all, {:.4} bits per byte over {} bytes",
-        score.tokens, score.nll, score.bits_per_byte, score.bytes
-    ))
+    let mut result = if args.tokens {
+        let mut ids = Vec::from_iter(engine.tokenizer().special().begin_of_text);
+        engine.tokenizer().encode_into(&text, &mut ids);
+        let nll = engine.score_tokens(&ids)?;
+        let mut result = serde_json::to_value(Score::new(&nll, text.len()))?;
+        result["ids"] = ids[1..].into();
+        result["logprobs"] = nll.iter().map(|x| -x).collect::<Vec<f32>>().into();
+        result
+    } else {
+        serde_json::to_value(engine.score_text(&text)?)?
+    };
+    result["seconds"] = clock.seconds().into();
+    print_json(&result)
 }
 
 /// Text of a file or of standard input; bytes that are not UTF-8 are an error.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::world::{arg, llamero, names, write};
+use crate::world::{arg, llamero, names, shared, write};
 
 /// Options that keep a measurement short.
 const SHORT: [&str; 4] = ["--samples", "2", "--seconds", "0.001"];
@@ -206,4 +206,32 @@ fn every_benchmark_has_examples() {
         assert!(help.contains(&format!("llamero bench {name}")) && help.contains("Examples:"), "{help}");
     }
     assert!(llamero(["bench", "train", "--help"]).ok().contains("6·layers·seq·dim"));
+}
+
+#[test]
+fn infer_says_how_fast_a_model_answers() {
+    let model = arg(&shared().exported);
+    let args = format!("infer {model} --prompt-tokens 70 --gen-tokens 12 --reps 2 --threads 2");
+    let keys = [
+        "load_s",
+        "cold_ttft_s",
+        "ttft_s",
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "generated_tokens_per_s",
+    ];
+    for more in ["--concurrency 5", "--kv int8 --rows 16", "--dtype bf16 --kv-memory 1", "--lookup"] {
+        let result = bench(&format!("{args} --json {more}"), &[]).json();
+        positive(&result, &keys);
+        positive(&result, &["params", "peak_kv_bytes", "peak_memory_bytes"]);
+        assert_eq!(result["guessed_tokens"].is_number(), more == "--lookup", "{result}");
+    }
+    let int8 = bench(&format!("{args} --json --kv int8"), &[]).json();
+    assert_eq!((&int8["kv"], &int8["prompt_tokens"], &int8["reps"]), (&"int8".into(), &70.into(), &2.into()));
+    let text = bench(&format!("{args} --draft {model}"), &[]).ok();
+    for word in ["first token", "prefill", "decode", "keys and values", "guessed right"] {
+        assert!(text.contains(word), "{text}");
+    }
+    let too_long = format!("infer {model} --prompt-tokens 150 --gen-tokens 11");
+    bench(&too_long, &[]).fails(2, &["161 tokens", "context of 160"]);
 }

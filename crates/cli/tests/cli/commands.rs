@@ -56,7 +56,7 @@ fn generate_is_the_same_every_time_and_from_every_folder() {
     assert!(text.starts_with(prompt) && text.ends_with('\n'), "{text:?}");
     assert_eq!(ask(&models()[0], &["--threads", "1"]).ok(), text);
     let answer = ask(&models()[0], &["--json"]).json();
-    assert_eq!(keys(&answer), ["finish", "ids", "logprobs", "prompt_ids", "text"]);
+    assert_eq!(keys(&answer), ["finish", "ids", "logprobs", "prompt_ids", "text", "timing"]);
     assert_eq!(format!("{prompt}{}\n", answer["text"].as_str().unwrap()), text);
     let ids = answer["ids"].as_array().unwrap().len();
     assert!((1..=12).contains(&ids), "{answer}");
@@ -75,21 +75,100 @@ fn generate_is_the_same_every_time_and_from_every_folder() {
 }
 
 #[test]
+fn sampling_options_do_what_they_say() {
+    let model = shared().run.join("pretrain");
+    let ask = |more: &[&str]| {
+        let args = ["generate", arg(&model), "--prompt", "# demo", "--max-tokens", "24", "--json"];
+        llamero(args.into_iter().chain(more.iter().copied())).json()
+    };
+    let greedy = |more: &[&str]| ask(&[&["--temperature", "0"], more].concat());
+    let ids = |answer: &Value| {
+        answer["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    let plain = greedy(&[]);
+    assert_eq!(ids(&ask(&["--temperature", "2", "--top-k", "1", "--seed", "5"])), ids(&plain));
+    assert_eq!(ids(&ask(&["--temperature", "2", "--min-p", "1"])), ids(&plain));
+    let first = ids(&plain)[0];
+    for forbid in [format!("{first}=-100"), format!("{first}=-inf")] {
+        let without = greedy(&["--logit-bias", &forbid, "--logit-bias", "3=1.5"]);
+        assert!(!ids(&without).contains(&first), "{without}");
+    }
+    // Penalties make for more different tokens.
+    let different = |answer: &Value| ids(answer).into_iter().collect::<std::collections::BTreeSet<_>>().len();
+    let once = greedy(&["--presence-penalty", "2", "--frequency-penalty", "2", "--repetition-penalty", "10"]);
+    assert!(different(&once) > different(&plain), "{once} {plain}");
+    let window = greedy(&["--repetition-penalty", "10", "--penalty-window", "1"]);
+    assert!(ids(&window).windows(2).all(|pair| pair[0] != pair[1]), "{window}");
+    // A stop string ends the text, wherever the tokens lie.
+    let text = plain["text"].as_str().unwrap();
+    let middle = text.char_indices().nth(text.chars().count() / 2).unwrap().0;
+    let stop: String = text[middle..].chars().take(3).collect();
+    let before = &text[..text.find(&stop).unwrap()];
+    let stopped = greedy(&["--stop", "never in this text", "--stop", &stop]);
+    assert_eq!((stopped["text"].as_str().unwrap(), &stopped["finish"]), (before, &json!("stop")));
+    assert_eq!(ids(&stopped), ids(&plain)[..ids(&stopped).len()]);
+    let args = ["generate", arg(&model), "--prompt", "# demo", "--max-tokens", "24", "--temperature", "0"];
+    assert_eq!(llamero(args.into_iter().chain(["--stop", &stop])).ok(), format!("# demo{before}\n"));
+    // In a wider dtype the same weights say nearly the same.
+    let wide = greedy(&["--dtype", "f32"]);
+    let logprob = |answer: &Value| answer["logprobs"][0].as_f64().unwrap();
+    assert!((logprob(&wide) - logprob(&plain)).abs() < 0.1, "{wide} {plain}");
+    assert!(wide["timing"]["ttft_s"].as_f64() <= wide["timing"]["total_s"].as_f64(), "{wide}");
+}
+
+#[test]
+fn guesses_change_nothing_and_are_counted() {
+    let model = shared().run.join("pretrain");
+    let ask = |more: &[&str]| {
+        let args =
+            ["generate", arg(&model), "--prompt", "# demo # demo # demo", "--max-tokens", "60", "--json"];
+        llamero(args.into_iter().chain(["--temperature", "0.3"]).chain(more.iter().copied())).json()
+    };
+    let plain = ask(&[]);
+    assert!(plain["guessed_tokens"].is_null());
+    for more in [&["--lookup"][..], &["--draft", arg(&model)]] {
+        let guessed = ask(more);
+        assert_eq!((&guessed["ids"], &guessed["logprobs"]), (&plain["ids"], &plain["logprobs"]), "{more:?}");
+        assert!(guessed["accepted_tokens"].as_u64() <= guessed["guessed_tokens"].as_u64(), "{guessed}");
+    }
+    // The model itself is always right.
+    let right = ask(&["--draft", arg(&model)]);
+    assert!(right["accepted_tokens"].as_u64() > Some(30), "{right}");
+    let narrow = ["generate", arg(&model), "--prompt", "# demo", "--max-tokens", "60", "--kv-memory", "0"];
+    llamero(narrow).fails(1, &["keys and values", "bytes", "hint"]);
+}
+
+#[test]
 fn score_says_tokens_nll_and_bits_per_byte() {
     let tmp = tempfile::tempdir().unwrap();
     let file = tmp.path().join("text.txt");
     let text = prose(&mut Dice(11), 4);
     write(&file, &text);
-    let line = same_for_all(|model| llamero(["score", arg(model), "--text", arg(&file), "--json"]).ok());
+    // All but how long it took.
+    let timeless = |mut score: Value| {
+        assert!(score["seconds"].take().as_f64() > Some(0.0));
+        score.to_string()
+    };
+    let line =
+        same_for_all(|model| timeless(llamero(["score", arg(model), "--text", arg(&file), "--json"]).json()));
     let score: Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(keys(&score), ["bits_per_byte", "bytes", "nll", "tokens"]);
+    assert_eq!(keys(&score), ["bits_per_byte", "bytes", "nll", "seconds", "tokens"]);
     assert_eq!(score["bytes"], text.len());
     let bits = score["nll"].as_f64().unwrap() / std::f64::consts::LN_2 / text.len() as f64;
     assert!((score["bits_per_byte"].as_f64().unwrap() / bits - 1.0).abs() < 1e-12, "{score}");
     // Words of the training text, so far better than nothing learned, which is 8 bits.
     assert!(bits < 4.0, "{score}");
     let piped = llamero_reading(["score", arg(&models()[0]), "--text", "-", "--json"], &text);
-    assert_eq!(piped.ok(), line);
+    assert_eq!(timeless(piped.json()), line);
+    let each = llamero(["score", arg(&models()[0]), "--text", arg(&file), "--json", "--tokens"]).json();
+    let logprobs: Vec<f64> =
+        each["logprobs"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+    assert_eq!(
+        (each["ids"].as_array().unwrap().len(), logprobs.len()),
+        (logprobs.len(), score["tokens"].as_u64().unwrap() as usize)
+    );
+    let (sum, nll) = (-logprobs.iter().sum::<f64>(), score["nll"].as_f64().unwrap());
+    assert!((sum / nll - 1.0).abs() < 1e-6 && each["nll"] == score["nll"], "{sum} {nll}");
     let words = llamero(["score", arg(&models()[0]), "--text", arg(&file)]).ok();
     assert!(words.contains("bits per byte"), "{words}");
 }
@@ -217,6 +296,16 @@ fn chat_answers_what_is_piped_in() {
     let more = chat("What is the crate demo3 for?\nAnd demo4?\n");
     assert!(more.starts_with(&one) && more.len() > one.len(), "{more:?}");
     assert_eq!(chat(""), "");
+    let said = llamero_reading(
+        ["chat", arg(model), "--temperature", "0", "--max-tokens", "16", "--json"],
+        "What is the crate demo3 for?\n",
+    );
+    let answer = said.json();
+    assert_eq!(format!("{}\n", answer["text"].as_str().unwrap()), one);
+    assert!(
+        answer["tokens"].as_u64().unwrap() <= 16 && answer["prompt_tokens"].as_u64() > Some(10),
+        "{answer}"
+    );
 }
 
 #[test]

@@ -117,3 +117,16 @@ fn a_damaged_file_is_named() {
     fs::write(&gguf, "not a model").unwrap();
     llamero(["inspect", arg(&gguf)]).fails(1, &["a.gguf", "not a readable GGUF file"]);
 }
+
+#[test]
+fn shards_are_for_folders() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let (folder, gguf) = (tmp.path().join("folder"), tmp.path().join("a.gguf"));
+    llamero(["convert", arg(&shared.run), arg(&folder), "--encoding", "F32", "--shard-size", "1"]).ok();
+    let files = names(&folder).into_iter().filter(|name| name.ends_with(".safetensors"));
+    assert_eq!(files.count() > 1, folder.join("model.safetensors.index.json").exists());
+    assert!(answer(&folder)["text"].is_string());
+    let args = ["convert", arg(&shared.run), arg(&gguf), "--shard-size", "1"];
+    llamero(args).fails(1, &["`--shard-size` is for Hugging Face folders"]);
+    llamero(["convert", arg(&shared.run), arg(&folder), "--shard-size", "0"]).fails(2, &["--shard-size"]);
+}

@@ -224,6 +224,13 @@ fn bad_input_of_commands_is_named() {
     generate("--max-tokens", "0").fails(1, &["max_tokens", "1 or more"]);
     generate("--temperature", "-1").fails(1, &["temperature", "-1"]);
     generate("--top-p", "1.5").fails(1, &["top_p", "1.5"]);
+    generate("--repetition-penalty", "0").fails(1, &["repetition_penalty", "`0`", "0.1 to 10"]);
+    generate("--frequency-penalty", "-3").fails(1, &["frequency_penalty", "-3"]);
+    generate("--presence-penalty", "nan").fails(1, &["presence_penalty", "NaN"]);
+    generate("--penalty-window", "0").fails(1, &["penalty_window", "1 or more"]);
+    generate("--logit-bias", "3=200").fails(1, &["logit_bias", "3: 200", "-100 forbids"]);
+    generate("--logit-bias", "999999=1").fails(1, &["999999", "vocabulary"]);
+    generate("--stop", "").fails(1, &["`stop`", "one character"]);
     let long = "word ".repeat(400);
     llamero(["generate", model, "--prompt", &long]).fails(1, &["prompt", "does not fit", "160"]);
     let tokenizer = shared.run.join("tokenizer");
@@ -252,7 +259,10 @@ fn wrong_usage_is_another_exit_code() {
         (&["run"], "<RECIPE>"),
         (&["generate", "runs/x"], "--prompt"),
         (&["generate", "runs/x", "--prompt", "x", "--max-tokens", "many"], "--max-tokens"),
+        (&["generate", "runs/x", "--prompt", "x", "--logit-bias", "the=1"], "token id"),
+        (&["generate", "runs/x", "--prompt", "x", "--dtype", "f16"], "bf16"),
         (&["score", "runs/x", "--json"], "--text"),
+        (&["score", "runs/x", "--text", "x", "--tokens"], "--json"),
         (&["export", "runs/x"], "--out"),
         (&["tokenizer"], "encode"),
     ];

@@ -7,9 +7,11 @@ mod commands;
 mod convert;
 mod dry_run;
 mod errors;
+mod hub_server;
 mod kills;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod pull;
 mod ranks;
 mod runs;
 mod world;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use llamero_tensor::Heads;
 
 use super::kernels::{Finish, OnlineSoftmax};
-use super::{Blocks, KEYS, Rows, add_weighted, group_size, padded, query_step, scores};
+use super::{Blocks, KEYS, Page, Rows, add_weighted, group_size, padded, query_step, scores};
 use crate::exec::{Exec, Tile};
 use crate::gemm::{Mat, NARROW};
 use crate::math::Element;
@@ -18,10 +18,19 @@ pub(crate) struct Document<'a> {
     pub(crate) rows: usize,
     /// Position of the first query row.
     pub(crate) past: usize,
-    /// Element `(position, g · D + d)`.
-    pub(crate) keys: Mat<'a>,
-    /// Likewise.
-    pub(crate) values: Mat<'a>,
+    pub(crate) source: Source<'a>,
+}
+
+/// Where the keys and values of a document are.
+pub(crate) enum Source<'a> {
+    Rows {
+        /// Element `(position, g · D + d)`.
+        keys: Mat<'a>,
+        /// Likewise.
+        values: Mat<'a>,
+    },
+    /// A layer of pages from position 0 on.
+    Pages { pages: Vec<&'a Page>, layer: usize },
 }
 
 /// A pass over some documents.
@@ -54,9 +63,9 @@ impl<E: Element> Job<'_, E> {
 }
 
 /// Keys and values of a document, or of some of its blocks, for one head.
-struct Packed {
-    keys: Blocks,
-    values: Blocks,
+pub(super) struct Packed {
+    pub(super) keys: Blocks,
+    pub(super) values: Blocks,
 }
 
 impl Packed {
@@ -68,7 +77,13 @@ impl Packed {
         pairs: bool,
     ) -> Self {
         let size = (document.past + document.rows, dim);
-        let (keys, values) = (document.keys.from(0, kv * dim), document.values.from(0, kv * dim));
+        let (keys, values) = match &document.source {
+            Source::Rows { keys, values } => (keys.from(0, kv * dim), values.from(0, kv * dim)),
+            Source::Pages { pages, layer } => {
+                let count = KEYS.min(size.0 - blocks.start * KEYS);
+                return pages[blocks.start].pack(exec, *layer, kv, count);
+            }
+        };
         Self {
             keys: Blocks::turned(exec, keys, size, blocks.clone(), pairs),
             values: Blocks::upright(exec, values, size, blocks, pairs),
@@ -93,7 +108,8 @@ pub(crate) fn attend<E: Element>(exec: &Exec, job: &Job<'_, E>) {
     // Costly blocks first, so that the threads finish together.
     blocks.sort_by_key(|b| std::cmp::Reverse(b.cost));
     let pairs: usize = blocks.iter().map(|b| b.cost).sum();
-    let ns = (pairs * group_size(job.heads) * dim) as f64 * 4.0 / 200.0;
+    // A block of keys costs something however few rows look at it.
+    let ns = (pairs * group_size(job.heads) * dim) as f64 * 4.0 / 200.0 + (pairs / KEYS) as f64 * 600.0;
 
     // Packed once where several blocks of queries need them; a decoded row packs the blocks that it meets one by one, and
     // so needs no copy of its whole past.
@@ -101,7 +117,7 @@ pub(crate) fn attend<E: Element>(exec: &Exec, job: &Job<'_, E>) {
     packed.resize_with(job.documents.len() * kv_heads, || None);
     exec.chunks(&mut packed, 1, ns, |i, slot| {
         let document = &job.documents[i / kv_heads];
-        if document.rows > step {
+        if document.rows > step && matches!(document.source, Source::Rows { .. }) {
             let all = 0..(document.past + document.rows).div_ceil(KEYS);
             slot[0] = Some(Packed::new(exec, document, (i % kv_heads, dim), all, job.pairs(exec)));
         }
@@ -135,12 +151,18 @@ fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block, packed
         // Keys that the first position sees; each later position sees one more.
         let visible = (first - start.min(first)) + 1;
         let diagonal = (key_block == last).then_some((group, visible));
-        let own = match packed {
+        let ready = match (&document.source, packed) {
+            (_, Some(packed)) => Some((packed.keys.get(key_block), packed.values.get(key_block))),
+            (Source::Pages { pages, layer }, None) => pages[key_block].panels(*layer, block.kv),
+            (Source::Rows { .. }, None) => None,
+        };
+        let own = match ready {
             Some(_) => None,
             None => Some(Packed::new(exec, document, (block.kv, dim), key_block..key_block + 1, pairs)),
         };
-        let Some(packed) = packed.or(own.as_ref()) else { unreachable!("one of the two is there") };
-        scores(exec, &queries, (0, rows), packed.keys.get(key_block), diagonal, &mut weights);
+        let own = own.as_ref().map(|own| (own.keys.only(), own.values.only()));
+        let Some((keys, values)) = ready.or(own) else { unreachable!("one of the two is there") };
+        scores(exec, &queries, (0, rows), keys, diagonal, &mut weights);
         exec.run(OnlineSoftmax {
             scores: &mut weights,
             pairs,
@@ -152,7 +174,6 @@ fn attend_block<E: Element>(exec: &Exec, job: &Job<'_, E>, block: &Block, packed
             acc: &mut acc,
             width,
         });
-        let values = packed.values.get(key_block);
         add_weighted(exec, (&weights, pairs), (rows, count), values, diagonal, (&mut acc, width));
     }
     // SAFETY: blocks have different rows or heads.

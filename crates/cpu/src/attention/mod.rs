@@ -11,6 +11,7 @@
 mod backward;
 mod forward;
 mod kernels;
+mod pages;
 
 use std::ops::Range;
 
@@ -18,7 +19,9 @@ use half::bf16;
 use llamero_tensor::Heads;
 
 pub(crate) use self::backward::{Gradient, attention_backward};
-pub(crate) use self::forward::{Document, Job, attend};
+use self::forward::Packed;
+pub(crate) use self::forward::{Document, Job, Source, attend};
+pub(crate) use self::pages::Page;
 use crate::exec::{Exec, Tile};
 use crate::gemm::{
     Data, KC, Layout, MR, Mat, NARROW, NR, PackHeads, PackPanel, Product, Start, packed_a_len, step,
@@ -65,6 +68,11 @@ impl Blocks {
 
     fn get(&self, block: usize) -> &[f32] {
         &self.data[(block - self.first) * self.block..][..self.block]
+    }
+
+    /// The one block that there is.
+    fn only(&self) -> &[f32] {
+        self.get(self.first)
     }
 
     fn get_mut(&mut self, block: usize) -> &mut [f32] {

@@ -1,13 +1,18 @@
 //! Attention: of whole documents, of rows whose past is in a cache, and of rows whose keys and values lie in another tensor.
 
-use llamero_tensor::{Attention, CachedSegment, DType, GatheredSegment, Heads, Segments, Shape, Tensor};
+use std::ops::Range;
+
+use llamero_tensor::{
+    Attention, CachedSegment, DType, GatheredSegment, Heads, KV_PAGE, KvLayout, PagedSegment, Segments,
+    Shape, Tensor,
+};
 
 use super::check_heads;
 use crate::Cpu;
-use crate::attention::{Document, Gradient, Job, attend, attention_backward};
+use crate::attention::{Document, Gradient, Job, Source, attend, attention_backward};
 use crate::exec::Tile;
 use crate::gemm::Mat;
-use crate::storage::{Storage, Stored, elements, f32s, mat, produce};
+use crate::storage::{Storage, Stored, elements, f32s, mat, page, produce};
 
 fn attend_all<E: Stored>(
     cpu: &Cpu,
@@ -39,8 +44,10 @@ fn documents<'a>(
         first_row: segment.rows.start,
         rows: segment.rows.len(),
         past: segment.past,
-        keys: kv.from(*first, column),
-        values: kv.from(*first, column + heads.kv_width()),
+        source: Source::Rows {
+            keys: kv.from(*first, column),
+            values: kv.from(*first, column + heads.kv_width()),
+        },
     })
     .collect()
 }
@@ -91,12 +98,60 @@ pub(super) fn cached(cpu: &Cpu, qkv: &Tensor, heads: Heads, segments: &[CachedSe
                 first_row: segment.rows.start,
                 rows: segment.rows.len(),
                 past: segment.past,
-                keys: mat(OP, keys),
-                values: mat(OP, values),
+                source: Source::Rows { keys: mat(OP, keys), values: mat(OP, values) },
             });
         }
     }
     with_type!(qkv.dtype(), E => attend_all::<E>(cpu, qkv, heads, documents, OP).out)
+}
+
+pub(super) fn paged(
+    cpu: &Cpu,
+    qkv: &Tensor,
+    (layout, layer): (KvLayout, usize),
+    segments: &[PagedSegment<'_>],
+) -> Tensor {
+    const OP: &str = "attention_paged";
+    let heads = layout.heads;
+    check_heads(OP, qkv, heads, segments.last().map_or(0, |s| s.segment.rows.end));
+    let mut next = 0;
+    let mut documents = Vec::with_capacity(segments.len());
+    for PagedSegment { segment, pages } in segments {
+        let (rows, valid) = (segment.rows.len(), segment.past + segment.rows.len());
+        let fits = segment.rows.start == next
+            && valid <= pages.len() * KV_PAGE
+            && layer < layout.layers
+            && pages.iter().all(|page| page.dtype() == qkv.dtype());
+        fits!("attention_paged", fits, qkv, heads, segment, layer);
+        next = segment.rows.end;
+        if rows > 0 {
+            let pages = pages.iter().take(valid.div_ceil(KV_PAGE)).map(|x| page(OP, x, layout)).collect();
+            let source = Source::Pages { pages, layer };
+            documents.push(Document { first_row: segment.rows.start, rows, past: segment.past, source });
+        }
+    }
+    with_type!(qkv.dtype(), E => attend_all::<E>(cpu, qkv, heads, documents, OP).out)
+}
+
+pub(super) fn append(
+    cpu: &Cpu,
+    to: &mut Tensor,
+    (layout, layer): (KvLayout, usize),
+    at: usize,
+    (qkv, rows): (&Tensor, Range<usize>),
+) {
+    const OP: &str = "kv_append";
+    check_heads(OP, qkv, layout.heads, qkv.rows());
+    let what = format!("{to:?}");
+    let fits = at + rows.len() <= KV_PAGE && rows.end <= qkv.rows() && layer < layout.layers;
+    assert!(fits, "{OP}: rows {rows:?} of {qkv:?} do not fit layer {layer} of {what} at {at}");
+    assert!(to.dtype() == qkv.dtype(), "{OP}: {qkv:?} does not fit {what}");
+    match to.storage_mut() {
+        Some(Storage::Page(page)) if page.fits(layout, qkv.dtype()) => {
+            page.append(&cpu.exec, layer, at, mat(OP, qkv).from(rows.start, 0), rows.len());
+        }
+        _ => panic!("{OP}: {what} is shared or no page of {layout:?}"),
+    }
 }
 
 pub(super) fn backward(

@@ -7,13 +7,15 @@ pub(crate) mod kernel;
 pub(crate) mod pack;
 
 use half::bf16;
-use llamero_tensor::DType;
+use llamero_tensor::{DType, Encoding, Shape, StoredRows};
 
 pub(crate) use self::kernel::{KC, Layout, MR, NARROW, NR, Product, Start};
 pub(crate) use self::pack::{Data, Mat, PackA, PackHeads, PackPanel, packed_a_len, step};
 use crate::exec::{Exec, Tile};
 use crate::math::Element;
 use crate::memory::Buffer;
+use crate::rows::Convert;
+use crate::storage::Stored;
 
 /// Most rows of C of one task: they share each panel of B that comes from memory.
 const MC: usize = 384;
@@ -74,6 +76,46 @@ pub(crate) fn pack_panels(exec: &Exec, mat: Mat<'_>, (k, n): (usize, usize), pai
         }
     });
     Panels { data, depth: k, pairs }
+}
+
+/// Panels of a weight as a file stores it, a panel's rows decoded at a time.
+pub(crate) fn pack_rows<E: Stored>(exec: &Exec, parts: &[StoredRows<'_>], shape: Shape) -> Panels {
+    let (k, n) = (shape.cols, shape.rows);
+    let pairs = exec.pairs() && E::DTYPE == DType::Bf16;
+    let panel = k.div_ceil(step(pairs)) * NR;
+    let mut data = exec.memory.stale(n.div_ceil(NR) * panel);
+    let rows: Vec<(Encoding, &[u8])> =
+        parts.iter().flat_map(|part| part.rows.iter().map(|row| (part.encoding, &**row))).collect();
+    exec.chunks(&mut data, panel.max(1), (n * k) as f64, |i, out| {
+        let rows = &rows[i * NR..n.min((i + 1) * NR)];
+        let mut values = exec.memory.stale::<f32>(k);
+        let mut block = exec.memory.stale::<E>(rows.len() * k);
+        for ((encoding, row), out) in rows.iter().zip(block.chunks_exact_mut(k.max(1))) {
+            encoding.decode(row, &mut values);
+            exec.run(Convert { x: &values[..], out });
+        }
+        let mat = Mat::new(E::data(&block), k).t();
+        exec.run(PackPanel { mat, k, cols: rows.len(), pairs, out });
+    });
+    Panels { data, depth: k, pairs }
+}
+
+impl Panels {
+    /// Row `row` of the weight.
+    pub(crate) fn unpack<E: Element>(&self, row: usize, out: &mut [E]) {
+        let panel = &self.data[row / NR * self.depth.div_ceil(step(self.pairs)) * NR..];
+        for (k, out) in out.iter_mut().enumerate() {
+            let value = panel[k / step(self.pairs) * NR + row % NR];
+            *out = match self.pairs {
+                true => E::from_f32(f32::from_bits(if k % 2 == 0 {
+                    value.to_bits() << 16
+                } else {
+                    value.to_bits() & 0xffff_0000
+                })),
+                false => E::from_f32(value),
+            };
+        }
+    }
 }
 
 /// `C = A B`, `C += A B`.

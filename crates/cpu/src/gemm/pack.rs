@@ -52,6 +52,23 @@ impl<'a> Mat<'a> {
         Self { data: self.data.from(at), ..self }
     }
 
+    /// The first `cols` elements of the first row; not of a transposed view.
+    pub(crate) fn row(self, cols: usize) -> Data<'a> {
+        assert!(!self.transposed, "row: the matrix is transposed");
+        match self.data {
+            Data::F32(x) => Data::F32(&x[..cols]),
+            Data::Bf16(x) => Data::Bf16(&x[..cols]),
+        }
+    }
+
+    /// The first elements of the first row, as f32.
+    pub(crate) fn read_row(self, out: &mut [f32]) {
+        match self.row(out.len()) {
+            Data::F32(x) => out.copy_from_slice(x),
+            Data::Bf16(x) => out.iter_mut().zip(x).for_each(|(out, x)| *out = x.to_f32()),
+        }
+    }
+
     /// Whether this is a transposed view.
     pub(crate) fn is_transposed(&self) -> bool {
         self.transposed

@@ -167,6 +167,43 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn nibbles(self, v: V) -> (V, V) {
+        // SAFETY: see the module.
+        unsafe {
+            let mask = _mm256_set1_epi8(0xf);
+            let low = |v| _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(v), mask));
+            let high = |v| {
+                let shifted = _mm256_srli_epi16::<4>(_mm256_castps_si256(v));
+                _mm256_castsi256_ps(_mm256_and_si256(shifted, mask))
+            };
+            (V(low(v.0), low(v.1)), V(high(v.0), high(v.1)))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, acc: V, unsigned: V, signed: V) -> V {
+        // SAFETY: see the module. Even and odd bytes are multiplied as 16-bit numbers, which nothing saturates.
+        let half = |acc, a, b| unsafe {
+            let (acc, a, b) = (_mm256_castps_si256(acc), _mm256_castps_si256(a), _mm256_castps_si256(b));
+            let even = _mm256_and_si256(a, _mm256_set1_epi16(0xff));
+            let odd = _mm256_srli_epi16::<8>(a);
+            let signed_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(b));
+            let signed_odd = _mm256_srai_epi16::<8>(b);
+            let sum =
+                _mm256_add_epi32(_mm256_madd_epi16(even, signed_even), _mm256_madd_epi16(odd, signed_odd));
+            _mm256_castsi256_ps(_mm256_add_epi32(acc, sum))
+        };
+        V(half(acc.0, unsigned.0, signed.0), half(acc.1, unsigned.1, signed.1))
+    }
+
+    #[inline(always)]
+    fn ints_to_f32(self, v: V) -> V {
+        // SAFETY: see the module.
+        let half = |v| unsafe { _mm256_cvtepi32_ps(_mm256_castps_si256(v)) };
+        V(half(v.0), half(v.1))
+    }
+
+    #[inline(always)]
     fn transpose(self, rows: [V; LANES]) -> [V; LANES] {
         let rows = rows.map(|r| self.array(r));
         std::array::from_fn(|i| self.load(&std::array::from_fn(|j| rows[j][i])))

@@ -9,13 +9,13 @@ use std::arch::x86_64::*;
 use super::{LANES, Simd};
 use crate::path::Path;
 
-/// Proof of AVX-512 F, BW, DQ and VL, and of BF16 where `BF16` is true.
+/// Proof of AVX-512 F, BW, DQ and VL, and of BF16 and VNNI where `BF16` is true.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const BF16: bool>(());
 
 impl<const BF16: bool> Avx512<BF16> {
     /// # Safety
-    /// The processor must have AVX-512 F, BW, DQ and VL and FMA, and AVX-512 BF16 where `BF16` is true.
+    /// The processor must have AVX-512 F, BW, DQ and VL and FMA, and AVX-512 BF16 and VNNI where `BF16` is true.
     #[inline(always)]
     pub(crate) unsafe fn new() -> Self {
         Self(())
@@ -261,6 +261,68 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             _mm256_storeu_si256(high.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(top));
             _mm256_storeu_si256(low.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(rest));
         }
+    }
+
+    #[inline(always)]
+    fn widen_half(self, x: &[u16; LANES]) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+
+    #[inline(always)]
+    fn widen_bytes(self, x: &[u8; LANES]) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(x.as_ptr().cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bytes(self, at: *const u8) -> __m512 {
+        // SAFETY: see the module, and the caller's for the address.
+        unsafe { _mm512_loadu_ps(at.cast()) }
+    }
+
+    #[inline(always)]
+    fn nibbles(self, v: __m512) -> (__m512, __m512) {
+        // SAFETY: see the module.
+        unsafe {
+            let (v, mask) = (_mm512_castps_si512(v), _mm512_set1_epi8(0xf));
+            let high = _mm512_and_si512(_mm512_srli_epi16::<4>(v), mask);
+            (_mm512_castsi512_ps(_mm512_and_si512(v, mask)), _mm512_castsi512_ps(high))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn with_bits(self, v: __m512, mask: *const u8, bit: u8) -> __m512 {
+        // SAFETY: see the module, and the caller's for the address. The bits are not set before, so adding sets them.
+        unsafe {
+            let (mask, v) = (mask.cast::<u64>().read_unaligned(), _mm512_castps_si512(v));
+            _mm512_castsi512_ps(_mm512_mask_add_epi8(v, mask, v, _mm512_set1_epi8(bit as i8)))
+        }
+    }
+
+    #[inline(always)]
+    fn dot_bytes(self, acc: __m512, unsigned: __m512, signed: __m512) -> __m512 {
+        // SAFETY: see the module; the path with bf16 has VNNI. Without it the even and the odd bytes are multiplied as 16-bit
+        // numbers.
+        unsafe {
+            let [acc, a, b] = [acc, unsigned, signed].map(|v| _mm512_castps_si512(v));
+            if BF16 {
+                return _mm512_castsi512_ps(_mm512_dpbusd_epi32(acc, a, b));
+            }
+            let even = _mm512_and_si512(a, _mm512_set1_epi16(0xff));
+            let odd = _mm512_srli_epi16::<8>(a);
+            let signed_even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(b));
+            let signed_odd = _mm512_srai_epi16::<8>(b);
+            let sum =
+                _mm512_add_epi32(_mm512_madd_epi16(even, signed_even), _mm512_madd_epi16(odd, signed_odd));
+            _mm512_castsi512_ps(_mm512_add_epi32(acc, sum))
+        }
+    }
+
+    #[inline(always)]
+    fn ints_to_f32(self, v: __m512) -> __m512 {
+        // SAFETY: see the module.
+        unsafe { _mm512_cvtepi32_ps(_mm512_castps_si512(v)) }
     }
 
     #[inline(always)]

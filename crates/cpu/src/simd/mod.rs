@@ -115,6 +115,69 @@ pub(crate) trait Simd: Copy + Send + Sync {
             (high[i], low[i]) = split(whole[i]);
         }
     }
+    /// Sixteen half-precision numbers, given by their bits, widened.
+    #[inline(always)]
+    fn widen_half(self, x: &[u16; LANES]) -> Self::V {
+        self.load(&x.map(|x| half::f16::from_bits(x).to_f32()))
+    }
+    /// Sixteen unsigned bytes as numbers.
+    #[inline(always)]
+    fn widen_bytes(self, x: &[u8; LANES]) -> Self::V {
+        self.load(&x.map(f32::from))
+    }
+    /// Four bytes to a lane.
+    ///
+    /// # Safety
+    /// `at` is the address of 64 bytes.
+    #[inline(always)]
+    unsafe fn load_bytes(self, at: *const u8) -> Self::V {
+        // SAFETY: the caller's; nothing is asked of the alignment.
+        self.load(&unsafe { at.cast::<[f32; LANES]>().read_unaligned() })
+    }
+    /// The lower and the upper halves of all bytes.
+    #[inline(always)]
+    fn nibbles(self, v: Self::V) -> (Self::V, Self::V) {
+        let part = |shift: u32| self.map_bits(v, |x| x >> shift & 0x0f0f_0f0f);
+        (part(0), part(4))
+    }
+    /// Sets `bit` in the bytes that a mask of 64 bits names; byte `b` of lane `i` is bit `4 i + b`.
+    ///
+    /// # Safety
+    /// `mask` is the address of 8 bytes.
+    #[inline(always)]
+    unsafe fn with_bits(self, v: Self::V, mask: *const u8, bit: u8) -> Self::V {
+        // SAFETY: the caller's.
+        let mask = u64::from_le_bytes(unsafe { mask.cast::<[u8; 8]>().read_unaligned() });
+        let mut lane = 0;
+        self.map_bits(v, |x| {
+            let bits = (mask >> (4 * lane) & 0xf) as u32;
+            lane += 1;
+            // One bit to each byte: multiplying copies the four bits to every byte, of which each keeps its own.
+            let spread = bits.wrapping_mul(0x0020_4081) & 0x0101_0101;
+            x | (spread * u32::from(bit))
+        })
+    }
+    /// To the integer in each lane of `acc` the products of four unsigned and four signed bytes are added. No sum may leave 32
+    /// bits.
+    #[inline(always)]
+    fn dot_bytes(self, acc: Self::V, unsigned: Self::V, signed: Self::V) -> Self::V {
+        let (acc, a, b) = (self.array(acc), self.array(unsigned), self.array(signed));
+        self.load(&std::array::from_fn(|i| {
+            let (a, b) = (a[i].to_bits().to_le_bytes(), b[i].to_bits().to_le_bytes());
+            let sum: i32 = (0..4).map(|j| i32::from(a[j]) * i32::from(b[j] as i8)).sum();
+            f32::from_bits(acc[i].to_bits().wrapping_add(sum as u32))
+        }))
+    }
+    /// Integers of 32 bits as the nearest numbers.
+    #[inline(always)]
+    fn ints_to_f32(self, v: Self::V) -> Self::V {
+        self.load(&self.array(v).map(|x| x.to_bits() as i32 as f32))
+    }
+    /// The bits of every lane, changed.
+    #[inline(always)]
+    fn map_bits(self, v: Self::V, mut f: impl FnMut(u32) -> u32) -> Self::V {
+        self.load(&self.array(v).map(|x| f32::from_bits(f(x.to_bits()))))
+    }
     /// Asks for the cache line at an address, which need not be valid, to be brought near.
     fn prefetch(self, _at: *const f32) {}
     /// The same for what is needed later: brought into the second-level cache, so that it takes no room in the first.

@@ -1,11 +1,15 @@
 //! Tests over a tiny model with random weights.
 
-mod cache;
 mod chat;
 mod equal;
+mod invariance;
 mod limits;
 mod open;
 mod sampling;
+mod sampling_reference;
+mod scheduling;
+mod service;
+mod speculation;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

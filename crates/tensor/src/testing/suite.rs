@@ -24,8 +24,10 @@ pub mod head;
 pub mod linear;
 pub mod norm;
 pub mod optimizer;
+pub mod paged;
 pub mod rope;
 pub mod storage;
+pub mod stored;
 
 pub use contract::fingerprint;
 pub use rope::table as rope_table;
@@ -51,6 +53,10 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("linear::backward_weight", linear::backward_weight),
     ("linear::row_invariance", linear::row_invariance),
     ("linear::non_finite", linear::non_finite),
+    ("stored::forward", stored::forward),
+    ("stored::row_invariance", stored::row_invariance),
+    ("stored::head", stored::head),
+    ("stored::non_finite", stored::non_finite),
     ("norm::forward", norm::forward),
     ("norm::backward", norm::backward),
     ("norm::row_invariance", norm::row_invariance),
@@ -62,6 +68,8 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("attention::packed_documents", attention::packed_documents),
     ("attention::causal", attention::causal),
     ("attention::cached", attention::cached),
+    ("paged::attention", paged::attention),
+    ("paged::leftovers", paged::leftovers),
     ("gathered::attention_of_parts", gathered::attention_of_parts),
     ("gathered::concat_columns", gathered::concat_columns),
     ("head::forward", head::forward),

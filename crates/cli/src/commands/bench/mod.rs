@@ -1,7 +1,8 @@
-//! `llamero bench`: the machine's limits, and how close the kernels and a training step come to them.
+//! `llamero bench`: the machine's limits, and how close the kernels, a training step and a request come to them.
 
 mod attention;
 mod gemm;
+mod infer;
 mod machine;
 mod shape;
 mod tokens;
@@ -22,7 +23,8 @@ use crate::report::format::precise_bytes;
     llamero bench machine\n  \
     llamero bench gemm --m 2048 --n 2048 --k 2048 --dtype bf16\n  \
     llamero bench attention --documents 1,4,16,64\n  \
-    llamero bench train --shape 125m --json\n\n\
+    llamero bench train --shape 125m --json\n  \
+    llamero bench infer runs/quickstart --json\n\n\
     LLAMERO_CPU=scalar|avx2|avx512|avx512bf16 forces one set of kernels; otherwise the last that the processor has is \
     taken.")]
 pub(crate) enum BenchCommand {
@@ -34,6 +36,8 @@ pub(crate) enum BenchCommand {
     Attention(attention::AttentionArgs),
     /// Speed and memory of training steps.
     Train(Box<train::TrainArgs>),
+    /// Speed and memory of using a model.
+    Infer(infer::InferArgs),
 }
 
 pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
@@ -42,6 +46,7 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
         BenchCommand::Gemm(args) => gemm::gemm(args),
         BenchCommand::Attention(args) => attention::attention(args),
         BenchCommand::Train(args) => train::train(args),
+        BenchCommand::Infer(args) => infer::infer(args),
     }
 }
 

@@ -100,6 +100,8 @@ pub fn embed(backend: &dyn Backend) {
             let want: Vec<f32> =
                 ids.iter().flat_map(|&id| table.rows(id as usize..id as usize + 1)).copied().collect();
             same_bits(&label, &backend.download(&rows), &want);
+            let packed = backend.embed(&backend.pack(&table.device), &ids);
+            same_bits(&format!("{label}, packed"), &backend.download(&packed), &want);
 
             let dy = bench.random(2, Shape::new(t, c), dtype, 1.0);
             let mut dtable = bench.random(3, Shape::new(v, c), DType::F32, 2.0);
