@@ -34,8 +34,10 @@ fn message(change: impl FnOnce(&mut Raw)) -> String {
     }
 }
 
-/// Changes by name, and a part of the message that each must give.
-fn check(cases: &[(&str, &dyn Fn(&mut Raw), &str)]) {
+/// What is changed, how, and a part of the message that it must give.
+type Case<'a> = (&'a str, &'a dyn Fn(&mut Raw), &'a str);
+
+fn check(cases: &[Case<'_>]) {
     for (what, change, expected) in cases {
         let found = message(change);
         assert!(found.contains(expected), "{what}: expected `{expected}`, found `{found}`");
@@ -111,7 +113,7 @@ fn damaged_tensors_are_named() {
         ("too large", &at(q, |t| t.dims[1] = 1 << 62), "which no file can hold"),
         ("beyond the file", &at(q, |t| t.dims[1] = 1 << 40), "but the file ends at"),
         ("an offset beyond the file", &at(q, |t| t.offset = 1 << 40), "the file ends at"),
-        ("an offset beyond all", &at(q, |t| t.offset = u64::MAX & !31), "`blk.0.attn_q.weight` begins"),
+        ("an offset beyond all", &at(q, |t| t.offset = !31), "`blk.0.attn_q.weight` begins"),
         ("a crooked offset", &at(q, |t| t.offset += 4), "which is no multiple of 32"),
         ("one over another", &at(down, |t| t.offset = 0), "over `"),
         (
