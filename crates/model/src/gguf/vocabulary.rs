@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Contents, GgufArray, GgufFile, GgufValue};
+use super::{Contents, GgufArray, GgufFile, GgufStrings, GgufValue};
 use crate::weights::{StopTokens, WeightError};
 
 /// A vocabulary as GGUF files hold it.
@@ -41,47 +41,41 @@ const ENDINGS: [&str; 5] = ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im
 /// # Errors
 /// No vocabulary; a key of another type; an id that is none of its tokens.
 pub fn vocabulary(file: &GgufFile) -> Result<GgufVocabulary, WeightError> {
-    of_metadata(&Tokenizer { path: file.path(), metadata: file.metadata() })
-}
-
-fn of_metadata(keys: &Tokenizer<'_>) -> Result<GgufVocabulary, WeightError> {
-    let tokens = keys.strings("tokens")?.unwrap_or_default();
-    if tokens.is_empty() {
+    let keys = Tokenizer { path: file.path(), metadata: file.metadata() };
+    let Some(tokens) = keys.strings("tokens")?.filter(|tokens| !tokens.is_empty()) else {
         return Err(WeightError::config(keys.path, "`tokenizer.ggml.tokens` is missing: no vocabulary"));
-    }
+    };
     let token_types = keys.token_types(tokens.len())?;
-    let vocabulary = GgufVocabulary {
+    Ok(GgufVocabulary {
         model: keys.text("tokenizer.ggml.model")?.unwrap_or_default(),
         pre: keys.text("tokenizer.ggml.pre")?.unwrap_or_default(),
-        merges: keys.strings("merges")?.unwrap_or_default(),
+        merges: keys.strings("merges")?.map_or_else(Vec::new, GgufStrings::to_vec),
         bos: keys.id("bos", tokens.len())?,
         eos: keys.id("eos", tokens.len())?,
         eot: keys.id("eot", tokens.len())?,
         add_bos: keys.flag("tokenizer.ggml.add_bos_token")?,
         chat_template: keys.text("tokenizer.chat_template")?,
-        tokens,
+        tokens: tokens.to_vec(),
         token_types,
-    };
-    Ok(vocabulary)
+    })
 }
 
 /// Tokens that begin a text and that end a generation; `None` where the file has no vocabulary or no first token.
 pub(super) fn stop_tokens(path: &Path, contents: &Contents) -> Result<Option<StopTokens>, WeightError> {
     let keys = Tokenizer { path, metadata: &contents.metadata };
-    if keys.strings("tokens")?.is_none() {
-        return Ok(None);
-    }
-    let vocabulary = of_metadata(&keys)?;
-    let eom = keys.id("eom", vocabulary.tokens.len())?;
-    let mut stop: Vec<u32> = [vocabulary.eos, vocabulary.eot, eom].into_iter().flatten().collect();
-    for (id, (token, kind)) in vocabulary.tokens.iter().zip(&vocabulary.token_types).enumerate() {
-        if *kind == CONTROL && ENDINGS.contains(&token.as_str()) {
-            stop.push(id as u32);
-        }
-    }
+    let Some(tokens) = keys.strings("tokens")? else { return Ok(None) };
+    let named = ["eos", "eot", "eom"].map(|role| keys.id(role, tokens.len()));
+    let named = named.into_iter().collect::<Result<Vec<_>, _>>()?;
+    let types = keys.token_types(tokens.len())?;
+    let endings = (0u32..)
+        .zip(tokens.iter())
+        .zip(types)
+        .filter_map(|((id, token), kind)| (kind == CONTROL && ENDINGS.contains(&token)).then_some(id));
+    let mut stop: Vec<u32> = named.into_iter().flatten().chain(endings).collect();
     stop.sort_unstable();
     stop.dedup();
-    Ok(vocabulary.bos.map(|begin_of_text| StopTokens { begin_of_text, stop }))
+    let bos = keys.id("bos", tokens.len())?;
+    Ok(bos.map(|begin_of_text| StopTokens { begin_of_text, stop }))
 }
 
 /// The metadata about the vocabulary.
@@ -90,9 +84,9 @@ struct Tokenizer<'a> {
     metadata: &'a BTreeMap<String, GgufValue>,
 }
 
-impl Tokenizer<'_> {
-    fn get<'a, T>(
-        &'a self,
+impl<'a> Tokenizer<'a> {
+    fn get<T>(
+        &self,
         key: &str,
         what: &str,
         of: impl Fn(&'a GgufValue) -> Option<T>,
@@ -115,9 +109,9 @@ impl Tokenizer<'_> {
         self.get(key, "a truth value", GgufValue::as_bool)
     }
 
-    fn strings(&self, name: &str) -> Result<Option<Vec<String>>, WeightError> {
+    fn strings(&self, name: &str) -> Result<Option<&'a GgufStrings>, WeightError> {
         self.get(&format!("tokenizer.ggml.{name}"), "an array of strings", |value| match value {
-            GgufValue::Array(GgufArray::String(strings)) => Some(strings.iter().map(String::from).collect()),
+            GgufValue::Array(GgufArray::String(strings)) => Some(strings),
             _ => None,
         })
     }
