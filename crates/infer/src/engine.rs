@@ -17,6 +17,9 @@ use crate::open::{load, open_tokenizer};
 use crate::scheduler::Limits;
 use crate::{EngineOptions, InferError, Result, resolve_model};
 
+/// Rows beyond the tokenizer's tokens from which on it is taken for another model's.
+const MOST_PADDING: usize = 1024;
+
 /// A model that is ready to be used. It is read only, so threads may share it.
 pub struct Engine {
     backend: Arc<dyn Backend>,
@@ -178,7 +181,9 @@ impl Engine {
     }
 }
 
+/// A model may have a few rows more than its tokenizer has tokens, for a rounder number of them.
 fn check_vocabulary(config: &Config, tokenizer: &Tokenizer) -> Result<()> {
     let (model, tokenizer) = (config.vocab, tokenizer.vocab_size());
-    if model == tokenizer { Ok(()) } else { Err(InferError::Vocabulary { model, tokenizer }) }
+    let fits = (tokenizer..tokenizer + MOST_PADDING).contains(&model);
+    if fits { Ok(()) } else { Err(InferError::Vocabulary { model, tokenizer }) }
 }

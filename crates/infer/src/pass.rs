@@ -48,7 +48,14 @@ impl Engine {
             Vec::new()
         } else {
             let logits = self.backend().linear_f32(&self.gather(&h, &of_logits), &self.head().value);
-            self.backend().download(&logits)
+            let mut logits = self.backend().download(&logits);
+            let (rows, tokens) = (self.config().vocab, self.tokenizer().vocab_size());
+            if tokens < rows {
+                // Rows that stand for no token are never drawn.
+                let kept = logits.chunks_exact(rows).flat_map(|logits| &logits[..tokens]);
+                logits = kept.copied().collect();
+            }
+            logits
         };
         Ok(Output { hidden: self.gather(&h, &rows), logits })
     }

@@ -1,5 +1,6 @@
 //! Paths that users give.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use llamero_tensor::{Backend, DType, Encoding};
 
 use super::{backend, bits, config, engine, ids, model};
 use crate::testing::byte_tokenizer;
-use crate::{Engine, InferError, resolve_model};
+use crate::{Engine, InferError, SamplingParams, resolve_model};
 
 fn save_model(dir: &Path, config: &Config, seed: u64) {
     save_model_as(dir, config, seed, DType::F32);
@@ -218,8 +219,12 @@ fn one_flipped_byte_of_any_file_is_found() {
 #[test]
 fn a_folder_with_parts_missing_or_foreign_is_refused() {
     let tmp = tempfile::tempdir().unwrap();
-    save_model(tmp.path(), &Config { vocab: 520, ..config() }, 1);
-    assert!(matches!(error(tmp.path()), InferError::Vocabulary { model: 520, tokenizer: 512 }));
+    for vocab in [511, 512 + 1024] {
+        save_model(tmp.path(), &Config { vocab, ..config() }, 1);
+        assert!(
+            matches!(error(tmp.path()), InferError::Vocabulary { model, tokenizer: 512 } if model == vocab)
+        );
+    }
     std::fs::remove_file(tmp.path().join("tokenizer.model")).unwrap();
     says(tmp.path(), &["neither `tokenizer.model` nor `tokenizer.json`"]);
     let tmp = tempfile::tempdir().unwrap();
@@ -228,4 +233,23 @@ fn a_folder_with_parts_missing_or_foreign_is_refused() {
     says(tmp.path(), &["model.safetensors", "not a readable safetensors file"]);
     std::fs::remove_file(tmp.path().join("model.safetensors")).unwrap();
     says(tmp.path(), &["has `config.json`, but no `model.safetensors`"]);
+}
+
+/// Released models have rows that no token belongs to.
+#[test]
+fn rows_beyond_the_tokenizers_tokens_are_never_drawn() {
+    let mut model = model(&Config { vocab: 520, tied: false, ..config() }, &*backend(), DType::F32, 1);
+    // The last row has by far the largest logits, of either sign.
+    let output = model.output.as_mut().unwrap();
+    let mut values = backend().download(&output.value);
+    let cols = output.value.cols();
+    values[519 * cols..].fill(100.0);
+    values[518 * cols..519 * cols].fill(-100.0);
+    output.value = backend().upload(&values, output.value.shape(), DType::F32);
+    let engine = Engine::new(model, byte_tokenizer(), backend()).unwrap();
+    for temperature in [0.0, 5.0] {
+        let params = SamplingParams { temperature, ..SamplingParams::greedy(20) };
+        let answer = engine.generate(&[1, 2, 3], &params, &mut |_| ControlFlow::Continue(())).unwrap();
+        assert!(answer.ids.len() == 20 && answer.ids.iter().all(|id| *id < 512), "{:?}", answer.ids);
+    }
 }
