@@ -212,7 +212,14 @@ fn every_benchmark_has_examples() {
 fn infer_says_how_fast_a_model_answers() {
     let model = arg(&shared().exported);
     let args = format!("infer {model} --prompt-tokens 70 --gen-tokens 12 --reps 2 --threads 2");
-    let keys = ["load_s", "cold_ttft_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "generated_tokens_per_s"];
+    let keys = [
+        "load_s",
+        "cold_ttft_s",
+        "ttft_s",
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "generated_tokens_per_s",
+    ];
     for more in ["--concurrency 5", "--kv int8 --rows 16", "--dtype bf16 --kv-memory 1", "--lookup"] {
         let result = bench(&format!("{args} --json {more}"), &[]).json();
         positive(&result, &keys);

@@ -120,7 +120,8 @@ fn sampling_options_do_what_they_say() {
 fn guesses_change_nothing_and_are_counted() {
     let model = shared().run.join("pretrain");
     let ask = |more: &[&str]| {
-        let args = ["generate", arg(&model), "--prompt", "# demo # demo # demo", "--max-tokens", "60", "--json"];
+        let args =
+            ["generate", arg(&model), "--prompt", "# demo # demo # demo", "--max-tokens", "60", "--json"];
         llamero(args.into_iter().chain(["--temperature", "0.3"]).chain(more.iter().copied())).json()
     };
     let plain = ask(&[]);
