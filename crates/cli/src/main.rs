@@ -13,6 +13,7 @@ macro_rules! say {
 
 mod commands;
 mod failure;
+mod hub;
 mod machine;
 mod pipeline;
 mod processes;
@@ -69,6 +70,8 @@ enum Command {
     Export(commands::export::ExportArgs),
     /// Write a model in another format or encoding: GGUF or a Hugging Face folder.
     Convert(commands::convert::ConvertArgs),
+    /// Fetch a model from the Hugging Face hub.
+    Pull(commands::pull::PullArgs),
     /// Measure this machine, the kernels and training steps.
     #[command(subcommand)]
     Bench(commands::bench::BenchCommand),
@@ -136,6 +139,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Why(args) => commands::why::why(&args),
         Command::Export(args) => commands::export::export(&args),
         Command::Convert(args) => commands::convert::convert(&args),
+        Command::Pull(args) => commands::pull::pull(&args),
         Command::Bench(command) => commands::bench::bench(&command),
     }
 }

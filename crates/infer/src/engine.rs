@@ -32,8 +32,7 @@ impl Engine {
     /// Opens the model that [`resolve_model`] finds at `path`, with weights and activations in `dtype`, or where that is `None`
     /// in the one that the weights are stored in ([`llamero_model::Weights::dtype`]). Quantised weights stay in their blocks in `bf16`.
     ///
-    /// The files of an artifact are hashed and compared with its manifest first. With `bf16`, logits are rounded to bf16
-    /// before a token is drawn; scores and log-probabilities are not.
+    /// The files of an artifact are hashed and compared with its manifest first.
     ///
     /// # Errors
     /// Those of [`resolve_model`]; a damaged file; a model or a tokenizer that cannot be read; a tokenizer of another

@@ -45,14 +45,6 @@ pub enum InferError {
     /// The tokenizer cannot be loaded or used.
     #[error(transparent)]
     Tokenizer(#[from] llamero_tokenizer::Error),
-    /// The vocabulary inside a GGUF file cannot be used.
-    #[error("`{}`: {source}", path.display())]
-    GgufVocabulary {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        source: llamero_tokenizer::Error,
-    },
     /// The tokenizer belongs to another model.
     #[error(
         "the model has a vocabulary of {model} tokens, but its tokenizer one of {tokenizer}. \

@@ -122,7 +122,8 @@ pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
         add_bos: own.add_bos,
         chat_template: own.chat_template,
     };
-    Tokenizer::from_gguf(vocabulary).map_err(|source| InferError::GgufVocabulary { path: file, source })
+    let in_file = |source| llamero_tokenizer::Error::InFile { path: file.clone(), source: Box::new(source) };
+    Ok(Tokenizer::from_gguf(vocabulary).map_err(in_file)?)
 }
 
 /// What a GGUF file is to say about a tokenizer.

@@ -47,7 +47,7 @@ impl Engine {
         let logits = if of_logits.is_empty() {
             Vec::new()
         } else {
-            let logits = self.backend().linear(&self.gather(&h, &of_logits), &self.head().value);
+            let logits = self.backend().linear_f32(&self.gather(&h, &of_logits), &self.head().value);
             self.backend().download(&logits)
         };
         Ok(Output { hidden: self.gather(&h, &rows), logits })

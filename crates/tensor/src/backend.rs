@@ -225,6 +225,11 @@ pub trait Backend: Send + Sync {
     /// `y = x wᵀ`: `x [T, K]`, `w [N, K]` of one dtype → `[T, N]`.
     fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor;
 
+    /// [`Backend::linear`] in f32: sums of a bf16 product are not rounded once more. For logits, of which the largest counts.
+    fn linear_f32(&self, x: &Tensor, w: &Tensor) -> Tensor {
+        self.cast(&self.linear(x, w), DType::F32)
+    }
+
     /// Gradient of [`Backend::linear`] for its input: `dx = dy w`: `dy [T, N]`, `w [N, K]` → `[T, K]`.
     fn linear_backward_input(&self, dy: &Tensor, w: &Tensor) -> Tensor;
 

@@ -298,6 +298,10 @@ impl Backend for CheckedProducts<'_> {
         self.inner.pack_stored(parts, shape, dtype)
     }
 
+    fn linear_f32(&self, x: &Tensor, w: &Tensor) -> Tensor {
+        self.inner.linear_f32(x, w)
+    }
+
     fn prefetch(&self, w: &Tensor) {
         self.inner.prefetch(w);
     }

@@ -113,6 +113,15 @@ impl Tokenizer {
         format::load(path.as_ref())
     }
 
+    /// The tokenizer that the contents of a `tokenizer.json` describe, without anything beside it. Errors call it
+    /// `tokenizer.json`.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::load`].
+    pub fn from_json(contents: &[u8]) -> Result<Tokenizer> {
+        format::hf::read_tokenizer_json(contents, Path::new("tokenizer.json"), None)
+    }
+
     /// Writes a `tokenizer.model` to the file `path`, whole or not at all. The format has no special tokens; reading it
     /// gives those of April 2024.
     ///

@@ -4,7 +4,9 @@
 
 mod common;
 
-use llamero_tokenizer::{ChatOptions, GgufVocabulary, Message, Role, Split, Tokenizer, Trainer};
+use llamero_tokenizer::{
+    CHAT_TEMPLATE, ChatOptions, GgufVocabulary, Message, Role, Split, Tokenizer, Trainer,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::sync::LazyLock;
@@ -290,6 +292,7 @@ fn a_hugging_face_file_may_have_any_of_the_known_forms() {
     let changed = load(&|json| {
         let old = json["post_processor"].take();
         json["post_processor"] = json!({ "type": "Sequence", "processors": [bytes.clone(), old] });
+        json["normalizer"] = json!({ "type": "Sequence", "normalizers": [] });
         json["added_tokens"][20]["special"] = false.into();
         json["added_tokens"][20]["content"] = "New York".into();
     })
@@ -299,6 +302,90 @@ fn a_hugging_face_file_may_have_any_of_the_known_forms() {
     assert!(changed.encode("in New York").contains(&(vocab - 236)));
     assert!(!changed.special().contains(vocab - 236));
 }
+
+/// Parts of which templates are made, good and bad.
+#[rustfmt::skip]
+const JINJA: &[&str] = &[
+    "{% for m in messages %}", "{% endfor %}", "{{ m.content }}", "{{ m['role'] }}", "{% if loop.last %}", "{% else %}",
+    "{% endif %}", "{% set x = ", "namespace(a=1)", " %}", "{{ x", " | trim", " * 99999", " + 'a'", "[1:]", ".split('a')",
+    " }}", "{%- macro f(a) -%}", "{% endmacro %}", "{{ f(f) }}", "{{ range(99999999) | list }}", "{{ messages | tojson }}",
+    "{# ", " #}", "<|end|>", "{{ raise_exception(1) }}", "\n", "é",
+];
+
+proptest! {
+    #[test]
+    fn llama_3s_format_is_that_of_its_template(
+        contents in proptest::collection::vec("[ \n\u{1c}\u{3000}a<]{0,3}(<\\|eot_id\\|>)?[a-z ]{0,4}\\PC{0,2}[ \t]{0,2}", 0..4),
+    ) {
+        let own = Tokenizer::from_ranks((0..=255).map(|byte| vec![byte]).collect()).unwrap();
+        let mut vocabulary = own.to_gguf().unwrap();
+        // Another text, so that it is not taken for the one that is built in.
+        vocabulary.chat_template = Some(format!("{CHAT_TEMPLATE}{{# rendered #}}"));
+        let rendered = Tokenizer::from_gguf(vocabulary).unwrap();
+        let roles = [Role::System, Role::User, Role::Assistant].into_iter().cycle();
+        let messages: Vec<Message> = roles.zip(contents).map(|(role, text)| Message::new(role, text)).collect();
+        for generation_prompt in [false, true] {
+            let options = ChatOptions { generation_prompt, date: None };
+            prop_assert_eq!(rendered.encode_chat(&messages, options).unwrap(), own.encode_chat(&messages, options).unwrap());
+        }
+    }
+
+    #[test]
+    fn any_template_is_used_or_refused(parts in proptest::collection::vec(proptest::sample::select(JINJA), 0..14)) {
+        let tokenizer = chat_vocabulary(&parts.concat());
+        match tokenizer.encode_dialog_prompt(&[Message::new(Role::User, "Hi <|end|>")]) {
+            Ok(ids) => prop_assert!(tokenizer.decode(&ids).is_ok()),
+            Err(error) => prop_assert!(error.to_string().starts_with("chat template: "), "{}", error),
+        }
+    }
+
+    #[test]
+    fn damaged_files_are_read_or_refused(
+        damage in proptest::collection::vec((any::<proptest::sample::Index>(), 0usize..12, "[\\[\\]{}\",:0-9a-z]{0,6}"), 1..4),
+    ) {
+        let mut contents = SMALL_JSON.clone();
+        for (at, len, new) in damage {
+            let at = at.index(contents.len());
+            let end = contents.len().min(at + len);
+            contents.splice(at..end, new.bytes());
+        }
+        match Tokenizer::from_json(&contents) {
+            Ok(tokenizer) => {
+                let ids = tokenizer.encode_with_special("the thing <|im_end|> in 11");
+                prop_assert!(tokenizer.decode(&ids).is_ok());
+            }
+            Err(error) => prop_assert!(error.to_string().contains("tokenizer.json"), "{}", error),
+        }
+    }
+
+    #[test]
+    fn damaged_vocabularies_are_read_or_refused(
+        changes in proptest::collection::vec((0usize..6, any::<proptest::sample::Index>(), any::<u32>(), ".{0,3}"), 1..4),
+    ) {
+        let mut vocabulary = small();
+        for (what, at, number, text) in changes {
+            match what {
+                0 => vocabulary.tokens[at.index(100)] = text,
+                1 => vocabulary.token_types[at.index(100)] = number as i32 % 8,
+                2 => vocabulary.merges[at.index(10)] = text,
+                3 => vocabulary.bos = Some(number % 200),
+                4 => vocabulary.eos = Some(number % 200),
+                _ => vocabulary.tokens.truncate(at.index(100) + 100),
+            }
+        }
+        if let Ok(tokenizer) = Tokenizer::from_gguf(vocabulary) {
+            let ids = tokenizer.encode_with_special("the thing <|im_end|> in 11");
+            prop_assert!(tokenizer.decode(&ids).is_ok());
+        }
+    }
+}
+
+/// A small `tokenizer.json` that is good.
+static SMALL_JSON: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    read(|v| v.chat_template = Some("x".into())).unwrap().save_hf(dir.path()).unwrap();
+    std::fs::read(dir.path().join("tokenizer.json")).unwrap()
+});
 
 #[test]
 fn the_configuration_beside_a_file_is_read() {

@@ -39,6 +39,9 @@ pub(crate) struct ConvertArgs {
     /// most of SOURCE is stored, but no blocks in a Hugging Face folder.
     #[arg(long, visible_alias = "dtype", value_parser = encoding)]
     encoding: Option<Encoding>,
+    /// Divide a Hugging Face folder's weights over files of at most so many MiB; one file when absent.
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    shard_size: Option<u64>,
     /// Replace what is at OUT.
     #[arg(long)]
     force: bool,
@@ -63,6 +66,9 @@ fn encoding(name: &str) -> Result<Encoding, String> {
 pub(crate) fn convert(args: &ConvertArgs) -> Result<()> {
     let is_gguf = args.out.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"));
     let format = args.to.unwrap_or(if is_gguf { Format::Gguf } else { Format::Hf });
+    if format == Format::Gguf && args.shard_size.is_some() {
+        bail!("`--shard-size` is for Hugging Face folders; a GGUF file is one file");
+    }
     check_out(&args.out, format, args.force)?;
     let from = resolve_model(&args.source)?;
     verify(&from)?;
@@ -73,7 +79,7 @@ pub(crate) fn convert(args: &ConvertArgs) -> Result<()> {
         Format::Gguf => to_gguf(args, &from, &watched, args.encoding.unwrap_or(stored))?,
         Format::Hf => {
             let plain = if stored.is_quantized() { Encoding::Bf16 } else { stored };
-            to_hf(&args.out, &from, &watched, args.encoding.unwrap_or(plain))?;
+            to_hf(args, &from, &watched, args.encoding.unwrap_or(plain))?;
         }
     }
     watched.finish();
@@ -179,7 +185,7 @@ fn vocabulary(tokenizer: &Tokenizer, config: &Config) -> Result<GgufVocabulary> 
     Ok(vocabulary)
 }
 
-fn to_hf(out: &Path, from: &Path, weights: &dyn Weights, encoding: Encoding) -> Result<()> {
+fn to_hf(args: &ConvertArgs, from: &Path, weights: &dyn Weights, encoding: Encoding) -> Result<()> {
     if encoding.is_quantized() {
         bail!(
             "a Hugging Face folder cannot hold {encoding}\nhint: take F32, F16 or BF16, or write GGUF with `--to gguf`"
@@ -190,8 +196,9 @@ fn to_hf(out: &Path, from: &Path, weights: &dyn Weights, encoding: Encoding) -> 
         Some(tokens) => Some(tokens),
         None => tokenizer.as_ref().and_then(stop_tokens),
     };
-    new_folder(out, "name a new folder", |partial| {
-        let options = SaveOptions { encoding, shard_bytes: None, tokens: tokens.as_ref() };
+    let shard_bytes = args.shard_size.map(|mib| mib << 20);
+    new_folder(&args.out, "name a new folder", |partial| {
+        let options = SaveOptions { encoding, shard_bytes, tokens: tokens.as_ref() };
         hf::save_weights(partial, weights, options)?;
         let beside =
             if matches!(Layout::of(from)?, Some(Layout::Gguf(_))) { &[] } else { &TOKENIZER_FILES[..] };

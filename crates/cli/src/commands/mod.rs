@@ -10,6 +10,7 @@ mod folder;
 pub(crate) mod generate;
 pub(crate) mod inspect;
 pub(crate) mod pretrain;
+pub(crate) mod pull;
 pub(crate) mod run;
 mod sampling;
 pub(crate) mod score;

@@ -49,7 +49,7 @@ pub(crate) struct TrainArgs {
     echo 'Hello world' | llamero tokenizer encode --tokenizer runs/quickstart/tokenizer\n  \
     llamero tokenizer encode --tokenizer tokenizer.model --jsonl < texts.jsonl > ids.jsonl")]
 pub(crate) struct EncodeArgs {
-    /// A `tokenizer.model`, a `tokenizer.json`, a folder with one, or a run folder.
+    /// A `tokenizer.model`, a `tokenizer.json`, a folder with one, a run folder, or a GGUF file.
     #[arg(long)]
     tokenizer: PathBuf,
     /// Read lines {"text": …} and write lines {"ids": […]}.
@@ -64,7 +64,7 @@ pub(crate) struct EncodeArgs {
     echo '9906 1917' | llamero tokenizer decode --tokenizer tokenizer.model\n  \
     llamero tokenizer decode --tokenizer tokenizer.model --jsonl < ids.jsonl")]
 pub(crate) struct DecodeArgs {
-    /// A `tokenizer.model`, a `tokenizer.json`, a folder with one, or a run folder.
+    /// A `tokenizer.model`, a `tokenizer.json`, a folder with one, a run folder, or a GGUF file.
     #[arg(long)]
     tokenizer: PathBuf,
     /// Read lines {"ids": […]} and write lines {"text": …}.
@@ -148,14 +148,17 @@ fn for_lines<T: for<'de> Deserialize<'de>>(
     Ok(())
 }
 
-/// A run folder stands for its tokenizer.
-fn folder(path: &Path) -> PathBuf {
+/// A run folder stands for its tokenizer, a GGUF file for the one inside.
+fn load(path: &Path) -> Result<Tokenizer> {
+    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
+        return Ok(llamero_infer::open_tokenizer(&llamero_infer::resolve_model(path)?)?);
+    }
     let inside = path.join("tokenizer");
-    if inside.is_dir() { inside } else { path.to_owned() }
+    Ok(Tokenizer::load(if inside.is_dir() { &inside } else { path })?)
 }
 
 fn encode(args: &EncodeArgs) -> Result<()> {
-    let tokenizer = Tokenizer::load(folder(&args.tokenizer))?;
+    let tokenizer = load(&args.tokenizer)?;
     let mut input = reader(args.file.as_deref())?;
     if args.jsonl {
         let mut out = std::io::BufWriter::new(std::io::stdout().lock());
@@ -172,7 +175,7 @@ fn encode(args: &EncodeArgs) -> Result<()> {
 }
 
 fn decode(args: &DecodeArgs) -> Result<()> {
-    let tokenizer = Tokenizer::load(folder(&args.tokenizer))?;
+    let tokenizer = load(&args.tokenizer)?;
     let mut input = reader(args.file.as_deref())?;
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if args.jsonl {

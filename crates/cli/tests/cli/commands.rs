@@ -311,7 +311,9 @@ fn chat_answers_what_is_piped_in() {
 #[test]
 fn help_and_version_are_results() {
     assert!(llamero(["--version"]).ok().starts_with("llamero "));
-    for command in ["run", "chat", "generate", "score", "inspect", "tokenizer", "why", "export", "bench"] {
+    for command in
+        ["run", "chat", "generate", "score", "inspect", "tokenizer", "why", "export", "convert", "bench"]
+    {
         let help = llamero([command, "--help"]).ok();
         assert!(help.contains("Usage: llamero"), "{help}");
         assert!(llamero(["--help"]).ok().contains(command));

@@ -324,3 +324,14 @@ fn a_full_disk_stops_the_run_and_more_room_lets_it_finish() {
     assert_tidy(&run, false);
     assert!(contents(&run) == contents(&shared().run));
 }
+
+#[test]
+fn a_tokenizer_is_looked_for_inside_of_a_gguf_file() {
+    let tmp = tempfile::tempdir().unwrap();
+    let file = tmp.path().join("model.gguf");
+    let encode = || llamero(["tokenizer", "encode", "--tokenizer", arg(&file)]);
+    encode().fails(1, &["model.gguf"]);
+    // What would be a line of a `tokenizer.model`.
+    write(&file, "YQ== 0\n");
+    encode().fails(1, &["model.gguf", "GGUF"]);
+}

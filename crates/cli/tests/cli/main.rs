@@ -4,11 +4,15 @@
 
 mod bench;
 mod commands;
+mod convert;
 mod dry_run;
 mod errors;
+#[expect(dead_code, reason = "the unit tests of the hub use the rest")]
+mod hub_server;
 mod kills;
 #[cfg(feature = "mpi")]
 mod mpi;
+mod pull;
 mod ranks;
 mod runs;
 mod world;

@@ -4,9 +4,10 @@ use std::ops::ControlFlow;
 
 use llamero_model::Config;
 use llamero_tensor::DType;
-use llamero_tokenizer::{Message, Role};
+use llamero_tokenizer::{Message, Role, Tokenizer};
 
-use super::{config, engine_of, generate};
+use super::{backend, config, engine_of, generate, model};
+use crate::testing::byte_tokenizer;
 use crate::{ChatSession, Engine, Finish, InferError, SamplingParams, StopText};
 
 fn engine(context: usize) -> Engine {
@@ -138,4 +139,35 @@ fn an_answer_ends_before_a_stop_string_and_the_conversation_goes_on() {
     // The next answer may begin with what the last one ended at.
     let next = chat.reply("And?", &mut ignore).unwrap();
     assert!(!next.text.contains(stop) && next.cached_tokens > 0);
+}
+
+/// An engine whose tokenizer has another chat format than Llama 3's.
+fn templated(template: &str) -> Engine {
+    let mut vocabulary = byte_tokenizer().to_gguf().unwrap();
+    vocabulary.chat_template = Some(template.into());
+    let (config, backend) = (Config { context: 400, ..config() }, backend());
+    let tokenizer = Tokenizer::from_gguf(vocabulary).unwrap();
+    Engine::new(model(&config, &*backend, DType::F32, 1), tokenizer, backend).unwrap()
+}
+
+#[test]
+fn a_template_of_the_tokenizer_is_used() {
+    let engine = templated(
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no instructions') }}{% endif %}\
+         [{{ m.role }}] {{ m.content }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}",
+    );
+    let mut chat = ChatSession::new(&engine, params(5), None).unwrap();
+    let mut ignore = |_: &str| ControlFlow::Continue(());
+    let reply = chat.reply("Say <|eot_id|>", &mut ignore).unwrap();
+    let tokenizer = engine.tokenizer();
+    let text = "[user] Say <|eot_id|><|eot_id|>[assistant] ";
+    // Each byte is a token, and so is the special token that is not in the message.
+    assert_eq!(reply.prompt_tokens, text.len() - "<|eot_id|>".len() + 1);
+    let prompt = tokenizer.encode_dialog_prompt(&[Message::new(Role::User, "Say <|eot_id|>")]).unwrap();
+    assert_eq!(tokenizer.decode(&prompt).unwrap(), text);
+
+    let mut chat = ChatSession::new(&engine, params(5), Some("Be brief.")).unwrap();
+    let error = chat.reply("Hello", &mut ignore).unwrap_err().to_string();
+    assert_eq!(error, "chat template: line 1: no instructions");
+    assert_eq!(roles(&chat), [Role::System], "the conversation is as it was");
 }

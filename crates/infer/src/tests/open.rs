@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use llamero_artifact::{ArtifactError, Begin, InputRef, Outcome, RunDir, StageKey};
-use llamero_model::Config;
-use llamero_model::hf::{self, StopTokens};
+use llamero_model::hf::{self, SaveOptions, StopTokens};
+use llamero_model::{Config, weights};
 use llamero_tensor::testing::Oracle;
-use llamero_tensor::{Backend, DType};
+use llamero_tensor::{Backend, DType, Encoding};
 
 use super::{backend, bits, config, engine, ids, model};
 use crate::testing::byte_tokenizer;
@@ -94,6 +94,34 @@ fn a_model_from_files_has_the_bits_of_the_one_that_was_saved_on_every_backend() 
             assert_eq!(score(&opened), score(&direct), "{}", opened.backend().name());
         }
     }
+}
+
+#[test]
+fn a_folder_of_shards_gives_the_same_bits() {
+    let (one, many) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    save_model(one.path(), &config(), 1);
+    let options = SaveOptions { encoding: Encoding::F32, shard_bytes: Some(5000), tokens: None };
+    hf::save_weights(many.path(), &*weights::open(one.path()).unwrap(), options).unwrap();
+    byte_tokenizer().save_hf(many.path()).unwrap();
+    assert!(!many.path().join("model.safetensors").exists());
+    assert_eq!(resolve_model(many.path()).unwrap(), many.path());
+    let engines = [&one, &many].map(|dir| Engine::open(dir.path(), backend(), None).unwrap());
+    let [a, b] = engines.each_ref().map(|engine| bits(&engine.score_tokens(&ids(4, 50)).unwrap()));
+    assert_eq!(a, b);
+    assert_eq!(engines[0].stop_tokens(), engines[1].stop_tokens());
+}
+
+#[test]
+fn weights_that_are_no_numbers_are_refused_by_name() {
+    let tmp = tempfile::tempdir().unwrap();
+    save_model(tmp.path(), &config(), 1);
+    let path = tmp.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The last value of the last tensor by name.
+    let at = bytes.len() - 4;
+    bytes[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    says(tmp.path(), &["model.safetensors", "`model.norm.weight` holds NaN at element 15"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::common::{build, config, copy, golden, logits, logits_of, made_up, read_all};
 use crate::torch::{TorchTensor, checkpoint};
 use llamero_cpu::Cpu;
+use llamero_model::gguf::Writer;
 use llamero_model::hf::{self, INDEX_FILE, SaveOptions, StopTokens, WEIGHTS_FILE};
 use llamero_model::weights::{self, Layout, Weights};
 use llamero_model::{Config, ParamSpec, WeightError, interleaved_rows};
@@ -91,6 +92,14 @@ fn sharded(from: &Path, encoding: Encoding, bytes: u64) -> tempfile::TempDir {
     dir
 }
 
+/// A folder with a GGUF file with the weights of another folder.
+fn gguf(from: &Path) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = weights::open(from).unwrap();
+    Writer::new(&*weights, Encoding::F32, 1).write(&dir.path().join("model.gguf")).unwrap();
+    dir
+}
+
 #[test]
 fn one_model_in_every_container_is_one_set_of_logits() {
     for config in [config(), Config { tied: true, ..config() }] {
@@ -103,6 +112,7 @@ fn one_model_in_every_container_is_one_set_of_logits() {
             meta(one.path(), 1, false),
             meta(one.path(), 2, false),
             meta(one.path(), 2, true),
+            gguf(one.path()),
         ];
         for other in &others {
             let opened = weights::open(other.path()).unwrap();
@@ -199,7 +209,7 @@ fn what_other_programs_wrote_gives_their_logits() {
     let expected: Vec<f32> = serde_json::from_value(json["logits"].clone()).unwrap();
     let most = expected.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     let mut all = Vec::new();
-    for container in ["hf", "meta"] {
+    for container in ["hf", "meta", "tiny.gguf"] {
         let found = logits_of(&golden(container), &ids);
         assert_eq!(found.len(), expected.len());
         let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -207,6 +217,8 @@ fn what_other_programs_wrote_gives_their_logits() {
         all.push(found);
     }
     assert!(all[0] == all[1], "two containers of one model");
+    // GGUF holds the factors of the frequencies in f32, from which ours are computed back.
+    assert!(all[2].iter().zip(&all[0]).all(|(a, b)| (a - b).abs() <= 1e-5 * most));
     let hf = weights::open(&golden("hf")).unwrap();
     assert_eq!(hf.stop_tokens(), Some(StopTokens { begin_of_text: 1, stop: vec![2, 3] }));
     assert_eq!(hf.dtype(), DType::Bf16);

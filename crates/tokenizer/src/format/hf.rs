@@ -6,7 +6,7 @@
 
 mod read;
 
-pub(super) use read::read_tokenizer_json;
+pub(crate) use read::read_tokenizer_json;
 
 use crate::{PATTERN, Split, Tokenizer};
 use serde::ser::SerializeMap as _;

@@ -31,6 +31,13 @@ pub fn forward(backend: &dyn Backend) {
             let sums = bench.oracle.linear(&x.magnitude(&bench.oracle), &w.magnitude(&bench.oracle));
             let sums = bench.exact(&sums);
             bench.close(&label, &y, &want, |i| sum_bound(k, sums[i]));
+            let whole = backend.linear_f32(&x.device, &w.device);
+            assert!(whole.dtype() == DType::F32, "{label}: {whole:?}");
+            same_bits(
+                &format!("{label}, f32 rounded"),
+                &backend.download(&backend.cast(&whole, dtype)),
+                &backend.download(&y),
+            );
             let packed = backend.linear(&x.device, &backend.pack(&w.device));
             let label = format!("{label}, packed weight against plain");
             same_bits(&label, &backend.download(&packed), &backend.download(&y));

@@ -84,6 +84,10 @@ pub fn forward(backend: &dyn Backend) {
                 let want = bench.oracle.cast(&bench.oracle.linear(&x, &w), dtype);
                 let y = backend.linear(&device, &packed);
                 bench.close(&label, &y, &want, |i| bound(&host, &values, k, (i / n, i % n), blocks));
+                let y = backend.linear_f32(&device, &packed);
+                let want = bench.oracle.linear(&x, &w);
+                let label = format!("{label}, results in f32");
+                bench.close(&label, &y, &want, |i| bound(&host, &values, k, (i / n, i % n), blocks));
             }
             let ids: Vec<u32> = (0..n as u32).rev().chain([0, 0]).collect();
             let rows = backend.download(&backend.embed(&packed, &ids));

@@ -79,12 +79,12 @@ fn refuse<T>(key: impl Into<String>, problem: impl Into<String>) -> Result<T, Re
     Err((key.into(), problem.into()))
 }
 
-/// Reads a `tokenizer.json` whose contents are given, and what lies beside it.
-pub(in crate::format) fn read_tokenizer_json(contents: &[u8], path: &Path) -> Result<Tokenizer> {
+/// Reads a `tokenizer.json` whose contents are given, and what lies in the folder `beside`.
+pub(crate) fn read_tokenizer_json(contents: &[u8], path: &Path, beside: Option<&Path>) -> Result<Tokenizer> {
     let read: Read = from_json(contents, path)?;
     let refused = |path: &Path, (key, problem)| Error::Unsupported { path: path.into(), key, problem };
     let mut parts = parts(read).map_err(|refusal| refused(path, refusal))?;
-    if let Some(dir) = path.parent() {
+    if let Some(dir) = beside {
         let config_path = dir.join("tokenizer_config.json");
         if let Some(config) = read_beside(&config_path)? {
             let config: Config = from_json(&config, &config_path)?;
@@ -117,7 +117,7 @@ fn read_beside(path: &Path) -> Result<Option<Vec<u8>>> {
 fn parts(read: Read) -> Result<Parts, Refusal> {
     let Read { normalizer, pre_tokenizer, post_processor, decoder, added_tokens, model } = read;
     check_model(&model)?;
-    if !normalizer.is_null() {
+    if !steps(&normalizer, "normalizers").iter().all(Value::is_null) {
         return refuse("normalizer", format!("found `{}`, only `null` is supported", kind(&normalizer)));
     }
     if kind(&decoder) != "ByteLevel" {

@@ -1,0 +1,132 @@
+//! Models in other formats: they say the same, and nothing is overwritten unasked.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::world::{arg, llamero, names, shared, write};
+
+fn answer(model: &Path) -> Value {
+    let args = ["--prompt", "The crate demo3", "--max-tokens", "12", "--temperature", "0", "--json"];
+    let mut said = llamero(["generate", arg(model)].into_iter().chain(args)).json();
+    let said = said.as_object_mut().unwrap();
+    said.retain(|key, _| !key.contains("seconds") && !key.contains("per_s") && key != "model");
+    Value::Object(std::mem::take(said))
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_model_says_the_same_in_every_format() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let [gguf, folder, again] = ["a.gguf", "folder", "b.gguf"].map(|name| tmp.path().join(name));
+    assert_eq!(llamero(["convert", arg(&shared.run), arg(&gguf)]).ok().trim(), arg(&gguf));
+    llamero(["convert", arg(&gguf), arg(&folder)]).ok();
+    llamero(["convert", arg(&folder), arg(&again)]).ok();
+    let expected = answer(&shared.exported);
+    for model in [&gguf, &folder, &again] {
+        assert_eq!(answer(model), expected, "{}", model.display());
+    }
+    // Weights and sizes came through bit for bit.
+    for file in ["model.safetensors", "tokenizer.json"] {
+        let bytes = |dir: &Path| fs::read(dir.join(file)).unwrap();
+        assert!(bytes(&folder) == bytes(&shared.exported), "{file}");
+    }
+    let config = |dir: &Path| json(&dir.join("config.json"));
+    assert_eq!(config(&folder), config(&shared.exported));
+    assert_eq!(names(tmp.path()), ["a.gguf", "b.gguf", "folder"]);
+}
+
+#[test]
+fn blocks_are_smaller_and_inspected() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let gguf = tmp.path().join("deep/q8.gguf");
+    llamero(["convert", arg(&shared.exported), arg(&gguf), "--encoding", "q8_0", "--threads", "1"]).ok();
+    let said = llamero(["inspect", arg(&gguf), "--json", "--tensors", "--context", "16"]).json();
+    let plain = llamero(["inspect", arg(&shared.exported), "--json"]).json();
+    assert_eq!((&said["format"], &plain["format"]), (&"gguf".into(), &"huggingface".into()));
+    for key in ["parameters", "vocab", "context", "tied", "kv_bytes_per_token_bf16"] {
+        assert_eq!(said[key], plain[key], "{key}");
+    }
+    let number = |value: &Value| value.as_u64().unwrap();
+    assert!(number(&said["encodings"]["Q8_0"]) > number(&said["weight_bytes"]) * 9 / 10);
+    assert_eq!(number(&said["memory"]["kv_bytes"]), 16 * number(&said["kv_bytes_per_token_bf16"]));
+    let tensors = said["tensors"].as_array().unwrap();
+    let bytes: u64 = tensors.iter().map(|t| number(&t["bytes"])).sum();
+    assert_eq!(bytes, number(&said["weight_bytes"]));
+    assert!(plain.get("tensors").is_none());
+    assert_eq!(said["metadata"]["general.architecture"], "llama");
+    let text = llamero(["inspect", arg(&gguf), "--tensors"]).ok();
+    assert!(
+        text.contains("general.architecture = llama") && text.contains("token_embd.weight Q8_0 ["),
+        "{text}"
+    );
+    llamero(["inspect", arg(&gguf), "--context", "99999999"]).fails(1, &["`--context` is 99999999"]);
+    // It is a model like any other.
+    assert!(answer(&gguf)["text"].is_string());
+    // And one in plain numbers again.
+    let folder = tmp.path().join("folder");
+    llamero(["convert", arg(&gguf), arg(&folder), "--encoding", "Q8_0"])
+        .fails(1, &["cannot hold Q8_0", "hint:", "--to gguf"]);
+    assert!(!folder.exists());
+    llamero(["convert", arg(&gguf), arg(&folder), "--dtype", "f16"]).ok();
+    assert_eq!(json(&folder.join("config.json"))["torch_dtype"], "float16");
+}
+
+#[test]
+fn nothing_is_overwritten_unasked() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let model = arg(&shared.exported);
+    let [gguf, folder] = ["a.gguf", "folder"].map(|name| tmp.path().join(name));
+    write(&gguf, "mine");
+    llamero(["convert", model, arg(&gguf)]).fails(1, &["a.gguf` exists", "hint:", "--force"]);
+    assert_eq!(fs::read(&gguf).unwrap(), b"mine");
+    llamero(["convert", model, arg(&gguf), "--force"]).ok();
+    llamero(["inspect", arg(&gguf)]).ok();
+
+    write(&folder.join("config.json"), "{}");
+    llamero(["convert", model, arg(&folder)]).fails(1, &["is not empty", "hint:", "--force"]);
+    // A folder of other things is never replaced.
+    write(&folder.join("thesis.txt"), "years of work");
+    llamero(["convert", model, arg(&folder), "--force"]).fails(1, &["`thesis.txt`", "no file of a model"]);
+    fs::remove_file(folder.join("thesis.txt")).unwrap();
+    llamero(["convert", model, arg(&folder), "--force"]).ok();
+    assert_eq!(answer(&folder), answer(&shared.exported));
+
+    llamero(["convert", model, arg(&folder), "--to", "gguf"]).fails(1, &["is a folder", "hint:"]);
+    llamero(["convert", model, arg(&gguf), "--to", "hf"]).fails(1, &["is a file", "hint:"]);
+    let missing = tmp.path().join("nope");
+    llamero(["convert", arg(&missing), arg(&tmp.path().join("x"))]).fails(1, &["no model at", arg(&missing)]);
+    llamero(["convert", model, "x.gguf", "--encoding", "Q3_K"]).fails(2, &["Q3_K", "Q4_K"]);
+    assert_eq!(names(tmp.path()), ["a.gguf", "folder"]);
+}
+
+#[test]
+fn a_damaged_file_is_named() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let gguf = tmp.path().join("a.gguf");
+    llamero(["convert", arg(&shared.exported), arg(&gguf), "--encoding", "F32"]).ok();
+    let bytes = fs::read(&gguf).unwrap();
+    fs::write(&gguf, &bytes[..bytes.len() - 4096]).unwrap();
+    for command in [&["inspect", arg(&gguf)][..], &["generate", arg(&gguf), "--prompt", "x"]] {
+        llamero(command).fails(1, &["a.gguf", "output", "the file ends at", "hint:", "truncated"]);
+    }
+    fs::write(&gguf, "not a model").unwrap();
+    llamero(["inspect", arg(&gguf)]).fails(1, &["a.gguf", "not a readable GGUF file"]);
+}
+
+#[test]
+fn shards_are_for_folders() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let (folder, gguf) = (tmp.path().join("folder"), tmp.path().join("a.gguf"));
+    llamero(["convert", arg(&shared.run), arg(&folder), "--encoding", "F32", "--shard-size", "1"]).ok();
+    let files = names(&folder).into_iter().filter(|name| name.ends_with(".safetensors"));
+    assert_eq!(files.count() > 1, folder.join("model.safetensors.index.json").exists());
+    assert!(answer(&folder)["text"].is_string());
+    let args = ["convert", arg(&shared.run), arg(&gguf), "--shard-size", "1"];
+    llamero(args).fails(1, &["`--shard-size` is for Hugging Face folders"]);
+    llamero(["convert", arg(&shared.run), arg(&folder), "--shard-size", "0"]).fails(2, &["--shard-size"]);
+}
