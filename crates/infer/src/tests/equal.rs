@@ -140,6 +140,8 @@ fn choices_are_scored_as_continuations() {
         assert_eq!(found, scores.iter().map(|&x| f64::from(x)).sum::<f64>());
     }
     assert_eq!(found[1], found[3]);
+    // Everything is cached now.
+    assert_eq!(engine.choose(&prompt, &choices).unwrap(), found);
 }
 
 #[test]

@@ -1,14 +1,19 @@
 //! An answer is the same alone and in any company.
 
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 
-use llamero_model::Config;
-use llamero_tensor::{DType, KvFormat};
+use llamero_model::gguf::Writer;
+use llamero_model::{Config, StopTokens, hf, weights};
+use llamero_tensor::{DType, Encoding, KvFormat};
 
-use super::{bits, config, engine_of, ids};
+use super::{backend, bits, config, engine_of, ids, model};
 use crate::request::Cancel;
 use crate::scheduler::Job;
-use crate::{Engine, EngineOptions, Event, Generation, Guess, Logprobs, Request, SamplingParams, Task};
+use crate::testing::byte_tokenizer;
+use crate::{
+    Engine, EngineOptions, Event, Generation, Guess, Logprobs, Request, SamplingParams, Task, gguf_vocabulary,
+};
 
 const REQUESTS: usize = 64;
 
@@ -20,12 +25,11 @@ fn engine(dtype: DType, options: EngineOptions) -> Engine {
     engine_of(&wide(), dtype).with_options(options)
 }
 
-/// Room for so many pages.
-fn pages(dtype: DType, options: EngineOptions, pages: u64) -> Engine {
-    let engine = engine(dtype, options);
-    let kv_bytes = Some(pages * engine.page_bytes());
-    let prefix_bytes = Some(engine.page_bytes() * pages / 2);
-    engine.with_options(EngineOptions { kv_bytes, prefix_bytes, ..options })
+/// Room for so many pages, half of them for later requests.
+fn pages(engine: Engine, pages: u64) -> Engine {
+    let (kv_bytes, prefix_bytes) = (Some(pages * engine.page_bytes()), Some(engine.page_bytes() * pages / 2));
+    let options = EngineOptions { kv_bytes, prefix_bytes, ..*engine.options() };
+    engine.with_options(options)
 }
 
 /// Mixed lengths, greedy and sampled, with and without penalties; a third begins alike, some are equal.
@@ -90,10 +94,12 @@ fn same(found: &[Generation], expected: &[Generation], what: &str) {
     }
 }
 
-fn check(dtype: DType, kv: KvFormat) {
+/// Checks engines over the model that `open` opens.
+fn check(kv: KvFormat, open: &dyn Fn() -> Engine) {
+    let engine = |options| open().with_options(options);
     let requests = requests();
     let plain = EngineOptions { kv, prefix_bytes: Some(0), ..EngineOptions::default() };
-    let solo = engine(dtype, plain);
+    let solo = engine(plain);
     let alone: Vec<Generation> =
         requests.iter().flat_map(|request| together(&solo, std::slice::from_ref(request))).collect();
     assert_eq!(solo.counts().cached, 0);
@@ -106,36 +112,56 @@ fn check(dtype: DType, kv: KvFormat) {
         }
     }
 
-    let batch = engine(dtype, plain);
+    let batch = engine(plain);
     same(&together(&batch, &requests), &alone, "all together");
     assert!(batch.counts().passes < solo.counts().passes / 10, "{:?}", batch.counts());
 
-    let shared = engine(dtype, EngineOptions { prefix_bytes: Some(u64::MAX), rows: 100, ..plain });
+    let shared = engine(EngineOptions { prefix_bytes: Some(u64::MAX), rows: 100, ..plain });
     same(&together(&shared, &requests), &alone, "with shared beginnings");
     let first = shared.counts();
     same(&together(&shared, &requests), &alone, "with everything cached");
     assert!(first.cached > 0 && shared.counts().cached > 2 * first.cached, "{:?}", shared.counts());
 
-    let narrow = pages(dtype, EngineOptions { rows: 40, ..plain }, 14);
+    let narrow = pages(engine(EngineOptions { rows: 40, ..plain }), 14);
     same(&together(&narrow, &requests), &alone, "pre-empted");
     let counts = narrow.counts();
     assert!(counts.preemptions > 10 && counts.cached > 0 && counts.peak_pages <= 14, "{counts:?}");
 }
 
+fn check_plain(dtype: DType, kv: KvFormat) {
+    check(kv, &|| engine_of(&wide(), dtype));
+}
+
 #[test]
 fn f32_answers_do_not_depend_on_other_requests() {
-    check(DType::F32, KvFormat::Same);
+    check_plain(DType::F32, KvFormat::Same);
 }
 
 #[test]
 fn bf16_answers_do_not_depend_on_other_requests() {
-    check(DType::Bf16, KvFormat::Same);
+    check_plain(DType::Bf16, KvFormat::Same);
 }
 
 #[test]
 fn answers_over_8_bit_pages_do_not_depend_on_other_requests() {
-    check(DType::F32, KvFormat::Int8);
-    check(DType::Bf16, KvFormat::Int8);
+    check_plain(DType::F32, KvFormat::Int8);
+    check_plain(DType::Bf16, KvFormat::Int8);
+}
+
+#[test]
+fn answers_of_quantised_weights_do_not_depend_on_other_requests() {
+    let dir = tempfile::tempdir().unwrap();
+    let (backend, tokenizer) = (backend(), byte_tokenizer());
+    let config = Config { dim: 64, head_dim: 16, ffn: 96, ..wide() };
+    let stop = StopTokens { begin_of_text: 256, stop: vec![] };
+    hf::save(dir.path(), &model(&config, &*backend, DType::F32, 1), &*backend, &stop).unwrap();
+    let weights = weights::open(dir.path()).unwrap();
+    for encoding in [Encoding::Q4_1, Encoding::Q8_0] {
+        let path = dir.path().join("model.gguf");
+        let vocabulary = gguf_vocabulary(&tokenizer).unwrap();
+        Writer::new(&*weights, encoding, 1).describe("tiny", Some(&vocabulary)).write(&path).unwrap();
+        check(KvFormat::Same, &|| Engine::open(&path, Arc::clone(&backend), None).unwrap());
+    }
 }
 
 #[test]

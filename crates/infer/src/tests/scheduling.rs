@@ -380,3 +380,19 @@ fn what_was_read_is_not_read_again() {
     assert_eq!(rows(generate(prompt[..100].to_vec(), 3)), 3);
     assert_eq!(rows(Request::score(prompt.clone(), 190)), 10);
 }
+
+#[test]
+fn what_was_not_used_for_longest_is_given_up_first() {
+    let mut scheduler = Scheduler::new(Limits { idle: 4, ..limits(20) });
+    let mut rows = |root: u32| {
+        let before = scheduler.counts.rows;
+        let caller = add(&mut scheduler, generate((1..129).map(|i| (i * root) % 11).collect(), 1));
+        while scheduler.len() > 0 {
+            scheduler.step(&Script);
+        }
+        check(&caller, false, "alone");
+        scheduler.counts.rows - before
+    };
+    assert_eq!([1, 2, 1, 3].map(&mut rows), [128, 128, 1, 128]);
+    assert_eq!([1, 3, 2].map(&mut rows), [1, 1, 128]);
+}
