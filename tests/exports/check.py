@@ -190,7 +190,7 @@ def check(other, llamero, path, encoding, args, rows):
     prompts = PROMPTS[: args.prompts]
     tolerance = TOLERANCE["F32"] if other.name == "transformers" else TOLERANCE.get(encoding, QUANTISED)
     for prompt in prompts:
-        answer = llamero.generate(path, prompt, args.tokens, "f32")
+        answer = llamero.generate(path, prompt, args.tokens, args.dtype)
         ids = other.encode(prompt)
         if ids == answer["prompt_ids"]:
             ids_equal += 1
@@ -213,7 +213,7 @@ def check_chat(other, llamero, path, args, rows):
     """The chat format and the end of turns, where arithmetic is precise enough for equal answers."""
     good = 0
     for question in QUESTIONS:
-        reply = llamero.chat(path, question, args.tokens, "f32")
+        reply = llamero.chat(path, question, args.tokens, args.dtype)
         length, text = other.chat(question, args.tokens)
         same = (length, text) == (reply["prompt_tokens"], reply["text"])
         good += same
@@ -231,6 +231,7 @@ def main():
     parser.add_argument("--encodings", default="hf-F32,hf-BF16,F32,F16,BF16,Q8_0,Q4_0,Q4_1,Q5_0,Q5_1,Q4_K,Q5_K,Q6_K")
     parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS), help="only so many")
+    parser.add_argument("--dtype", default="f32", help="what llamero computes in; other than f32, equal text is luck")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", metavar="DIR")
     args = parser.parse_args()

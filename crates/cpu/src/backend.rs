@@ -13,12 +13,10 @@ use llamero_tensor::{
 
 use crate::Cpu;
 use crate::attention::Page;
-use crate::gemm::{Mat, Out, Right, gemm, pack_panels, pack_rows};
+use crate::gemm::{Mat, Out, Right, gemm, pack_panels};
 use crate::loss::{self, Head, Outputs, OverSlices, Saved};
 use crate::master::{join_all, split_all};
 use crate::ops::{self, MasterMut};
-use crate::quant::{Blocks, Rows};
-use crate::rows::Convert;
 use crate::storage::{
     Raw, Storage, Stored, accumulator, aligned, data, elements, elements_mut, f32s, low_halves,
     low_halves_mut, mat, own, produce, storage, typed,
@@ -48,6 +46,7 @@ macro_rules! with_type {
 }
 
 mod attention;
+mod weights;
 
 impl Cpu {
     /// `[m, n]` of the given dtype from a product.
@@ -57,47 +56,6 @@ impl Cpu {
             DType::F32 => produce(&self.exec, shape, |c| gemm(&self.exec, (m, n, k), a, b, Out::F32(c))),
             DType::Bf16 => produce(&self.exec, shape, |c| gemm(&self.exec, (m, n, k), a, b, Out::Bf16(c))),
         }
-    }
-
-    /// `linear` with results in `dtype`.
-    fn linear_to(&self, x: &Tensor, w: &Tensor, dtype: DType) -> Tensor {
-        fits!("linear", x.cols() == w.cols() && x.dtype() == w.dtype(), x, w);
-        if let (Some(ahead), Some(data)) = (self.exec.ahead(), packed_bytes(w)) {
-            ahead.begin(data);
-        }
-        let b = match storage("linear", w) {
-            Storage::Blocks(blocks) => {
-                let rows =
-                    with_type!(x.dtype(), E => Rows::new(&self.exec, elements::<E>("linear", x), x.cols()));
-                let shape = Shape::new(x.rows(), w.rows());
-                return with_type!(dtype, E => {
-                    produce::<E>(&self.exec, shape, |out| blocks.product(&self.exec, &rows, out))
-                });
-            }
-            Storage::Panels(panels) => Right::Panels(panels),
-            _ => Right::Mat(mat("linear", w).t()),
-        };
-        self.product((x.rows(), w.rows(), x.cols()), mat("linear", x), b, dtype)
-    }
-
-    /// Rows of a packed table.
-    fn embed_packed(&self, table: &Tensor, ids: &[u32]) -> Tensor {
-        let (shape, cols) = (Shape::new(ids.len(), table.cols()), table.cols().max(1));
-        let ns = shape.elements() as f64 * 2.0;
-        with_type!(table.dtype(), E => produce::<E>(&self.exec, shape, |out| {
-            self.exec.chunks(out, cols, ns, |i, out| {
-                let row = ids[i] as usize;
-                match storage("embed", table) {
-                    Storage::Panels(panels) => panels.unpack(row, out),
-                    Storage::Blocks(blocks) => {
-                        let mut values = self.exec.memory.stale::<f32>(cols);
-                        blocks.decode(row, &mut values);
-                        self.exec.run(Convert { x: &values[..], out });
-                    }
-                    _ => unreachable!("the caller has looked"),
-                }
-            });
-        }))
     }
 
     /// Loss and gradient of the head in one pass, over all of the vocabulary or a slice of it.
@@ -128,15 +86,6 @@ impl Cpu {
         }));
         let [nll, lse] = [nll, lse].map(|x| Tensor::from_storage(shape, DType::F32, Storage::F32(x)));
         (CrossEntropy { nll, lse }, dh)
-    }
-}
-
-/// The bytes of a packed weight that are read first.
-fn packed_bytes(w: &Tensor) -> Option<&[u8]> {
-    match w.storage()? {
-        Storage::Panels(panels) => Some(bytemuck::cast_slice(&panels.data)),
-        Storage::Blocks(blocks) => Some(blocks.first()),
-        _ => None,
     }
 }
 
@@ -251,27 +200,11 @@ impl Backend for Cpu {
     }
 
     fn pack_stored(&self, parts: &[StoredRows<'_>], shape: Shape, dtype: DType) -> Tensor {
-        let rows: usize = parts.iter().map(|part| part.rows.len()).sum();
-        assert!(rows == shape.rows, "pack_stored: {rows} rows do not fit {shape}");
-        for part in parts {
-            let bytes = part.encoding.row_bytes(shape.cols);
-            let fits = part.rows.iter().all(|row| Some(row.len()) == bytes);
-            assert!(
-                fits,
-                "pack_stored: rows of {} do not fit {shape}: they need {bytes:?} bytes",
-                part.encoding
-            );
-        }
-        let storage = if dtype == DType::Bf16 && Blocks::can_hold(parts) {
-            Storage::Blocks(Blocks::new(&self.exec, parts, shape.cols))
-        } else {
-            with_type!(dtype, E => Storage::Panels(pack_rows::<E>(&self.exec, parts, shape)))
-        };
-        Tensor::from_storage(shape, dtype, storage)
+        weights::pack_stored(self, parts, shape, dtype)
     }
 
     fn prefetch(&self, w: &Tensor) {
-        if let (Some(ahead), Some(data)) = (self.exec.ahead(), packed_bytes(w)) {
+        if let (Some(ahead), Some(data)) = (self.exec.ahead(), weights::first_bytes(w)) {
             ahead.announce(data);
         }
     }
@@ -294,11 +227,11 @@ impl Backend for Cpu {
     }
 
     fn linear(&self, x: &Tensor, w: &Tensor) -> Tensor {
-        self.linear_to(x, w, x.dtype())
+        weights::linear(self, x, w, x.dtype())
     }
 
     fn linear_f32(&self, x: &Tensor, w: &Tensor) -> Tensor {
-        self.linear_to(x, w, DType::F32)
+        weights::linear(self, x, w, DType::F32)
     }
 
     fn linear_backward_input(&self, dy: &Tensor, w: &Tensor) -> Tensor {
@@ -502,7 +435,7 @@ impl Backend for Cpu {
     fn embed(&self, table: &Tensor, ids: &[u32]) -> Tensor {
         if let Storage::Panels(_) | Storage::Blocks(_) = storage("embed", table) {
             check_ids("embed", ids, table);
-            return self.embed_packed(table, ids);
+            return weights::embed(self, table, ids);
         }
         check_ids("embed", ids, table);
         let shape = Shape::new(ids.len(), table.cols());

@@ -16,8 +16,8 @@ mod vocabulary;
 mod write;
 
 pub use container::{Contents, GgufFile};
-pub use read::GgufModel;
-pub use value::{GgufArray, GgufValue};
+pub use read::{GgufModel, parse_model};
+pub use value::{GgufArray, GgufStrings, GgufValue};
 pub use vocabulary::{GgufVocabulary, vocabulary};
 pub use write::{Writer, stored_as};
 

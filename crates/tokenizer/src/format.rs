@@ -26,6 +26,11 @@ pub(crate) fn load(path: &Path) -> Result<Tokenizer> {
     if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
         return hf::read_tokenizer_json(&contents, path, path.parent());
     }
+    // Such a file begins with the length of its first piece, and is not text.
+    if contents.starts_with(b"\n") && std::str::from_utf8(&contents).is_err() {
+        let problem = "this is a SentencePiece model; only byte-level BPE is supported".to_owned();
+        return Err(Error::ModelLine { path: path.into(), line: 1, problem });
+    }
     let ranks = read_model_file(&contents, path)?;
     Tokenizer::from_ranks(ranks).map_err(|error| in_file(path, error))
 }

@@ -4,7 +4,9 @@
 
 mod common;
 
-use llamero_tokenizer::{ChatOptions, GgufVocabulary, Message, Role, Split, Tokenizer, Trainer};
+use llamero_tokenizer::{
+    CHAT_TEMPLATE, ChatOptions, GgufVocabulary, Message, Role, Split, Tokenizer, Trainer,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::sync::LazyLock;
@@ -290,6 +292,7 @@ fn a_hugging_face_file_may_have_any_of_the_known_forms() {
     let changed = load(&|json| {
         let old = json["post_processor"].take();
         json["post_processor"] = json!({ "type": "Sequence", "processors": [bytes.clone(), old] });
+        json["normalizer"] = json!({ "type": "Sequence", "normalizers": [] });
         json["added_tokens"][20]["special"] = false.into();
         json["added_tokens"][20]["content"] = "New York".into();
     })
@@ -310,6 +313,23 @@ const JINJA: &[&str] = &[
 ];
 
 proptest! {
+    #[test]
+    fn llama_3s_format_is_that_of_its_template(
+        contents in proptest::collection::vec("[ \n\u{1c}\u{3000}a<]{0,3}(<\\|eot_id\\|>)?[a-z ]{0,4}\\PC{0,2}[ \t]{0,2}", 0..4),
+    ) {
+        let own = Tokenizer::from_ranks((0..=255).map(|byte| vec![byte]).collect()).unwrap();
+        let mut vocabulary = own.to_gguf().unwrap();
+        // Another text, so that it is not taken for the one that is built in.
+        vocabulary.chat_template = Some(format!("{CHAT_TEMPLATE}{{# rendered #}}"));
+        let rendered = Tokenizer::from_gguf(vocabulary).unwrap();
+        let roles = [Role::System, Role::User, Role::Assistant].into_iter().cycle();
+        let messages: Vec<Message> = roles.zip(contents).map(|(role, text)| Message::new(role, text)).collect();
+        for generation_prompt in [false, true] {
+            let options = ChatOptions { generation_prompt, date: None };
+            prop_assert_eq!(rendered.encode_chat(&messages, options).unwrap(), own.encode_chat(&messages, options).unwrap());
+        }
+    }
+
     #[test]
     fn any_template_is_used_or_refused(parts in proptest::collection::vec(proptest::sample::select(JINJA), 0..14)) {
         let tokenizer = chat_vocabulary(&parts.concat());

@@ -156,6 +156,9 @@ fn files_that_cannot_be_used_are_named() {
     std::fs::write(&model, "YQ== 0\nYg== 1\n").unwrap();
     let error = Tokenizer::load(&model).unwrap_err().to_string();
     assert!(error.contains("tokenizer.model`: bad vocabulary: the byte `0x00` is not a token"), "{error}");
+    std::fs::write(&model, b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02\n\x03\xe2\x96\x81\xff").unwrap();
+    let error = Tokenizer::load(&model).unwrap_err().to_string();
+    assert!(error.contains("tokenizer.model:1: this is a SentencePiece model"), "{error}");
 }
 
 #[test]

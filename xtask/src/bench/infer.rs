@@ -75,7 +75,9 @@ fn measure(session: &mut Session, model: &Path) -> Result<Vec<Series>, String> {
     let mut all = Vec::new();
     for round in 0..session.options.samples {
         for case in 0..CASES.len() {
-            for (by, value) in one_round(session, model, &mut peers, (case, round))? {
+            for (by, mut value) in one_round(session, model, &mut peers, (case, round))? {
+                let command = value["command"].as_str().unwrap_or_default().replace(&text(model), "FILE");
+                value["command"] = command.replace(&format!("{}/", text(&bin)), "").into();
                 add(&mut all, (by, case), &value)?;
             }
         }

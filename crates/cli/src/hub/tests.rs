@@ -1,7 +1,5 @@
 //! Against a server in this process that speaks the hub's endpoints.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests")]
-
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

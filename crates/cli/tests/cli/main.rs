@@ -7,6 +7,7 @@ mod commands;
 mod convert;
 mod dry_run;
 mod errors;
+#[expect(dead_code, reason = "the unit tests of the hub use the rest")]
 mod hub_server;
 mod kills;
 #[cfg(feature = "mpi")]

@@ -32,7 +32,7 @@ fn pages(dtype: DType, options: EngineOptions, pages: u64) -> Engine {
 fn requests() -> Vec<Request> {
     let shared = ids(77, 150);
     let request = |n: usize| {
-        let mut prompt = if n % 3 == 0 { shared[..(n * 7) % 150 + 1].to_vec() } else { Vec::new() };
+        let mut prompt = if n.is_multiple_of(3) { shared[..(n * 7) % 150 + 1].to_vec() } else { Vec::new() };
         prompt.extend(ids((n % 50) as u64, 1 + (n * 37) % 170));
         let max_tokens = 1 + (n * 29) % 90;
         let params = match n % 4 {
@@ -47,9 +47,9 @@ fn requests() -> Vec<Request> {
             2 => SamplingParams { temperature: 0.8, max_tokens, seed: n as u64, ..SamplingParams::default() },
             _ => SamplingParams { repetition_penalty: 1.3, ..SamplingParams::greedy(max_tokens) },
         };
-        let logprobs = if n % 5 == 0 { Logprobs::EachToken } else { Logprobs::AtEnd };
+        let logprobs = if n.is_multiple_of(5) { Logprobs::EachToken } else { Logprobs::AtEnd };
         let task = Task::Generate { params, logprobs, guess: Guess::Off };
-        Request { ids: prompt, task, priority: (n % 7) as i32 / 3, stream: n % 2 == 0 }
+        Request { ids: prompt, task, priority: (n % 7) as i32 / 3, stream: n.is_multiple_of(2) }
     };
     (0..REQUESTS).map(request).collect()
 }

@@ -323,7 +323,7 @@ impl<'a> Reader<'a> {
             kind::BOOL => GgufArray::Bool(self.bools(count)?),
             kind::STRING => {
                 self.room_for(count, 8, "strings")?;
-                GgufArray::String((0..count).map(|_| self.string("a string")).collect::<Result<_, _>>()?)
+                GgufArray::String((0..count).map(|_| self.string("a string")).collect::<Result<_, String>>()?)
             }
             kind::ARRAY if depth > 0 => {
                 self.room_for(count, 12, "arrays")?;

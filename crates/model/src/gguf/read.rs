@@ -6,10 +6,10 @@ use std::path::Path;
 
 use llamero_tensor::{DType, Encoding, StoredRows};
 
-use super::GgufFile;
 use super::names::{EMBEDDING, FACTORS, gguf_name, is_interleaved};
 use super::sizes::config;
 use super::vocabulary::stop_tokens;
+use super::{Contents, GgufFile};
 use crate::rope::interleaved_row;
 use crate::weights::{MappedTensor, StopTokens, TensorInfo, WeightError, Weights};
 use crate::{Config, ParamPart, ParamSpec};
@@ -39,38 +39,8 @@ impl GgufModel {
     /// # Errors
     /// As [`GgufModel::open`].
     pub fn new(file: GgufFile) -> Result<Self, WeightError> {
-        let config = config(&file)?;
-        let stop = stop_tokens(&file)?;
-        // Before a table is made that follows the file's claims and not its size.
-        let most = file.contents.tensors.len();
-        if config.layers > most {
-            let reason = format!("`llama.block_count` is {}, but there are {most} tensors", config.layers);
-            return Err(WeightError::config(file.path(), reason));
-        }
-        let model = Self { file, config, stop };
-        model.check_tensors()?;
-        Ok(model)
-    }
-
-    fn check_tensors(&self) -> Result<(), WeightError> {
-        let path = self.file.path();
-        let mut known = BTreeSet::from([FACTORS.to_owned()]);
-        for spec in self.config.params() {
-            for part in &spec.parts {
-                let name = gguf_name(&part.hf_name);
-                let Some(tensor) = self.file.contents.tensors.get(&name) else {
-                    return Err(WeightError::tensor(path, &name, "is missing"));
-                };
-                tensor.check(path, (part.rows, spec.shape.cols), ASKS)?;
-                known.insert(name);
-            }
-        }
-        match self.file.contents.tensors.keys().find(|name| !known.contains(*name)) {
-            None => Ok(()),
-            Some(other) => {
-                Err(WeightError::tensor(path, other, "is not part of a Llama; this model differs"))
-            }
-        }
+        let (config, stop) = checked(file.path(), &file.contents, file.file.map.bytes())?;
+        Ok(Self { file, config, stop })
     }
 
     /// The file.
@@ -96,6 +66,46 @@ impl GgufModel {
         let heads = tensor.rows(files, cols, first..rows.end.next_multiple_of(head_dim))?;
         let rows = rows.map(|row| heads.rows[interleaved_row(row, head_dim) - first].clone()).collect();
         Ok(StoredRows { encoding: heads.encoding, rows })
+    }
+}
+
+/// Everything that [`GgufModel::open`] checks, of bytes in memory; for fuzzing.
+///
+/// # Errors
+/// As there.
+pub fn parse_model(bytes: &[u8]) -> Result<Config, WeightError> {
+    let path = Path::new("bytes");
+    let contents = Contents::parse(path, bytes)?;
+    Ok(checked(path, &contents, bytes)?.0)
+}
+
+/// Sizes and stop tokens of the model in a file, all of whose tensors are there in their shapes, and no others.
+fn checked(
+    path: &Path,
+    contents: &Contents,
+    bytes: &[u8],
+) -> Result<(Config, Option<StopTokens>), WeightError> {
+    let config = config(path, contents, bytes)?;
+    let stop = stop_tokens(path, contents)?;
+    let tensors = &contents.tensors;
+    // Before a table is made that follows the file's claims and not its size.
+    if config.layers > tensors.len() {
+        let (layers, most) = (config.layers, tensors.len());
+        let reason = format!("`llama.block_count` is {layers}, but there are {most} tensors");
+        return Err(WeightError::config(path, reason));
+    }
+    let mut known = BTreeSet::from([FACTORS.to_owned()]);
+    for spec in config.params() {
+        for part in &spec.parts {
+            let name = gguf_name(&part.hf_name);
+            let tensor = tensors.get(&name).ok_or_else(|| WeightError::tensor(path, &name, "is missing"))?;
+            tensor.check(path, (part.rows, spec.shape.cols), ASKS)?;
+            known.insert(name);
+        }
+    }
+    match tensors.keys().find(|name| !known.contains(*name)) {
+        None => Ok((config, stop)),
+        Some(other) => Err(WeightError::tensor(path, other, "is not part of a Llama; this model differs")),
     }
 }
 

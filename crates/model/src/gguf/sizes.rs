@@ -1,13 +1,14 @@
 //! From metadata to [`Config`].
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use llamero_tensor::Encoding;
 
 use super::factors::scaling_of;
 use super::names::{EMBEDDING, FACTORS, OUTPUT};
 use super::value::short;
-use super::{ARCHITECTURE, ARCHITECTURE_KEY, GgufArray, GgufFile, GgufValue};
+use super::{ARCHITECTURE, ARCHITECTURE_KEY, Contents, GgufArray, GgufValue};
 use crate::Config;
 use crate::weights::WeightError;
 
@@ -31,21 +32,17 @@ const OTHERS: [(&str, f64); 9] = [
 ///
 /// # Errors
 /// No Llama, or one that is computed otherwise, by the key that says so; a key that is missing or absurd.
-pub(super) fn config(file: &GgufFile) -> Result<Config, WeightError> {
-    let bad = |reason: String| WeightError::config(file.path(), reason);
-    let keys = Keys { metadata: file.metadata() };
-    architecture(file)?;
+pub(super) fn config(path: &Path, contents: &Contents, bytes: &[u8]) -> Result<Config, WeightError> {
+    let bad = |reason: String| WeightError::config(path, reason);
+    let keys = Keys { metadata: &contents.metadata };
+    architecture(path, contents)?;
     keys.refuse_others().map_err(bad)?;
     let (dim, heads) = (keys.size("embedding_length"), keys.size("attention.head_count"));
     let (dim, heads) = (dim.map_err(bad)?, heads.map_err(bad)?);
     let head_dim = keys.head_dim(dim / heads.max(1)).map_err(bad)?;
-    let tensors = &file.contents.tensors;
+    let tensors = &contents.tensors;
     let vocab = tensors.get(EMBEDDING).ok_or_else(|| {
-        WeightError::tensor(
-            file.path(),
-            EMBEDDING,
-            "is missing. hint: a file of a vocabulary alone is no model",
-        )
+        WeightError::tensor(path, EMBEDDING, "is missing. hint: a file of a vocabulary alone is no model")
     })?;
     let mut config = Config {
         dim,
@@ -62,34 +59,39 @@ pub(super) fn config(file: &GgufFile) -> Result<Config, WeightError> {
         tied: !tensors.contains_key(OUTPUT),
     };
     keys.check_vocab(config.vocab).map_err(bad)?;
-    config.validate().map_err(|source| WeightError::Sizes { path: file.path().into(), source })?;
-    if let Some(factors) = factors(file, &config)? {
+    config.validate().map_err(|source| WeightError::Sizes { path: path.into(), source })?;
+    if let Some(factors) = factors(path, contents, bytes, &config)? {
         let scaling = scaling_of(&config, &factors);
-        config.rope_scaling = scaling.map_err(|reason| WeightError::tensor(file.path(), FACTORS, reason))?;
-        config.validate().map_err(|source| WeightError::Sizes { path: file.path().into(), source })?;
+        config.rope_scaling = scaling.map_err(|reason| WeightError::tensor(path, FACTORS, reason))?;
+        config.validate().map_err(|source| WeightError::Sizes { path: path.into(), source })?;
     }
     Ok(config)
 }
 
-fn architecture(file: &GgufFile) -> Result<(), WeightError> {
-    let found = match file.metadata().get(ARCHITECTURE_KEY) {
+fn architecture(path: &Path, contents: &Contents) -> Result<(), WeightError> {
+    let found = match contents.metadata.get(ARCHITECTURE_KEY) {
         Some(GgufValue::String(name)) if name == ARCHITECTURE => return Ok(()),
         Some(other) => format!("`{ARCHITECTURE_KEY}` is {}", other.describe()),
         None => format!("`{ARCHITECTURE_KEY}` is missing"),
     };
-    Err(WeightError::Architecture { path: file.path().into(), found })
+    Err(WeightError::Architecture { path: path.into(), found })
 }
 
 /// The divisors of the rotary frequencies, where the file has them.
-fn factors(file: &GgufFile, config: &Config) -> Result<Option<Vec<f32>>, WeightError> {
-    let Some(tensor) = file.contents.tensors.get(FACTORS) else { return Ok(None) };
+fn factors(
+    path: &Path,
+    contents: &Contents,
+    bytes: &[u8],
+    config: &Config,
+) -> Result<Option<Vec<f32>>, WeightError> {
+    let Some(tensor) = contents.tensors.get(FACTORS) else { return Ok(None) };
     let half = config.head_dim / 2;
     if tensor.shape != [half] || tensor.encoding != Some(Encoding::F32) {
         let found = format!("is {} {:?}, but must be F32 [{half}]", tensor.dtype, tensor.shape);
-        return Err(WeightError::tensor(file.path(), FACTORS, found));
+        return Err(WeightError::tensor(path, FACTORS, found));
     }
     let mut factors = vec![0.0; half];
-    Encoding::F32.decode(&file.file.map.bytes()[tensor.bytes.clone()], &mut factors);
+    Encoding::F32.decode(&bytes[tensor.bytes.clone()], &mut factors);
     Ok(Some(factors))
 }
 

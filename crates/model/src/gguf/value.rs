@@ -34,8 +34,48 @@ pub enum GgufArray {
     F32(Vec<f32>),
     F64(Vec<f64>),
     Bool(Vec<bool>),
-    String(Vec<String>),
+    String(GgufStrings),
     Array(Vec<GgufArray>),
+}
+
+/// Strings without a piece of memory for each: a vocabulary has a hundred thousand.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GgufStrings {
+    text: String,
+    /// Where each ends.
+    ends: Vec<usize>,
+}
+
+impl GgufStrings {
+    /// Puts one behind the others.
+    pub fn push(&mut self, string: &str) {
+        self.text.push_str(string);
+        self.ends.push(self.text.len());
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        starts.zip(&self.ends).map(|(start, end)| &self.text[*start..*end])
+    }
+}
+
+impl<S: AsRef<str>> FromIterator<S> for GgufStrings {
+    fn from_iter<I: IntoIterator<Item = S>>(strings: I) -> Self {
+        let mut all = Self::default();
+        strings.into_iter().for_each(|string| all.push(string.as_ref()));
+        all
+    }
 }
 
 /// Type numbers of the format.

@@ -1,6 +1,9 @@
 //! The vocabulary that a GGUF file brings along.
 
-use super::{GgufArray, GgufFile, GgufValue};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use super::{Contents, GgufArray, GgufFile, GgufValue};
 use crate::weights::{StopTokens, WeightError};
 
 /// A vocabulary as GGUF files hold it.
@@ -38,10 +41,13 @@ const ENDINGS: [&str; 5] = ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im
 /// # Errors
 /// No vocabulary; a key of another type; an id that is none of its tokens.
 pub fn vocabulary(file: &GgufFile) -> Result<GgufVocabulary, WeightError> {
-    let keys = Tokenizer { file };
+    of_metadata(&Tokenizer { path: file.path(), metadata: file.metadata() })
+}
+
+fn of_metadata(keys: &Tokenizer<'_>) -> Result<GgufVocabulary, WeightError> {
     let tokens = keys.strings("tokens")?.unwrap_or_default();
     if tokens.is_empty() {
-        return Err(WeightError::config(file.path(), "`tokenizer.ggml.tokens` is missing: no vocabulary"));
+        return Err(WeightError::config(keys.path, "`tokenizer.ggml.tokens` is missing: no vocabulary"));
     }
     let token_types = keys.token_types(tokens.len())?;
     let vocabulary = GgufVocabulary {
@@ -60,12 +66,12 @@ pub fn vocabulary(file: &GgufFile) -> Result<GgufVocabulary, WeightError> {
 }
 
 /// Tokens that begin a text and that end a generation; `None` where the file has no vocabulary or no first token.
-pub(super) fn stop_tokens(file: &GgufFile) -> Result<Option<StopTokens>, WeightError> {
-    let keys = Tokenizer { file };
+pub(super) fn stop_tokens(path: &Path, contents: &Contents) -> Result<Option<StopTokens>, WeightError> {
+    let keys = Tokenizer { path, metadata: &contents.metadata };
     if keys.strings("tokens")?.is_none() {
         return Ok(None);
     }
-    let vocabulary = vocabulary(file)?;
+    let vocabulary = of_metadata(&keys)?;
     let eom = keys.id("eom", vocabulary.tokens.len())?;
     let mut stop: Vec<u32> = [vocabulary.eos, vocabulary.eot, eom].into_iter().flatten().collect();
     for (id, (token, kind)) in vocabulary.tokens.iter().zip(&vocabulary.token_types).enumerate() {
@@ -80,7 +86,8 @@ pub(super) fn stop_tokens(file: &GgufFile) -> Result<Option<StopTokens>, WeightE
 
 /// The metadata about the vocabulary.
 struct Tokenizer<'a> {
-    file: &'a GgufFile,
+    path: &'a Path,
+    metadata: &'a BTreeMap<String, GgufValue>,
 }
 
 impl Tokenizer<'_> {
@@ -90,12 +97,12 @@ impl Tokenizer<'_> {
         what: &str,
         of: impl Fn(&'a GgufValue) -> Option<T>,
     ) -> Result<Option<T>, WeightError> {
-        let Some(value) = self.file.metadata().get(key) else { return Ok(None) };
+        let Some(value) = self.metadata.get(key) else { return Ok(None) };
         match of(value) {
             Some(value) => Ok(Some(value)),
             None => {
                 let reason = format!("`{key}` is {}; it must be {what}", value.describe());
-                Err(WeightError::config(self.file.path(), reason))
+                Err(WeightError::config(self.path, reason))
             }
         }
     }
@@ -110,7 +117,7 @@ impl Tokenizer<'_> {
 
     fn strings(&self, name: &str) -> Result<Option<Vec<String>>, WeightError> {
         self.get(&format!("tokenizer.ggml.{name}"), "an array of strings", |value| match value {
-            GgufValue::Array(GgufArray::String(strings)) => Some(strings.clone()),
+            GgufValue::Array(GgufArray::String(strings)) => Some(strings.iter().map(String::from).collect()),
             _ => None,
         })
     }

@@ -208,9 +208,9 @@ fn tokenizer(v: &GgufVocabulary) -> impl Iterator<Item = (String, GgufValue)> {
     let entries = [
         text("model", &v.model),
         text("pre", &v.pre).filter(|_| !v.pre.is_empty()),
-        array("tokens", GgufArray::String(v.tokens.clone())),
+        array("tokens", GgufArray::String(v.tokens.iter().collect())),
         array("token_type", GgufArray::I32(v.token_types.clone())).filter(|_| !v.token_types.is_empty()),
-        array("merges", GgufArray::String(v.merges.clone())),
+        array("merges", GgufArray::String(v.merges.iter().collect())),
         id("bos", v.bos),
         id("eos", v.eos),
         id("eot", v.eot),

@@ -117,7 +117,7 @@ fn read_beside(path: &Path) -> Result<Option<Vec<u8>>> {
 fn parts(read: Read) -> Result<Parts, Refusal> {
     let Read { normalizer, pre_tokenizer, post_processor, decoder, added_tokens, model } = read;
     check_model(&model)?;
-    if !normalizer.is_null() {
+    if !steps(&normalizer, "normalizers").iter().all(Value::is_null) {
         return refuse("normalizer", format!("found `{}`, only `null` is supported", kind(&normalizer)));
     }
     if kind(&decoder) != "ByteLevel" {
