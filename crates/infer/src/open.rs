@@ -150,8 +150,11 @@ pub fn gguf_vocabulary(tokenizer: &Tokenizer) -> Result<GgufVocabulary> {
 /// memory twice.
 pub(crate) fn load(weights: &dyn Weights, backend: &dyn Backend, dtype: DType) -> Result<Llama> {
     let config = weights.config();
-    let mut params = Vec::new();
-    for spec in config.params() {
+    let mut table = config.params();
+    // The largest first: while one is arranged its pages are there too, beside what is arranged already.
+    table.sort_by_key(|spec| spec.group() != Group::Vocabulary);
+    let mut params = Vec::with_capacity(table.len());
+    for spec in table {
         let value = match spec.group() {
             Group::Norm => plain(weights, &spec, backend, dtype)?,
             Group::Vocabulary | Group::Matrix => packed(weights, &spec, backend, dtype)?,
@@ -159,6 +162,7 @@ pub(crate) fn load(weights: &dyn Weights, backend: &dyn Backend, dtype: DType) -
         weights.release(&spec);
         params.push(Param::new(spec.id, spec.name, value));
     }
+    params.sort_by_key(|param| param.id);
     Ok(Llama::from_params(config, params))
 }
 
