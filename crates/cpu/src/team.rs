@@ -9,7 +9,7 @@ use std::any::Any;
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle, Thread};
 
 use crate::ahead::{Ahead, Progress};
@@ -105,8 +105,15 @@ impl Team {
 
     /// Runs tasks `0 .. tasks` on this thread and on members that are free, and returns when all are done.
     pub(crate) fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        let Ok(_busy) = self.busy.try_lock() else { return (0..tasks).for_each(task) };
+        let _busy = match self.busy.try_lock() {
+            Ok(busy) => busy,
+            // A task panicked; the job was over before the lock was given back.
+            Err(TryLockError::Poisoned(busy)) => busy.into_inner(),
+            Err(TryLockError::WouldBlock) => return (0..tasks).for_each(task),
+        };
         let shared = &*self.shared;
+        // What a member said while the caller itself panicked belongs to that job.
+        shared.panic().take();
         // SAFETY: the lifetime is cut off, but `Closing` below keeps this function from being left, even by a panic, before
         // every member that joined has left the job. The gate is closed and all have left, so nobody reads `job` now.
         unsafe {
@@ -126,7 +133,7 @@ impl Team {
         let closing = Closing(shared);
         shared.take_tasks(tasks, task, BACK);
         drop(closing);
-        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let panic = shared.panic().take();
         if let Some(panic) = panic {
             resume_unwind(panic);
         }
@@ -165,6 +172,10 @@ impl Drop for Team {
 }
 
 impl Shared {
+    fn panic(&self) -> MutexGuard<'_, Option<Box<dyn Any + Send>>> {
+        self.panic.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes tasks from one end until all are taken.
     fn take_tasks(&self, tasks: usize, task: &(dyn Fn(usize) + Sync), end: u64) {
         loop {
@@ -201,7 +212,7 @@ impl Shared {
             };
             if let Err(panic) = done {
                 self.taken.store(ALL, Ordering::Relaxed);
-                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic);
+                *self.panic() = Some(panic);
             }
             self.left.fetch_add(1, Ordering::Release);
         }
@@ -256,10 +267,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn members_wake_after_they_slept_and_help() {
-        let team = Team::new(1).unwrap();
-        let helped = (0..50).any(|_| {
+    /// Whether a member takes a task, in one of many jobs.
+    fn helps(team: &Team) -> bool {
+        (0..50).any(|_| {
             thread::sleep(Duration::from_millis(2));
             let own = thread::current().id();
             let others = AtomicU32::new(0);
@@ -270,8 +280,12 @@ mod tests {
                 }
             });
             others.load(Ordering::Relaxed) > 0
-        });
-        assert!(helped);
+        })
+    }
+
+    #[test]
+    fn members_wake_after_they_slept_and_help() {
+        assert!(helps(&Team::new(1).unwrap()));
     }
 
     #[test]
@@ -306,5 +320,15 @@ mod tests {
             });
             assert_eq!(sum.load(Ordering::Relaxed), 10);
         }
+        assert!(helps(&team), "members are there after a panic");
+        // The caller and a member panic in one job: the next knows nothing of it.
+        let run = || {
+            team.run(64, &|_| {
+                thread::sleep(Duration::from_millis(1));
+                panic!("all of them");
+            });
+        };
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        team.run(5, &|_| ());
     }
 }

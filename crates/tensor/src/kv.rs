@@ -38,10 +38,12 @@ pub struct PagedSegment<'a> {
     pub pages: Vec<&'a Tensor>,
 }
 
-/// `x` as [`KvFormat::Int8`] keeps it: the integers and the scale of one head at one position.
+/// `x` as [`KvFormat::Int8`] keeps it: the integers and the scale of one head at one position. The scale is NaN where an
+/// element is no finite number, so that this shows in the result.
 pub fn kv_int8(head: &[f32], out: &mut [i8]) -> f32 {
     let most = head.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-    let scale = most / 127.0;
+    let fault: f32 = head.iter().map(|x| x * 0.0).sum();
+    let scale = most / 127.0 + fault;
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     for (q, x) in out.iter_mut().zip(head) {
         *q = (x * inverse).round_ties_even().clamp(-127.0, 127.0) as i8;

@@ -70,6 +70,7 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("attention::cached", attention::cached),
     ("paged::attention", paged::attention),
     ("paged::leftovers", paged::leftovers),
+    ("paged::non_finite", paged::non_finite),
     ("gathered::attention_of_parts", gathered::attention_of_parts),
     ("gathered::concat_columns", gathered::concat_columns),
     ("head::forward", head::forward),

@@ -157,3 +157,25 @@ pub fn leftovers(backend: &dyn Backend) {
         same_bits(&format!("attention_paged {dtype} {format:?}, a used page"), &run(true), &run(false));
     }
 }
+
+/// A number that is none in a key or a value reaches the rows that see it, however pages keep it.
+pub fn non_finite(backend: &dyn Backend) {
+    let (heads, n) = (Heads { query: 2, kv: 1, dim: 8 }, 5);
+    for (format, dtype) in [KvFormat::Same, KvFormat::Int8].iter().flat_map(|f| DTYPES.map(|d| (*f, d))) {
+        let layout = KvLayout { layers: 1, heads, format };
+        for (bad, column) in [(f32::NAN, 16), (f32::NAN, 31), (f32::INFINITY, 27)] {
+            let mut rows = random(3, n * heads.width(), 1.0);
+            rows[2 * heads.width() + column] = bad;
+            let qkv = backend.upload(&rows, Shape::new(n, heads.width()), dtype);
+            let mut page = backend.kv_page(layout, dtype);
+            backend.kv_append(&mut page, (layout, 0), 0, &qkv, 0..n);
+            let segments = [PagedSegment { segment: Segment { rows: 0..n, past: 0 }, pages: vec![&page] }];
+            let got = backend.download(&backend.attention_paged(&qkv, (layout, 0), &segments));
+            let finite: Vec<bool> =
+                got.chunks(heads.query_width()).map(|row| row.iter().all(|x| x.is_finite())).collect();
+            let label = format!("attention_paged {dtype} {format:?}, {bad} in column {column}");
+            // Rows before it have no use for it, but a block of values may be multiplied as a whole.
+            assert_eq!(finite[2..], [false; 3], "{label}");
+        }
+    }
+}
