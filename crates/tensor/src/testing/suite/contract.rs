@@ -4,10 +4,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::check::{Bench, DTYPES};
 use super::rope::table as rope_table;
+use super::stored::encoded;
 use crate::testing::{random, random_ids};
 use crate::{
-    AdamW, AdamWState, Attention, Backend, DType, GatheredSegment, Heads, Master, NO_TARGET, RopeDirection,
-    RowLoss, Segment, Segments, Shape, Tensor,
+    AdamW, AdamWState, Attention, Backend, DType, Encoding, GatheredSegment, Heads, Master, NO_TARGET,
+    RopeDirection, RowLoss, Segment, Segments, Shape, Tensor,
 };
 
 const STEP: AdamW = AdamW {
@@ -176,6 +177,12 @@ pub fn fingerprint(backend: &dyn Backend) -> Vec<(String, u64)> {
         note("concat_columns", &backend.concat_columns(&dq, &d_normed));
         note("swiglu", &backend.swiglu(&x));
         note("swiglu_backward", &backend.swiglu_backward(&input(6, t, c / 2), x.clone()));
+
+        for encoding in Encoding::ALL.into_iter().filter(|e| e.is_quantized()) {
+            let (stored, _) = encoded(10, &vec![(encoding, 70)], 256);
+            let w = backend.pack_stored(&stored, Shape::new(70, 256), dtype);
+            note(&format!("blocks of {encoding}"), &backend.linear_f32(&input(11, t, 256), &w));
+        }
 
         let (table, mut ids) = (input(7, v, c), random_ids(8, t, v as u32));
         let mut dtable = gradient(v, c);

@@ -10,10 +10,10 @@ use crate::{Backend, DType, Encoding, Shape, StoredRows};
 const RUN: usize = 32;
 
 /// Parts of a weight `[N, K]`: encodings and numbers of rows.
-type Parts = Vec<(Encoding, usize)>;
+pub(super) type Parts = Vec<(Encoding, usize)>;
 
 /// Encoded parts of random rows, and their values.
-fn encoded(seed: u64, parts: &Parts, cols: usize) -> (Vec<StoredRows<'static>>, Vec<f32>) {
+pub(super) fn encoded(seed: u64, parts: &Parts, cols: usize) -> (Vec<StoredRows<'static>>, Vec<f32>) {
     let mut values = Vec::new();
     let parts = parts.iter().enumerate().map(|(i, &(encoding, rows))| {
         let rows = (0..rows).map(|row| {
