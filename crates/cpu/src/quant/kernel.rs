@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::code::Code;
-use super::rows::{GROUP, RUN, Rows};
+use super::rows::{GROUP, Parts, RUN, Rows};
 use crate::exec::Tile;
 use crate::math::Element;
 use crate::path::{Kernel, Path};
@@ -46,21 +46,21 @@ impl<C: Code, E: Element> Kernel for Product<'_, C, E> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let Rows { depth, bytes, scales, scaled_sums, sums, half_sums, .. } = self.rows;
+        let (depth, parts) = (self.rows.depth, Parts::new(self.rows.depth));
         let strip = depth / C::STEP * C::BYTES;
-        let (rows, runs) = (self.out.rows, depth / RUN);
+        let rows = self.out.rows;
         let groups = self.first_row / GROUP..(self.first_row + rows).div_ceil(GROUP);
+        let data = self.rows.groups();
         assert!(
             depth.is_multiple_of(C::STEP) && self.first_row.is_multiple_of(GROUP),
             "product: depth {depth}"
         );
-        assert!(groups.end * GROUP * depth / 4 <= bytes.len() && groups.end * GROUP * runs <= scales.len());
-        assert!(groups.end * GROUP * runs <= sums.len() && groups.end * GROUP * runs <= scaled_sums.len());
-        assert!(2 * groups.end * GROUP * runs <= half_sums.len());
+        assert!(groups.end * parts.end <= data.len(), "product: the rows are too few");
         assert!(
             self.wanted.end.div_ceil(LANES) * strip <= self.strips.len()
                 && self.wanted.len() <= self.out.cols
         );
+        let sums = if C::RUN == RUN { parts.sums } else { parts.half_sums };
         for (index, chunks) in self.strips.chunks_exact(strip).enumerate() {
             let first = (index * LANES).max(self.wanted.start);
             let last = ((index + 1) * LANES).min(self.wanted.end);
@@ -68,18 +68,18 @@ impl<C: Code, E: Element> Kernel for Product<'_, C, E> {
                 continue;
             }
             for group in groups.clone() {
-                let (sums, per) = if C::RUN == RUN { (sums, runs) } else { (half_sums, 2 * runs) };
                 let done = group * GROUP - self.first_row;
                 let mut left = GROUP.min(rows - done);
                 let mut row = 0;
                 while left > 0 {
                     // SAFETY: the group is inside, by the assertions.
                     let at = unsafe {
+                        let group = data.as_ptr().add(group * parts.end + row);
                         Group {
-                            bytes: bytes.as_ptr().add(group * GROUP * depth / 4 + row),
-                            scales: scales.as_ptr().add(group * GROUP * runs + row),
-                            scaled_sums: scaled_sums.as_ptr().add(group * GROUP * runs + row),
-                            sums: sums.as_ptr().add(group * GROUP * per + row),
+                            bytes: group,
+                            scales: group.add(parts.scales).cast(),
+                            scaled_sums: group.add(parts.scaled_sums).cast(),
+                            sums: group.add(sums).cast(),
                         }
                     };
                     let place = (done + row, first - index * LANES, first - self.wanted.start, last - first);

@@ -19,16 +19,32 @@ const TINY: f32 = 1e-30;
 pub(crate) struct Rows {
     pub(crate) rows: usize,
     pub(crate) depth: usize,
-    /// `q`: four elements that follow each other in depth of each row of the group, then the next four.
-    pub(crate) bytes: Buffer<u32>,
-    /// For each run of 32 elements, each row of the group.
-    pub(crate) scales: Buffer<f32>,
-    /// Likewise `scale · Σ q`.
-    pub(crate) scaled_sums: Buffer<f32>,
-    /// Likewise `Σ q`.
-    pub(crate) sums: Buffer<f32>,
-    /// Likewise for each run of 16 elements.
-    pub(crate) half_sums: Buffer<f32>,
+    /// One group after another, each as [`Parts`] says.
+    data: Buffer<u32>,
+}
+
+/// Where the parts of a group begin, in values of four bytes; in each, what belongs to a row of the group stands beside what
+/// belongs to the next row.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts {
+    /// Of each run the scale, f32. The bytes `q` come before it: four that follow each other in depth, then the next four.
+    pub(crate) scales: usize,
+    /// Of each run `scale · Σ q`, f32.
+    pub(crate) scaled_sums: usize,
+    /// Of each run `Σ q`, f32.
+    pub(crate) sums: usize,
+    /// Of each half of a run `Σ q`, f32.
+    pub(crate) half_sums: usize,
+    /// The size of a group.
+    pub(crate) end: usize,
+}
+
+impl Parts {
+    pub(crate) fn new(depth: usize) -> Self {
+        let (bytes, of_runs) = (depth / 4 * GROUP, depth / RUN * GROUP);
+        let at = |n: usize| bytes + n * of_runs;
+        Self { scales: at(0), scaled_sums: at(1), sums: at(2), half_sums: at(3), end: at(5) }
+    }
 }
 
 impl Rows {
@@ -38,76 +54,38 @@ impl Rows {
             depth > 0 && depth.is_multiple_of(RUN),
             "rows of 8 bits: depth {depth} is no multiple of {RUN}"
         );
-        let rows = x.len() / depth;
-        let (groups, runs) = (rows.div_ceil(GROUP), depth / RUN);
-        let per_run = || exec.memory.stale::<f32>(groups * runs * GROUP);
-        let mut out = Self {
-            rows,
-            depth,
-            bytes: exec.memory.stale(groups * depth / 4 * GROUP),
-            scales: per_run(),
-            scaled_sums: per_run(),
-            sums: per_run(),
-            half_sums: exec.memory.stale(groups * runs * 2 * GROUP),
-        };
-        let places = Places {
-            bytes: &mut out.bytes,
-            scales: &mut out.scales,
-            scaled_sums: &mut out.scaled_sums,
-            sums: &mut out.sums,
-            half_sums: &mut out.half_sums,
-        };
-        let mut groups: Vec<(&[E], Places<'_>)> = x.chunks(depth * GROUP).zip(places.groups(runs)).collect();
-        exec.chunks(&mut groups, 1, x.len() as f64 * 0.3, |_, group| {
-            for (x, places) in group {
-                exec.run(Round { x, depth, places });
-            }
+        let (rows, parts) = (x.len() / depth, Parts::new(depth));
+        let mut data = exec.memory.stale(rows.div_ceil(GROUP) * parts.end);
+        exec.chunks(&mut data, parts.end, x.len() as f64 * 0.3, |group, out| {
+            let first = group * GROUP * depth;
+            exec.run(Round { x: &x[first..x.len().min(first + GROUP * depth)], depth, parts, out });
         });
-        out
+        Self { rows, depth, data }
     }
-}
 
-/// Where the results of some groups go.
-struct Places<'a> {
-    bytes: &'a mut [u32],
-    scales: &'a mut [f32],
-    scaled_sums: &'a mut [f32],
-    sums: &'a mut [f32],
-    half_sums: &'a mut [f32],
-}
-
-impl<'a> Places<'a> {
-    /// Those of each group.
-    fn groups(self, runs: usize) -> impl Iterator<Item = Places<'a>> {
-        let bytes = self.bytes.chunks_exact_mut(runs * RUN / 4 * GROUP);
-        let [scales, scaled_sums, sums] =
-            [self.scales, self.scaled_sums, self.sums].map(|x| x.chunks_exact_mut(runs * GROUP));
-        let half_sums = self.half_sums.chunks_exact_mut(2 * runs * GROUP);
-        bytes.zip(scales).zip(scaled_sums).zip(sums).zip(half_sums).map(
-            |((((bytes, scales), scaled_sums), sums), half_sums)| Places {
-                bytes,
-                scales,
-                scaled_sums,
-                sums,
-                half_sums,
-            },
-        )
+    /// All groups.
+    pub(crate) fn groups(&self) -> &[u32] {
+        &self.data
     }
 }
 
 /// Rounds the rows of a group.
-struct Round<'a, 'b, E> {
+struct Round<'a, E> {
     x: &'a [E],
     depth: usize,
-    places: &'a mut Places<'b>,
+    parts: Parts,
+    out: &'a mut [u32],
 }
 
-impl<E: Element> Kernel for Round<'_, '_, E> {
+impl<E: Element> Kernel for Round<'_, E> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (zero, round) = (s.splat(0.0), s.splat(ROUND));
+        let Parts { scales, scaled_sums, sums, half_sums, .. } = self.parts;
+        let (bytes, numbers) = self.out.split_at_mut(scales);
+        let numbers: &mut [f32] = bytemuck::cast_slice_mut(numbers);
         for (row, x) in self.x.chunks_exact(self.depth).enumerate() {
             let mut faults = zero;
             for (run, x) in x.chunks_exact(RUN).enumerate() {
@@ -122,17 +100,17 @@ impl<E: Element> Kernel for Round<'_, '_, E> {
                 let (a, b) = (s.fma(a, inverse, round), s.fma(b, inverse, round));
                 let (left, right) = (s.sum(s.sub(a, round)), s.sum(s.sub(b, round)));
                 let at = run * GROUP + row;
-                self.places.scales[at] = scale;
-                self.places.sums[at] = left + right;
-                self.places.scaled_sums[at] = scale * (left + right);
-                self.places.half_sums[2 * run * GROUP + row] = left;
-                self.places.half_sums[(2 * run + 1) * GROUP + row] = right;
-                let bytes = &mut self.places.bytes[run * RUN / 4 * GROUP + row..];
+                numbers[at] = scale;
+                numbers[scaled_sums - scales + at] = scale * (left + right);
+                numbers[sums - scales + at] = left + right;
+                numbers[half_sums - scales + 2 * run * GROUP + row] = left;
+                numbers[half_sums - scales + (2 * run + 1) * GROUP + row] = right;
+                let bytes = &mut bytes[run * RUN / 4 * GROUP + row..];
                 put_bytes(&s.array(a), bytes);
                 put_bytes(&s.array(b), &mut bytes[LANES / 4 * GROUP..]);
             }
             // Zero, or NaN where an element is no number: that must show in the result.
-            self.places.scales[row] += s.sum(faults);
+            numbers[row] += s.sum(faults);
         }
     }
 }
