@@ -25,6 +25,9 @@ pub(crate) const NARROW: usize = 64 + 16;
 /// loads A in vectors and takes it apart again, which costs a third of the speed.)
 const AHEAD: usize = NR / 8;
 
+/// Values of B that a tile of fewer than [`MR`] rows fetches ahead of their use: it waits for B more than for its products.
+const FEW_ROWS_AHEAD: usize = 1024;
+
 /// How a block of A lies in memory; `k` counts steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
@@ -372,10 +375,16 @@ unsafe fn tile<
         }
         let mut a = t.a;
         let mut b = t.b;
-        let mut ahead = t.ahead;
+        let mut ahead = if R < MR { t.b.wrapping_add(FEW_ROWS_AHEAD) } else { t.ahead };
         for _ in 0..t.k {
-            s.prefetch_later(ahead);
-            ahead = ahead.wrapping_add(AHEAD);
+            if R < MR {
+                s.prefetch(ahead);
+                s.prefetch(ahead.wrapping_add(LANES));
+                ahead = ahead.wrapping_add(NR);
+            } else {
+                s.prefetch_later(ahead);
+                ahead = ahead.wrapping_add(AHEAD);
+            }
             let mut row = [s.splat(0.0); W];
             for w in 0..W {
                 row[w] = s.load(&*b.add(w * LANES).cast());
