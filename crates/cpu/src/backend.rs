@@ -300,10 +300,10 @@ impl Backend for Cpu {
         check_heads("rope", &qkv, heads, segments.total_rows());
         let last = segments.iter().map(|s| s.past + s.rows.len()).max().unwrap_or(0);
         assert!(
-            2 * table.half == heads.dim && last <= table.positions(),
+            2 * table.half() == heads.dim && last <= table.positions(),
             "rope: {last} positions of {heads:?} do not fit a table of {} positions of {}",
             table.positions(),
-            2 * table.half
+            2 * table.half()
         );
         with_type!(qkv.dtype(), E => {
             own::<E>(&self.exec, "rope", &mut qkv);

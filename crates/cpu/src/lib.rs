@@ -66,6 +66,9 @@ use std::ffi::OsString;
 
 use exec::Exec;
 
+/// Threads that may be asked for.
+const MOST_THREADS: usize = 4096;
+
 /// Why a backend could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -84,6 +87,11 @@ pub enum CpuError {
     /// No threads were asked for.
     #[error("the number of threads is `0`; hint: use at least 1")]
     NoThreads,
+    /// More threads than any machine has.
+    #[error(
+        "the number of threads is `{0}`; hint: use at most {MOST_THREADS}, best as many as there are cores"
+    )]
+    TooManyThreads(usize),
     /// The threads could not be started.
     #[error("cannot start `{0}` threads: {1}")]
     Threads(usize, std::io::Error),
@@ -123,6 +131,9 @@ impl Cpu {
     pub fn with_path(threads: usize, path: Path) -> Result<Self, CpuError> {
         if threads == 0 {
             return Err(CpuError::NoThreads);
+        }
+        if threads > MOST_THREADS {
+            return Err(CpuError::TooManyThreads(threads));
         }
         let checked = path::Checked::new(path).ok_or(CpuError::Unsupported(path))?;
         Ok(Self { exec: Exec::new(checked, threads).map_err(|e| CpuError::Threads(threads, e))? })

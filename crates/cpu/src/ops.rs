@@ -132,8 +132,7 @@ pub(crate) fn rope<E: Element>(
         let mut before = exec.memory.stale::<E>(turned);
         for (row, out) in rows.chunks_exact_mut(width).enumerate() {
             before.copy_from_slice(&out[..turned]);
-            let at = positions[i * step + row] * table.half;
-            let (cos, sin) = (&table.cos[at..][..table.half], &table.sin[at..][..table.half]);
+            let (cos, sin) = table.row(positions[i * step + row]);
             exec.run(Rope { heads: &before, cos, sin, sign, out: &mut out[..turned] });
         }
     });

@@ -41,4 +41,6 @@ fn no_threads_is_an_error() {
     let error = Cpu::new(0).err().unwrap();
     assert!(matches!(error, CpuError::NoThreads));
     assert_eq!(error.to_string(), "the number of threads is `0`; hint: use at least 1");
+    let error = Cpu::new(100_000).err().unwrap().to_string();
+    assert!(error.starts_with("the number of threads is `100000`; hint: use at most 4096"), "{error}");
 }

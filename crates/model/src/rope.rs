@@ -4,13 +4,9 @@ use llamero_tensor::RopeTable;
 
 use crate::Config;
 
-/// Cosines and sines for positions `0..positions`. Angles are computed in f64.
+/// The table for positions `0..positions`.
 pub fn rope_table(config: &Config, positions: usize) -> RopeTable {
-    let half = config.head_dim / 2;
-    let frequencies: Vec<f64> = (0..half).map(|i| frequency(config, i)).collect();
-    let angles = (0..positions).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
-    let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (libm::cos(a) as f32, libm::sin(a) as f32)).unzip();
-    RopeTable { cos: cos.into(), sin: sin.into(), half }
+    RopeTable::new((0..config.head_dim / 2).map(|i| frequency(config, i)).collect(), positions)
 }
 
 /// `theta^(-2i/D)`, stretched as Llama 3.1 does when the configuration says so.

@@ -1,7 +1,7 @@
 //! What the packed rows of a batch are: heads, documents, positions.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::Tensor;
 
@@ -166,23 +166,55 @@ pub enum RopeDirection {
     Backward,
 }
 
-/// Cosines and sines of the rotary embedding for positions `0..positions`, `D/2` each per position.
+/// Positions whose angles are computed together, when the first of them is asked for.
+const ROPE_RUN: usize = 512;
+
+/// Cosines and sines of the rotary embedding, `D/2` each per position. A model may allow a million positions and see a hundred,
+/// so they are computed as they are asked for. Angles are computed in f64.
 ///
 /// Layout is half-split, as in Hugging Face's files: element `i` of a head is paired with element `i + D/2`.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
-    /// Cosines, `[positions, D/2]`.
-    pub cos: Arc<[f32]>,
-    /// Sines, `[positions, D/2]`.
-    pub sin: Arc<[f32]>,
-    /// `D/2`.
-    pub half: usize,
+    positions: usize,
+    frequencies: Arc<[f64]>,
+    /// Of each run of positions the cosines, then the sines of every position.
+    runs: Arc<[OnceLock<Box<[f32]>>]>,
 }
 
 impl RopeTable {
+    /// Angles `position · frequency` for positions below `positions`.
+    pub fn new(frequencies: Vec<f64>, positions: usize) -> Self {
+        let runs = std::iter::repeat_with(OnceLock::new).take(positions.div_ceil(ROPE_RUN));
+        Self { positions, frequencies: frequencies.into(), runs: runs.collect() }
+    }
+
+    /// `D/2`.
+    pub fn half(&self) -> usize {
+        self.frequencies.len()
+    }
+
     /// Number of positions that the table covers.
     pub fn positions(&self) -> usize {
-        self.cos.len() / self.half.max(1)
+        self.positions
+    }
+
+    /// Cosines and sines of a position.
+    pub fn row(&self, position: usize) -> (&[f32], &[f32]) {
+        assert!(
+            position < self.positions,
+            "rope: position {position} is outside a table of {}",
+            self.positions
+        );
+        let (run, at) = (position / ROPE_RUN, position % ROPE_RUN);
+        let values = self.runs[run].get_or_init(|| {
+            let angles = |p: usize| self.frequencies.iter().map(move |f| p as f64 * f);
+            let row = |p: usize| {
+                let cos = angles(p).map(|a| libm::cos(a) as f32);
+                cos.chain(angles(p).map(|a| libm::sin(a) as f32)).collect::<Vec<f32>>()
+            };
+            (run * ROPE_RUN..self.positions.min((run + 1) * ROPE_RUN)).flat_map(row).collect()
+        });
+        values[at * 2 * self.half()..][..2 * self.half()].split_at(self.half())
     }
 }
 

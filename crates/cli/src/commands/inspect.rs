@@ -17,7 +17,7 @@ use crate::report::format::{bytes, count};
 
 #[derive(Args)]
 #[command(
-    after_help = "Examples:\n  llamero inspect 8b --context 131072\n  llamero inspect runs/quickstart --json\n  \
+    after_help = "Examples:\n  llamero inspect 8b --context 8192\n  llamero inspect runs/quickstart --json\n  \
     llamero inspect model.gguf --tensors"
 )]
 pub(crate) struct InspectArgs {

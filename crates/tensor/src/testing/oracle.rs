@@ -304,17 +304,17 @@ impl Backend for Oracle {
         direction: RopeDirection,
     ) -> Tensor {
         attention::require_packed("rope", &qkv, heads, segments);
-        assert!(table.half * 2 == heads.dim, "rope: table of {} pairs for {heads:?}", table.half);
+        assert!(table.half() * 2 == heads.dim, "rope: table of {} pairs for {heads:?}", table.half());
         let positions: Vec<usize> = segments.positions().collect();
         let past_end = positions.iter().find(|&&p| p >= table.positions());
         assert!(past_end.is_none(), "rope: position {past_end:?} outside a table of {}", table.positions());
-        let half = table.half;
+        let half = table.half();
         let turned = |t: usize, c: usize| {
             if c >= heads.query_width() + heads.kv_width() {
                 return row(&qkv, t)[c];
             }
-            let angle = positions[t] * half + c % heads.dim % half;
-            let (cos, sin) = (f64::from(table.cos[angle]), f64::from(table.sin[angle]));
+            let ((cos, sin), i) = (table.row(positions[t]), c % heads.dim % half);
+            let (cos, sin) = (f64::from(cos[i]), f64::from(sin[i]));
             let sin = if direction == RopeDirection::Forward { sin } else { -sin };
             if c % heads.dim < half {
                 row(&qkv, t)[c] * cos - row(&qkv, t)[c + half] * sin

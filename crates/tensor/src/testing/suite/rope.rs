@@ -5,13 +5,7 @@ use crate::{Backend, DType, Heads, RopeDirection, RopeTable, Segment, Segments, 
 
 /// A table for tests in Llama's proportions: angle `position · 10000^(−2i/D)`.
 pub fn table(positions: usize, dim: usize) -> RopeTable {
-    let half = dim / 2;
-    let angles = (0..positions * half).map(|n| {
-        let (position, i) = (n / half, n % half);
-        position as f64 * 10_000f64.powf(-2.0 * i as f64 / dim as f64)
-    });
-    let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
-    RopeTable { cos: cos.into(), sin: sin.into(), half }
+    RopeTable::new((0..dim / 2).map(|i| 10_000f64.powf(-2.0 * i as f64 / dim as f64)).collect(), positions)
 }
 
 fn cases() -> Vec<(Heads, Segments)> {
