@@ -23,7 +23,7 @@ fn save_model_as(dir: &Path, config: &Config, seed: u64, dtype: DType) {
     let tokenizer = byte_tokenizer();
     let special = tokenizer.special();
     let tokens = StopTokens {
-        begin_of_text: special.begin_of_text.unwrap(),
+        begin_of_text: special.begin_of_text,
         stop: vec![special.end_of_text, special.eot],
     };
     hf::save(dir, &model(config, &*backend, dtype, seed), &*backend, &tokens).unwrap();

@@ -45,8 +45,9 @@ pub(super) fn read_params(path: &Path, table: usize, tied: bool) -> Result<Confi
     if let Some(inner) = value.get_mut("model").filter(|inner| inner.is_object()) {
         value = inner.take();
     }
-    let says = |key: &&&str| !matches!(value.get(**key), None | Some(Value::Null | Value::Bool(false)));
-    if let Some(key) = FOREIGN.iter().find(says).filter(|key| value[**key] != -1) {
+    // -1 says that there is none.
+    let says = |found: &Value| !matches!(found, Value::Null | Value::Bool(false)) && *found != -1;
+    if let Some(key) = FOREIGN.iter().find(|key| value.get(**key).is_some_and(says)) {
         return Err(WeightError::Architecture { path: path.into(), found: format!("it has `{key}`") });
     }
     let json: ParamsJson = serde_json::from_value(value).map_err(|e| bad(e.to_string()))?;
@@ -103,6 +104,30 @@ fn scaling(json: &ParamsJson) -> RopeScaling {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_models_are_refused_by_each_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("params.json");
+        let read = |more: &[(&str, Value)]| {
+            let mut json = serde_json::json!({
+                "dim": 64, "n_layers": 1, "n_heads": 4, "vocab_size": 100, "norm_eps": 1e-5, "rope_theta": 1e4,
+            });
+            for (key, value) in more {
+                json[*key] = value.clone();
+            }
+            std::fs::write(&path, json.to_string()).unwrap();
+            read_params(&path, 100, true).map_err(|error| error.to_string())
+        };
+        let no: [Value; 3] = [Value::Null, false.into(), (-1).into()];
+        let nothing: Vec<_> = FOREIGN.into_iter().zip(no.iter().cycle().cloned()).collect();
+        read(&nothing).unwrap();
+        for key in FOREIGN {
+            let error =
+                read(&[("vision_chunk_size", (-1).into()), (key, serde_json::json!({}))]).unwrap_err();
+            assert!(error.contains(&format!("it has `{key}`")), "{error}");
+        }
+    }
 
     #[test]
     fn the_released_models_have_their_published_sizes() {
