@@ -476,6 +476,8 @@ fn smollm2s_real_file_is_read() {
     let special = tokenizer.special();
     assert_eq!((special.begin_of_text, special.end_of_text, special.eot), (None, 0, 2));
     assert_eq!(tokenizer.encode("The capital of France is"), [504, 3575, 282, 4649, 314]);
+    // Six control characters and the planes that nobody uses.
+    assert_eq!(tokenizer.missing_bytes(), [0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xF1, 0xF2]);
     let messages = [Message::new(Role::User, "Say <|im_end|>")];
     let ids = tokenizer.encode_dialog_prompt(&messages).unwrap();
     assert_eq!(

@@ -37,14 +37,25 @@ const OLD_CONTEXT: usize = 4096;
 const CONTEXT: usize = 8192;
 const SCALED_CONTEXT: usize = 131_072;
 
+fn read_value(path: &Path) -> Result<Value, WeightError> {
+    let value = serde_json::from_str(&read_text(path)?);
+    let mut value: Value = value.map_err(|e| WeightError::config(path, e.to_string()))?;
+    match value.get_mut("model").filter(|inner| inner.is_object()) {
+        Some(inner) => Ok(inner.take()),
+        None => Ok(value),
+    }
+}
+
+/// Whether `params.json` asks for stretched frequencies.
+pub(super) fn is_scaled(path: &Path) -> Result<bool, WeightError> {
+    Ok(read_value(path)?["use_scaled_rope"] == true)
+}
+
 /// Reads and checks `params.json`. `table` are the rows of the embedding, for files that do not say the size of the vocabulary;
 /// `tied` is whether the checkpoint has no output projection of its own.
 pub(super) fn read_params(path: &Path, table: usize, tied: bool) -> Result<Config, WeightError> {
     let bad = |reason: String| WeightError::config(path, reason);
-    let mut value: Value = serde_json::from_str(&read_text(path)?).map_err(|e| bad(e.to_string()))?;
-    if let Some(inner) = value.get_mut("model").filter(|inner| inner.is_object()) {
-        value = inner.take();
-    }
+    let value = read_value(path)?;
     // -1 says that there is none.
     let says = |found: &Value| !matches!(found, Value::Null | Value::Bool(false)) && *found != -1;
     if let Some(key) = FOREIGN.iter().find(|key| value.get(**key).is_some_and(says)) {
