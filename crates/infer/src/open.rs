@@ -9,9 +9,9 @@ use llamero_comm::{Comm, Solo};
 use llamero_model::gguf::{self, GgufFile, GgufVocabulary};
 use llamero_model::hf::{CONFIG_FILE, WEIGHTS_FILE};
 use llamero_model::weights::Layout;
-use llamero_model::{Division, Group, Llama, ParamSpec, Placement, WeightError, Weights};
+use llamero_model::{Division, Group, Llama, ParamSpec, Placement, WeightError, Weights, meta};
 use llamero_tensor::{Backend, DType, Tensor};
-use llamero_tokenizer::Tokenizer;
+use llamero_tokenizer::{Release, Tokenizer};
 
 use crate::{InferError, Result};
 
@@ -104,11 +104,18 @@ fn latest_of_run(run: &Path) -> Result<PathBuf> {
 }
 
 /// The tokenizer of the model at `path`, which [`resolve_model`] found: that of its folder, or the one inside of its GGUF file.
+/// Ranks in a folder of Meta's have the special tokens of the release that its scaled frequencies belong to.
 ///
 /// # Errors
 /// None there; one that cannot be read or is of a kind that is not known here.
 pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let Some(Layout::Gguf(file)) = Layout::of(path)? else { return Ok(Tokenizer::load(path)?) };
+    let file = match Layout::of(path)? {
+        Some(Layout::Gguf(file)) => file,
+        Some(Layout::Meta) if meta::is_scaled(path)? => {
+            return Ok(Tokenizer::load_of(path, Release::July2024)?);
+        }
+        _ => return Ok(Tokenizer::load(path)?),
+    };
     let own = gguf::vocabulary(&GgufFile::open(&file)?)?;
     let vocabulary = llamero_tokenizer::GgufVocabulary {
         model: own.model,

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use llamero_tensor::{DType, Encoding, StoredRows};
 
+use crate::rope::interleaved_row;
 use crate::weights::{MappedTensor, StopTokens, TensorInfo, WeightError, WeightFile, Weights, file_names};
 use crate::{Config, ParamSpec};
 
@@ -40,6 +41,15 @@ pub(crate) fn is_shard(name: &str) -> bool {
 fn shard_number(name: &str) -> Option<&str> {
     let number = name.strip_prefix("consolidated.")?.strip_suffix(".pth")?;
     number.bytes().all(|b| b.is_ascii_digit()).then_some(number).filter(|n| !n.is_empty())
+}
+
+/// Whether the model in folder `dir` stretches its frequencies: then it is Llama 3.1 or later, and its vocabulary has the
+/// special tokens of July 2024.
+///
+/// # Errors
+/// A [`PARAMS_FILE`] that cannot be read.
+pub fn is_scaled(dir: &Path) -> Result<bool, WeightError> {
+    params::is_scaled(&dir.join(PARAMS_FILE))
 }
 
 /// How ranks divide a tensor.
@@ -206,7 +216,7 @@ impl Weights for MetaFolder {
             let joined = self.joined(&part.hf_name);
             let mut run: Option<StoredRows<'_>> = None;
             for row in own {
-                let row = joined.interleaved.map_or(row, |head| interleaved(row, head));
+                let row = joined.interleaved.map_or(row, |head| interleaved_row(row, head));
                 let mut next = self.row(joined, cols, row)?;
                 match &mut run {
                     Some(run) => run.rows.append(&mut next.rows),
@@ -250,12 +260,6 @@ pub fn parse_checkpoint(bytes: &[u8]) -> Result<Vec<(String, Vec<u64>)>, String>
 #[doc(hidden)]
 pub fn parse_pickle(bytes: &[u8]) -> Result<Vec<(String, Vec<u64>)>, String> {
     Ok(pickle::tensors(bytes)?.into_iter().map(|(name, tensor)| (name, tensor.shape)).collect())
-}
-
-/// The row that is `row` of the half-split order, in the interleaved one: the first half of a head takes its even rows.
-fn interleaved(row: usize, head: usize) -> usize {
-    let (first, i) = (row / head * head, row % head);
-    first + if i < head / 2 { 2 * i } else { 2 * (i - head / 2) + 1 }
 }
 
 /// Meta's name of a part of a parameter; only the fused ones have several.

@@ -35,10 +35,17 @@ pub struct TensorInfo {
 /// Token ids that the files of a model name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StopTokens {
-    /// Begins every text.
-    pub begin_of_text: u32,
+    /// Begins every text; nothing where the files name no such token.
+    pub begin_of_text: Option<u32>,
     /// Each ends a generation.
     pub stop: Vec<u32>,
+}
+
+impl StopTokens {
+    /// What files name; `None` where that is nothing.
+    pub(crate) fn named(begin_of_text: Option<u32>, stop: Vec<u32>) -> Option<Self> {
+        (begin_of_text.is_some() || !stop.is_empty()).then_some(Self { begin_of_text, stop })
+    }
 }
 
 /// A model as files hold it: its sizes and its weights, opened and checked. Values are read as they are asked for.
@@ -46,8 +53,8 @@ pub trait Weights: Send + Sync {
     /// Sizes.
     fn config(&self) -> &Config;
 
-    /// The dtype that the model computes in by default: f32 where the embedding is stored as f32 or f16, which nothing
-    /// computes in, otherwise bf16.
+    /// The dtype that the model computes in by default: bf16 where a matrix is quantised; otherwise f32 where the embedding is
+    /// stored as f32 or f16, which nothing computes in, and bf16 where it is not.
     fn dtype(&self) -> DType;
 
     /// Rows `rows` of a parameter of [`Config::params`] as they are stored, its parts joined: at least one run for each part

@@ -33,7 +33,7 @@ fn config() -> Config {
 }
 
 fn tokens() -> StopTokens {
-    StopTokens { begin_of_text: 30, stop: vec![31, 32] }
+    StopTokens { begin_of_text: Some(30), stop: vec![31, 32] }
 }
 
 fn build<E: std::fmt::Debug>(

@@ -131,6 +131,12 @@ impl Bpe {
         self.whole_pieces
     }
 
+    /// Bytes of UTF-8 that are left out.
+    pub(crate) fn missing_bytes(&self) -> Vec<u8> {
+        let occurs = |byte: u8| !matches!(byte, 0xC0 | 0xC1 | 0xF5..=0xFF);
+        (0..=255).filter(|&byte| occurs(byte) && self.bytes[usize::from(byte)] == NONE).collect()
+    }
+
     /// The id of the token made of `bytes`.
     pub(crate) fn id(&self, bytes: &[u8]) -> Option<u32> {
         self.ids.get(bytes).copied()

@@ -73,13 +73,14 @@ impl Tokenizer {
         }
     }
 
-    /// The ids of a dialog in the tokenizer's chat format. A special token spelled in a message is text.
+    /// The ids of a dialog in the tokenizer's chat format. A special token spelled in a message is text, and so is any other added
+    /// token that the chat template names as a marker.
     ///
     /// # Errors
     /// There is no chat format; the template is not understood, or refuses the dialog.
     pub fn encode_chat(&self, messages: &[Message], options: ChatOptions) -> Result<Vec<u32>> {
         if let Some(template) = self.template() {
-            return Ok(self.encode_pieces(&template.render(messages, options)?));
+            return Ok(self.encode_pieces(&template.render(messages, options)?, template.words()));
         }
         let headers = self.headers()?;
         let mut ids = self.encode_headed(messages, headers).ids;

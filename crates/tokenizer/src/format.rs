@@ -5,19 +5,20 @@ pub(crate) mod hf;
 
 pub use gguf::GgufVocabulary;
 
-use crate::{Error, Result, Tokenizer};
+use crate::{Error, Release, Result, Tokenizer};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use std::io::Write as _;
 use std::path::Path;
 
-/// See [`Tokenizer::load`].
-pub(crate) fn load(path: &Path) -> Result<Tokenizer> {
+/// See [`Tokenizer::load_of`].
+pub(crate) fn load(path: &Path, release: Release) -> Result<Tokenizer> {
     if path.is_dir() {
-        for name in ["tokenizer.model", "tokenizer.json"] {
+        // The first says more: special tokens, added words, the chat template.
+        for name in ["tokenizer.json", "tokenizer.model"] {
             let file = path.join(name);
             if file.try_exists().map_err(io("read", &file))? {
-                return load(&file);
+                return load(&file, release);
             }
         }
         return Err(Error::NotFound { path: path.into() });
@@ -32,7 +33,7 @@ pub(crate) fn load(path: &Path) -> Result<Tokenizer> {
         return Err(Error::ModelLine { path: path.into(), line: 1, problem });
     }
     let ranks = read_model_file(&contents, path)?;
-    Tokenizer::from_ranks(ranks).map_err(|error| in_file(path, error))
+    Tokenizer::from_ranks_of(ranks, release).map_err(|error| in_file(path, error))
 }
 
 fn io<'a>(action: &'static str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Error + 'a {

@@ -41,7 +41,7 @@ mod unicode_table;
 pub use chat::{CHAT_TEMPLATE, MaskedDialog, Message, Role};
 pub use error::Error;
 pub use format::GgufVocabulary;
-pub use special::SpecialTokens;
+pub use special::{Release, SpecialTokens};
 pub use split::{GPT2_PATTERN, PATTERN, Pieces, Split, split};
 pub use stream::StreamDecoder;
 pub use template::{ChatOptions, Date};

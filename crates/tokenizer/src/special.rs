@@ -132,19 +132,35 @@ impl SpecialTokens {
     }
 }
 
-/// The 256 names of the release of April 2024, in the order of their ids.
-pub(crate) fn april_2024_names() -> Vec<String> {
-    let mut reserved = (0..).map(|i| format!("<|reserved_special_token_{i}|>"));
-    (0..NUM_SPECIAL)
-        .map(|i| match i {
-            0 => "<|begin_of_text|>".to_owned(),
-            1 => "<|end_of_text|>".to_owned(),
-            6 => "<|start_header_id|>".to_owned(),
-            7 => "<|end_header_id|>".to_owned(),
-            9 => "<|eot_id|>".to_owned(),
+/// Which names of special tokens belong to the ranks of a `tokenizer.model`, which does not say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Release {
+    /// Those of Llama 3, which tokenizers of ours have too.
+    #[default]
+    April2024,
+    /// Those of Llama 3.1 and later.
+    July2024,
+}
+
+impl Release {
+    /// The 256 names, in the order of their ids.
+    pub(crate) fn names(self) -> Vec<String> {
+        let mut reserved = (0..).map(|i| format!("<|reserved_special_token_{i}|>"));
+        let mut name = |i| match (self, i) {
+            (_, 0) => "<|begin_of_text|>".to_owned(),
+            (_, 1) => "<|end_of_text|>".to_owned(),
+            (_, 6) => "<|start_header_id|>".to_owned(),
+            (_, 7) => "<|end_header_id|>".to_owned(),
+            (_, 9) => "<|eot_id|>".to_owned(),
+            (Release::July2024, 4) => "<|finetune_right_pad_id|>".to_owned(),
+            (Release::July2024, 5) => "<|step_id|>".to_owned(),
+            (Release::July2024, 8) => "<|eom_id|>".to_owned(),
+            (Release::July2024, 10) => "<|python_tag|>".to_owned(),
+            (Release::July2024, 11) => "<|image|>".to_owned(),
             _ => reserved.next().unwrap_or_default(),
-        })
-        .collect()
+        };
+        (0..NUM_SPECIAL).map(&mut name).collect()
+    }
 }
 
 #[cfg(test)]
@@ -163,7 +179,11 @@ mod tests {
     }
 
     fn april(first: u32) -> Vec<Added> {
-        let names = april_2024_names();
+        of(Release::April2024, first)
+    }
+
+    fn of(release: Release, first: u32) -> Vec<Added> {
+        let names = release.names();
         added(first, &names.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
@@ -190,6 +210,29 @@ mod tests {
         assert_eq!(special.name(127_999), None);
         assert_eq!(special.ends(), [128_001, 128_009]);
         assert!(special.has_headers());
+    }
+
+    #[test]
+    fn july_names_have_their_published_ids() {
+        let special = SpecialTokens::new(&of(Release::July2024, 128_000), Said::default(), 128_256).unwrap();
+        for (name, id) in [
+            ("<|begin_of_text|>", 128_000),
+            ("<|reserved_special_token_0|>", 128_002),
+            ("<|reserved_special_token_1|>", 128_003),
+            ("<|finetune_right_pad_id|>", 128_004),
+            ("<|step_id|>", 128_005),
+            ("<|start_header_id|>", 128_006),
+            ("<|eom_id|>", 128_008),
+            ("<|eot_id|>", 128_009),
+            ("<|python_tag|>", 128_010),
+            ("<|image|>", 128_011),
+            ("<|reserved_special_token_2|>", 128_012),
+            ("<|reserved_special_token_245|>", 128_255),
+        ] {
+            assert_eq!(special.id(name), Some(id), "{name}");
+        }
+        assert_eq!(special.iter().len(), 256);
+        assert_eq!(special.ends(), [128_001, 128_009, 128_008]);
     }
 
     #[test]

@@ -6,6 +6,9 @@
 //! and `eos_token`; after rendering, these characters are the special tokens, and everything else is text. The characters
 //! are chosen so that no message contains one.
 //!
+//! Files often hold markers of dialogs as added tokens that are not called special, and that any text may spell. Those that
+//! the template names are special within a dialog.
+//!
 //! A template may also build a name from parts, such as `'<|' + message['role'] + '|>'`. That cannot be told from a content
 //! that spells it, unless the dialog is rendered again with every name in the contents broken: a name that is still there
 //! was built by the template, which is then refused.
@@ -59,11 +62,14 @@ impl Date {
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
     source: String,
+    /// Special tokens, and others that the template uses like them.
     special: Vec<Added>,
     bos: Option<u32>,
     eos: u32,
-    /// All names of special tokens.
+    /// All of their names.
     names: Option<Finder>,
+    /// Names of all other added tokens, which messages may spell.
+    words: Finder,
     /// With the first range of characters.
     compiled: OnceLock<Result<Compiled, String>>,
 }
@@ -130,18 +136,24 @@ impl Marks {
 
 impl ChatTemplate {
     /// Keeps `source`, which is read when it is first used: a model with a strange template can still continue texts.
-    pub(crate) fn new(source: String, special: &SpecialTokens) -> ChatTemplate {
-        let token = |(id, name): (u32, &str)| Added {
-            id,
-            content: name.to_owned(),
-            special: true,
-            normalized: false,
-        };
-        let list: Vec<Added> = special.iter().map(token).collect();
-        // The tokenizer has built the same search already, so this does not fail.
-        let names = Finder::new(list.iter()).ok();
+    pub(crate) fn new(source: String, added: &[Added], special: &SpecialTokens) -> ChatTemplate {
         let (bos, eos) = (special.bos(), special.eos());
-        ChatTemplate { source, special: list, bos, eos, names, compiled: OnceLock::new() }
+        let directs = |token: &Added| {
+            let ends = bos == Some(token.id) || special.ends().contains(&token.id);
+            token.special || ends || is_marker(&token.content, &source, added)
+        };
+        let (special, words): (Vec<Added>, Vec<Added>) = added.iter().cloned().partition(directs);
+        let special: Vec<Added> =
+            special.into_iter().map(|token| Added { normalized: false, ..token }).collect();
+        // The tokenizer has built such searches already, so these do not fail.
+        let names = Finder::new(special.iter()).ok();
+        let words = Finder::new(words.iter()).unwrap_or_default();
+        ChatTemplate { source, special, bos, eos, names, words, compiled: OnceLock::new() }
+    }
+
+    /// Finds the added tokens that messages may spell.
+    pub(crate) fn words(&self) -> &Finder {
+        &self.words
     }
 
     pub(crate) fn source(&self) -> &str {
@@ -245,6 +257,22 @@ impl ChatTemplate {
     }
 }
 
+/// Whether an added token that is not called special directs the model all the same: the template `source` names it, and it
+/// looks like `<|im_start|>` or `[INST]`. Not so tags in pairs, `<think>` and `</think>`: these are part of what is said, and
+/// templates look for them there.
+fn is_marker(name: &str, source: &str, added: &[Added]) -> bool {
+    let inside = |open: char, close: char| name.strip_prefix(open)?.strip_suffix(close);
+    let tag = inside('<', '>');
+    let Some(text) = tag.or_else(|| inside('[', ']')) else { return false };
+    let partner = match tag.and_then(|tag| tag.strip_prefix('/')) {
+        Some(opened) => format!("<{opened}>"),
+        None => format!("</{text}>"),
+    };
+    let paired = tag.is_some() && added.iter().any(|token| token.content == partner);
+    let is_word = text.contains(char::is_alphabetic) && !text.contains(char::is_whitespace);
+    is_word && !paired && source.contains(name)
+}
+
 impl Compiled {
     fn render(&self, messages: &[Message], options: ChatOptions) -> Result<Vec<Piece>> {
         let render = || -> Result<String, minijinja::Error> {
@@ -273,12 +301,12 @@ fn problem(problem: String) -> Error {
 }
 
 impl Tokenizer {
-    /// The ids of pieces.
-    pub(crate) fn encode_pieces(&self, pieces: &[Piece]) -> Vec<u32> {
+    /// The ids of pieces, in whose texts the names that `words` knows are tokens.
+    pub(crate) fn encode_pieces(&self, pieces: &[Piece], words: &Finder) -> Vec<u32> {
         let mut ids = Vec::new();
         for piece in pieces {
             match piece {
-                Piece::Text(text) => self.encode_into(text, &mut ids),
+                Piece::Text(text) => self.encode_finding(words, text, &mut ids),
                 Piece::Token(id) => ids.push(*id),
             }
         }

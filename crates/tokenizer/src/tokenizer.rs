@@ -2,9 +2,9 @@
 
 use crate::added::{Added, AddedTokens, Finder, Found};
 use crate::bpe::{Bpe, MergeRules, Scratch, Token};
-use crate::special::{NUM_SPECIAL, Said, SpecialTokens, april_2024_names};
+use crate::special::{NUM_SPECIAL, Said, SpecialTokens};
 use crate::template::ChatTemplate;
-use crate::{Error, Result, Split, format};
+use crate::{Error, Release, Result, Split, format};
 use rayon::prelude::*;
 use std::path::Path;
 use std::sync::Arc;
@@ -52,9 +52,17 @@ impl Tokenizer {
     /// # Errors
     /// When a token is empty or occurs twice, or when a single byte is missing.
     pub fn from_ranks(ranks: Vec<Vec<u8>>) -> Result<Tokenizer> {
+        Tokenizer::from_ranks_of(ranks, Release::April2024)
+    }
+
+    /// The same with the special tokens of a release.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::from_ranks`].
+    pub fn from_ranks_of(ranks: Vec<Vec<u8>>, release: Release) -> Result<Tokenizer> {
         let first = ranks.len();
         let mut tokens: Vec<Token> = ranks.into_iter().map(Vec::into_boxed_slice).collect();
-        let names = april_2024_names();
+        let names = release.names();
         tokens.extend(names.iter().map(|name| name.as_bytes().into()));
         if first > MAX_RANKS {
             return Err(Error::Vocabulary { problem: format!("`{first}` ranks do not fit 32-bit ids") });
@@ -87,7 +95,7 @@ impl Tokenizer {
                 }
             },
         };
-        let template = template.map(|source| ChatTemplate::new(source, &special));
+        let template = template.map(|source| ChatTemplate::new(source, added.list(), &special));
         Ok(Tokenizer(Arc::new(Inner {
             split,
             bpe,
@@ -101,7 +109,7 @@ impl Tokenizer {
     }
 
     /// Loads a `tokenizer.model` (one line per rank: base64, space, rank), a Hugging Face `tokenizer.json` (any file that
-    /// ends in `.json`), or the one that a folder holds; `tokenizer.model` where it holds both.
+    /// ends in `.json`), or the one that a folder holds; `tokenizer.json` where it holds both, for it says more.
     ///
     /// Tokens that begin and end a text, and the chat template, are read from `tokenizer_config.json` and
     /// `chat_template.jinja` beside it, where these are there.
@@ -110,7 +118,15 @@ impl Tokenizer {
     /// When a file is absent, damaged, or not a byte-level BPE with one of the splits of [`Split`]; the error names the
     /// line or key.
     pub fn load(path: impl AsRef<Path>) -> Result<Tokenizer> {
-        format::load(path.as_ref())
+        Tokenizer::load_of(path, Release::April2024)
+    }
+
+    /// [`Tokenizer::load`], but a `tokenizer.model` gets the special tokens of a release.
+    ///
+    /// # Errors
+    /// Those of [`Tokenizer::load`].
+    pub fn load_of(path: impl AsRef<Path>, release: Release) -> Result<Tokenizer> {
+        format::load(path.as_ref(), release)
     }
 
     /// The tokenizer that the contents of a `tokenizer.json` describe, without anything beside it. Errors call it
@@ -148,6 +164,10 @@ impl Tokenizer {
     }
 
     /// The ids of `text`. A special token spelled in the text is ordinary text. Nothing is put before or after.
+    ///
+    /// Some vocabularies of others lack tokens for single bytes. Such a byte is left out where no merge and no unknown token
+    /// covers it, as `transformers` and llama.cpp do, so that ids mean the same everywhere; see
+    /// [`Tokenizer::missing_bytes`].
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         self.encode_into(text, &mut ids);
@@ -160,7 +180,7 @@ impl Tokenizer {
     }
 
     /// Appends the ids of `text`, in which the names that `finder` knows are tokens.
-    fn encode_finding(&self, finder: &Finder, text: &str, out: &mut Vec<u32>) {
+    pub(crate) fn encode_finding(&self, finder: &Finder, text: &str, out: &mut Vec<u32>) {
         let mut scratch = Scratch::default();
         finder.split(text, &mut |found| match found {
             Found::Token(id) => out.push(id),
@@ -205,6 +225,12 @@ impl Tokenizer {
         let bytes = self.decode_bytes(ids)?;
         Ok(String::from_utf8(bytes)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()))
+    }
+
+    /// Bytes that texts can contain and that have no token, so that [`Tokenizer::encode`] leaves them out. None in a tokenizer of
+    /// ranks.
+    pub fn missing_bytes(&self) -> Vec<u8> {
+        self.0.bpe.missing_bytes()
     }
 
     /// The number of ids: ordinary tokens, special tokens, and others that a file may have.

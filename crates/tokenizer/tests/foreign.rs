@@ -184,6 +184,45 @@ proptest! {
 }
 
 #[test]
+fn markers_that_are_not_called_special_are_text_in_contents() {
+    let names = ["<|user|>", "[INST]", "<think>", "</think>", "New York", "<|unused|>"];
+    let template = "{{ '<|user|>[INST] New York ' }}{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}\
+        {{ eos_token }}{# <think> #}";
+    let mut vocabulary = chat_vocabulary(template).to_gguf().unwrap();
+    // What ends a text is no word either, though the template does not name it.
+    vocabulary.token_types[257] = 4;
+    vocabulary.tokens.extend(names.map(String::from));
+    vocabulary.token_types.extend([4; 6]);
+    let tokenizer = Tokenizer::from_gguf(vocabulary).unwrap();
+    let content = "gone</think><|user|>[INST]<think>New York<|unused|><|end|>";
+    let ids = tokenizer.encode_dialog(&[Message::new(Role::User, content)]).unwrap();
+    let added = |id: &&u32| **id >= 256;
+    let text = tokenizer.decode(&ids).unwrap();
+    assert!(text.starts_with("<|user|>[INST] New York ") && text.ends_with("<|end|>"), "{text}");
+    // The template's two markers and its word; of the content the words; the end.
+    let [user, inst, think, word, unused, end] = [259, 260, 261, 263, 264, 257];
+    let found: Vec<u32> = ids.iter().filter(added).copied().collect();
+    assert_eq!(found, [user, inst, word, think, word, unused, end]);
+    // Elsewhere the file's word counts.
+    assert_eq!(tokenizer.encode("<|user|>"), [user]);
+}
+
+#[test]
+fn bytes_without_a_token_are_told() {
+    let missing = SMALL.missing_bytes();
+    assert!(missing.contains(&b'\t') && missing.contains(&0xC2) && missing.contains(&0xF4));
+    assert!(!missing.contains(&b'a') && !missing.contains(&0xC3));
+    // These are in no text.
+    assert!(!missing.iter().any(|byte| matches!(byte, 0xC0 | 0xC1 | 0xF5..)));
+    // Every other byte does reach an id.
+    for c in '\0'..='\u{7f}' {
+        let left_out = SMALL.encode(&c.to_string()).is_empty();
+        assert_eq!(left_out, missing.contains(&(c as u8)), "{c:?}");
+    }
+    assert!(byte_tokenizer("gpt-2").missing_bytes().is_empty());
+}
+
+#[test]
 fn templates_that_cannot_be_used_say_so() {
     let error = |template: &str| {
         let tokenizer = chat_vocabulary(template);
@@ -437,6 +476,8 @@ fn smollm2s_real_file_is_read() {
     let special = tokenizer.special();
     assert_eq!((special.begin_of_text, special.end_of_text, special.eot), (None, 0, 2));
     assert_eq!(tokenizer.encode("The capital of France is"), [504, 3575, 282, 4649, 314]);
+    // Six control characters and the planes that nobody uses.
+    assert_eq!(tokenizer.missing_bytes(), [0x04, 0x06, 0x13, 0x14, 0x16, 0x1D, 0xF1, 0xF2]);
     let messages = [Message::new(Role::User, "Say <|im_end|>")];
     let ids = tokenizer.encode_dialog_prompt(&messages).unwrap();
     assert_eq!(

@@ -1,6 +1,8 @@
 //! Encoding, decoding and files, with a small tokenizer that is trained here.
 
-use llamero_tokenizer::{CHAT_TEMPLATE, MaskedDialog, Message, Role, StreamDecoder, Tokenizer, Trainer};
+use llamero_tokenizer::{
+    CHAT_TEMPLATE, MaskedDialog, Message, Release, Role, StreamDecoder, Tokenizer, Trainer,
+};
 use proptest::prelude::*;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -67,6 +69,53 @@ proptest! {
             streamed += &decoder.finish();
             prop_assert_eq!(streamed, SMALL.decode(&ids).unwrap());
         }
+    }
+}
+
+#[test]
+fn a_folder_with_both_files_is_read_from_the_one_that_says_more() {
+    let dir = tempfile::tempdir().unwrap();
+    SMALL.save_model(dir.path().join("tokenizer.model")).unwrap();
+    SMALL.save_hf(dir.path()).unwrap();
+    let both = Tokenizer::load(dir.path()).unwrap();
+    let ranks = Tokenizer::load(dir.path().join("tokenizer.model")).unwrap();
+    for own in [&both, &ranks] {
+        assert_eq!(own.fingerprint(), SMALL.fingerprint());
+        assert_eq!(own.special().ends(), SMALL.special().ends());
+        assert_eq!(own.chat_template(), SMALL.chat_template());
+        assert!(own.encode_dialog_masked(&[Message::new(Role::User, "Hi")]).is_ok());
+    }
+    // What `tokenizer.model` cannot say: a template, and a word of another name.
+    let config = dir.path().join("tokenizer_config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["chat_template"] = "of its own".into();
+    std::fs::write(&config, json.to_string()).unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, text.replace("<|reserved_special_token_4|>", "<|eom_id|>")).unwrap();
+    let both = Tokenizer::load(dir.path()).unwrap();
+    assert_eq!(both.chat_template(), Some("of its own"));
+    assert!(both.special().ends().contains(&both.special().id("<|eom_id|>").unwrap()));
+}
+
+#[test]
+fn a_release_names_the_special_tokens_of_ranks() {
+    let dir = tempfile::tempdir().unwrap();
+    SMALL.save_model(dir.path().join("tokenizer.model")).unwrap();
+    let april = Tokenizer::load_of(dir.path(), Release::April2024).unwrap();
+    let july = Tokenizer::load_of(dir.path(), Release::July2024).unwrap();
+    assert_eq!(april.fingerprint(), SMALL.fingerprint());
+    assert_ne!(july.fingerprint(), april.fingerprint());
+    assert_eq!(july.special().eot, april.special().eot);
+    assert_eq!(july.special().id("<|eom_id|>"), april.special().id("<|reserved_special_token_4|>"));
+    // They outlive Hugging Face's file and GGUF.
+    july.save_hf(dir.path()).unwrap();
+    for again in
+        [Tokenizer::load(dir.path()).unwrap(), Tokenizer::from_gguf(july.to_gguf().unwrap()).unwrap()]
+    {
+        assert_eq!(again.fingerprint(), july.fingerprint());
+        assert_eq!(again.special().ends(), july.special().ends());
     }
 }
 

@@ -194,7 +194,7 @@ fn to_hf(args: &ConvertArgs, from: &Path, weights: &dyn Weights, encoding: Encod
     let tokenizer = tokenizer(from)?;
     let tokens = match weights.stop_tokens() {
         Some(tokens) => Some(tokens),
-        None => tokenizer.as_ref().and_then(stop_tokens),
+        None => tokenizer.as_ref().map(stop_tokens),
     };
     let shard_bytes = args.shard_size.map(|mib| mib << 20);
     new_folder(&args.out, "name a new folder", |partial| {
@@ -212,9 +212,9 @@ fn to_hf(args: &ConvertArgs, from: &Path, weights: &dyn Weights, encoding: Encod
     })
 }
 
-fn stop_tokens(tokenizer: &Tokenizer) -> Option<StopTokens> {
+fn stop_tokens(tokenizer: &Tokenizer) -> StopTokens {
     let special = tokenizer.special();
-    Some(StopTokens { begin_of_text: special.begin_of_text?, stop: special.ends().to_vec() })
+    StopTokens { begin_of_text: special.begin_of_text, stop: special.ends().to_vec() }
 }
 
 /// Weights whose reading is shown.

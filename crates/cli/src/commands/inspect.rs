@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use llamero_infer::resolve_model;
+use llamero_infer::{open_tokenizer, resolve_model};
 use llamero_model::gguf::{GgufFile, GgufValue};
 use llamero_model::weights::{self, Layout, TensorInfo};
 use llamero_model::{Config, PRESETS};
@@ -113,12 +113,22 @@ fn look(args: &InspectArgs) -> Result<Inspection> {
     };
     let mut own = inspection(args, format, weights.config().clone(), weights.stored_bytes())?;
     own.metadata = metadata.iter().map(|(key, value)| (key.clone(), said(value))).collect();
+    warn_of_missing_bytes(&path);
     let tensors = weights.tensors();
     for tensor in &tensors {
         *own.encodings.entry(tensor.encoding.clone()).or_default() += tensor.bytes;
     }
     own.tensors = args.tensors.then(|| tensors.into_iter().map(Listed::from).collect());
     Ok(own)
+}
+
+/// Says which bytes of a text the tokenizer leaves out. A model without a tokenizer that can be read leaves nothing to say.
+fn warn_of_missing_bytes(path: &Path) {
+    let missing = open_tokenizer(path).map_or_else(|_| Vec::new(), |tokenizer| tokenizer.missing_bytes());
+    if !missing.is_empty() {
+        let shown: Vec<_> = missing.iter().map(|byte| format!("0x{byte:02x}")).collect();
+        say!("the vocabulary has no token for the bytes {}: they are left out of texts", shown.join(", "));
+    }
 }
 
 /// A value of the metadata without quotes.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use llamero_artifact::fsutil;
+use llamero_model::weights::Layout;
 use llamero_tokenizer::{Tokenizer, Trainer};
 use serde::{Deserialize, Serialize};
 
@@ -152,6 +153,9 @@ fn for_lines<T: for<'de> Deserialize<'de>>(
 fn load(path: &Path) -> Result<Tokenizer> {
     if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
         return Ok(llamero_infer::open_tokenizer(&llamero_infer::resolve_model(path)?)?);
+    }
+    if matches!(Layout::of(path), Ok(Some(_))) {
+        return Ok(llamero_infer::open_tokenizer(path)?);
     }
     let inside = path.join("tokenizer");
     Ok(Tokenizer::load(if inside.is_dir() { &inside } else { path })?)

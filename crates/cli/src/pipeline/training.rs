@@ -185,7 +185,7 @@ pub(crate) fn save_model(
     let coder = Tokenizer::load(tokenizer.path())?;
     let special = coder.special();
     let stop = hf::StopTokens {
-        begin_of_text: special.begin_of_text.unwrap_or(special.end_of_text),
+        begin_of_text: special.begin_of_text.or(Some(special.end_of_text)),
         stop: vec![special.end_of_text, special.eot],
     };
     hf::save(dir, model, backend, &stop)?;

@@ -153,7 +153,7 @@ fn answers_of_quantised_weights_do_not_depend_on_other_requests() {
     let dir = tempfile::tempdir().unwrap();
     let (backend, tokenizer) = (backend(), byte_tokenizer());
     let config = Config { dim: 64, head_dim: 16, ffn: 96, ..wide() };
-    let stop = StopTokens { begin_of_text: 256, stop: vec![] };
+    let stop = StopTokens { begin_of_text: Some(256), stop: vec![] };
     hf::save(dir.path(), &model(&config, &*backend, DType::F32, 1), &*backend, &stop).unwrap();
     let weights = weights::open(dir.path()).unwrap();
     for encoding in [Encoding::Q4_1, Encoding::Q8_0] {

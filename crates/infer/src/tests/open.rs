@@ -12,7 +12,7 @@ use llamero_tensor::{Backend, DType, Encoding};
 
 use super::{backend, bits, config, engine, ids, model};
 use crate::testing::byte_tokenizer;
-use crate::{Engine, InferError, SamplingParams, resolve_model};
+use crate::{Engine, InferError, SamplingParams, open_tokenizer, resolve_model};
 
 fn save_model(dir: &Path, config: &Config, seed: u64) {
     save_model_as(dir, config, seed, DType::F32);
@@ -22,10 +22,8 @@ fn save_model_as(dir: &Path, config: &Config, seed: u64, dtype: DType) {
     let backend = backend();
     let tokenizer = byte_tokenizer();
     let special = tokenizer.special();
-    let tokens = StopTokens {
-        begin_of_text: special.begin_of_text.unwrap(),
-        stop: vec![special.end_of_text, special.eot],
-    };
+    let tokens =
+        StopTokens { begin_of_text: special.begin_of_text, stop: vec![special.end_of_text, special.eot] };
     hf::save(dir, &model(config, &*backend, dtype, seed), &*backend, &tokens).unwrap();
     tokenizer.save_model(dir.join("tokenizer.model")).unwrap();
 }
@@ -110,6 +108,30 @@ fn a_folder_of_shards_gives_the_same_bits() {
     let [a, b] = engines.each_ref().map(|engine| bits(&engine.score_tokens(&ids(4, 50)).unwrap()));
     assert_eq!(a, b);
     assert_eq!(engines[0].stop_tokens(), engines[1].stop_tokens());
+}
+
+#[test]
+fn ranks_beside_metas_weights_have_the_names_of_their_release() {
+    let tmp = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(tmp.path().join(name), text).unwrap();
+    byte_tokenizer().save_model(tmp.path().join("tokenizer.model")).unwrap();
+    write("consolidated.00.pth", "");
+    for (params, eom) in [
+        ("{}", None),
+        (r#"{"use_scaled_rope": false}"#, None),
+        (r#"{"use_scaled_rope": true}"#, Some(256 + 8)),
+        (r#"{"model": {"use_scaled_rope": true}}"#, Some(256 + 8)),
+    ] {
+        write("params.json", params);
+        let tokenizer = open_tokenizer(tmp.path()).unwrap();
+        let special = tokenizer.special();
+        assert_eq!(special.id("<|eom_id|>"), eom, "{params}");
+        assert_eq!(special.id("<|python_tag|>"), eom.map(|id| id + 2));
+        assert_eq!(special.ends().len(), if eom.is_some() { 3 } else { 2 });
+    }
+    // What says the names itself is believed.
+    byte_tokenizer().save_hf(tmp.path()).unwrap();
+    assert_eq!(open_tokenizer(tmp.path()).unwrap().special().id("<|eom_id|>"), None);
 }
 
 #[test]

@@ -115,7 +115,11 @@ impl Weights for GgufModel {
     }
 
     fn dtype(&self) -> DType {
-        match self.file.contents.tensors.get(EMBEDDING).and_then(|t| t.encoding) {
+        let tensors = &self.file.contents.tensors;
+        if tensors.values().any(|tensor| tensor.encoding.is_some_and(Encoding::is_quantized)) {
+            return DType::Bf16;
+        }
+        match tensors.get(EMBEDDING).and_then(|t| t.encoding) {
             Some(Encoding::F32 | Encoding::F16) => DType::F32,
             _ => DType::Bf16,
         }

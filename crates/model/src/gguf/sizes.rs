@@ -15,18 +15,24 @@ use crate::weights::WeightError;
 /// The base of the rotary frequencies where a file names none.
 const DEFAULT_THETA: f64 = 10_000.0;
 
-/// Keys of models that compute something else, each with the value at which it changes nothing.
-const OTHERS: [(&str, f64); 9] = [
-    ("llama.expert_count", 0.0),
-    ("llama.attention.sliding_window", 0.0),
-    ("llama.attention.max_alibi_bias", 0.0),
-    ("llama.attention.clamp_kqv", 0.0),
-    ("llama.attention.scale", 0.0),
-    ("llama.logit_scale", 0.0),
-    ("llama.residual_scale", 0.0),
-    ("llama.embedding_scale", 0.0),
-    ("llama.rope.scale_linear", 1.0),
+/// Keys of models that compute something else, each with the values at which it changes nothing.
+const OTHERS: [(&str, &[f64]); 9] = [
+    ("llama.expert_count", &[0.0]),
+    ("llama.attention.sliding_window", &[0.0]),
+    ("llama.attention.max_alibi_bias", &[0.0]),
+    ("llama.attention.clamp_kqv", &[0.0]),
+    ("llama.attention.scale", &[0.0]),
+    ("llama.logit_scale", &[0.0]),
+    ("llama.residual_scale", &[0.0]),
+    ("llama.embedding_scale", &[0.0]),
+    ("llama.rope.scaling.attn_factor", &[1.0]),
 ];
+
+/// Factors by which positions are divided, and the values at which they are not. They hold without a type of scaling too,
+/// which is then the linear one, but not with the type [`UNSCALED`].
+const FACTORS_OF_POSITIONS: [(&str, &[f64]); 2] =
+    [("llama.rope.scale_linear", &[0.0, 1.0]), ("llama.rope.scaling.factor", &[0.0, 1.0])];
+const UNSCALED: &str = "none";
 
 /// Sizes of the model in a file.
 ///
@@ -169,15 +175,17 @@ impl Keys<'_> {
     }
 
     fn refuse_others(&self) -> Result<(), String> {
-        for (key, nothing) in OTHERS {
-            let Some(value) = self.metadata.get(key) else { continue };
+        let unscaled = self.get("rope.scaling.type").and_then(GgufValue::as_str) == Some(UNSCALED);
+        let factors = FACTORS_OF_POSITIONS.iter().filter(|_| !unscaled);
+        for (key, nothing) in OTHERS.iter().chain(factors) {
+            let Some(value) = self.metadata.get(*key) else { continue };
             let number = value.as_f64().or(value.as_u64().map(|x| x as f64));
-            if number != Some(nothing) {
+            if !number.is_some_and(|number| nothing.contains(&number)) {
                 return Err(format!("`{key}` is {}; such a model is not computed here", value.describe()));
             }
         }
         let known: [(&str, &[&str]); 2] =
-            [("rope.scaling.type", &["none"]), ("tensor_data_layout", &["Meta AI original pth"])];
+            [("rope.scaling.type", &[UNSCALED, "linear"]), ("tensor_data_layout", &["Meta AI original pth"])];
         for (key, allowed) in known {
             let Some(value) = self.get(key) else { continue };
             if !value.as_str().is_some_and(|text| allowed.contains(&text)) {

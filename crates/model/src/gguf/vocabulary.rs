@@ -60,7 +60,7 @@ pub fn vocabulary(file: &GgufFile) -> Result<GgufVocabulary, WeightError> {
     })
 }
 
-/// Tokens that begin a text and that end a generation; `None` where the file has no vocabulary or no first token.
+/// Tokens that begin a text and that end a generation; `None` where the file names none.
 pub(super) fn stop_tokens(path: &Path, contents: &Contents) -> Result<Option<StopTokens>, WeightError> {
     let keys = Tokenizer { path, metadata: &contents.metadata };
     let Some(tokens) = keys.strings("tokens")? else { return Ok(None) };
@@ -75,7 +75,7 @@ pub(super) fn stop_tokens(path: &Path, contents: &Contents) -> Result<Option<Sto
     stop.sort_unstable();
     stop.dedup();
     let bos = keys.id("bos", tokens.len())?;
-    Ok(bos.map(|begin_of_text| StopTokens { begin_of_text, stop }))
+    Ok(StopTokens::named(bos, stop))
 }
 
 /// The metadata about the vocabulary.

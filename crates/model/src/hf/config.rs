@@ -160,7 +160,7 @@ pub(super) fn read_stop_tokens(dir: &Path, vocab: usize) -> Result<Option<StopTo
             stop = ids("eos_token_id")?;
         }
     }
-    Ok(begin.map(|begin_of_text| StopTokens { begin_of_text, stop }))
+    Ok(StopTokens::named(begin, stop))
 }
 
 /// The ids under a key that holds none, one or several; or what it holds instead.
@@ -209,13 +209,15 @@ pub(super) fn write_configs(
         hidden_act: silu(),
         attention_bias: false,
         mlp_bias: false,
-        bos_token_id: tokens.map(|t| t.begin_of_text.into()),
+        bos_token_id: tokens.and_then(|t| t.begin_of_text).map(Value::from),
         eos_token_id: tokens.map(|t| t.stop.clone().into()),
         torch_dtype: Some(torch_name(encoding).into()),
     };
     let mut generation = serde_json::json!({ "do_sample": true, "temperature": 0.6, "top_p": 0.9 });
     if let Some(StopTokens { begin_of_text, stop }) = tokens {
-        generation["bos_token_id"] = (*begin_of_text).into();
+        if let Some(id) = begin_of_text {
+            generation["bos_token_id"] = (*id).into();
+        }
         generation["eos_token_id"] = stop.clone().into();
     }
     write_json(&dir.join(CONFIG_FILE), &json)?;

@@ -6,13 +6,12 @@ use std::io::{BufWriter, Write};
 use std::ops::Range;
 use std::path::Path;
 
-use half::{bf16, f16};
-use llamero_tensor::{Backend, DType, Encoding, pieces};
+use llamero_tensor::{Backend, DType, Encoding};
 use serde_json::json;
 
 use super::config::{write_configs, write_json};
 use super::{INDEX_FILE, WEIGHTS_FILE};
-use crate::weights::{StopTokens, WeightError, Weights};
+use crate::weights::{Piece, StopTokens, WeightError, Weights, transcode};
 use crate::{Config, Llama};
 
 /// How [`save_weights`] writes.
@@ -84,54 +83,12 @@ pub fn save_weights(dir: &Path, weights: &dyn Weights, options: SaveOptions<'_>)
     let entries = entries(weights.config());
     write_files(dir, &entries, (encoding, shard_bytes), |path, entry, out| {
         let spec = &table[entry.param];
-        for rows in pieces(entry.rows.clone(), entry.cols) {
-            for run in weights.rows(spec, rows)? {
-                let put = if run.encoding == encoding {
-                    run.rows.iter().try_for_each(|row| out.write_all(row))
-                } else {
-                    let values = run.decode(entry.cols);
-                    let bytes = encoded(&values, encoding).map_err(|value| {
-                        let reason = format!(
-                            "holds {value}, which is too large for {encoding}. hint: write BF16 or F32"
-                        );
-                        WeightError::tensor(path, &entry.name, reason)
-                    })?;
-                    out.write_all(&bytes)
-                };
-                put.map_err(|source| WeightError::io(path, source))?;
-            }
-        }
+        let (rows, name) = (entry.rows.clone(), entry.name.as_str());
+        let piece = Piece { spec, rows, encoding, group: 1, name };
+        transcode(weights, &piece, |row| row, 1, (path, out))?;
         weights.release(spec);
         Ok(())
     })
-}
-
-/// Values in a plain encoding; or the first that it cannot hold.
-fn encoded(values: &[f32], encoding: Encoding) -> Result<Vec<u8>, f32> {
-    let mut bytes = Vec::with_capacity(values.len() * encoding.block().1);
-    for &x in values {
-        let fits = match encoding {
-            Encoding::F32 => {
-                bytes.extend(x.to_le_bytes());
-                true
-            }
-            Encoding::F16 => {
-                let half = f16::from_f32(x);
-                bytes.extend(half.to_le_bytes());
-                half.is_finite()
-            }
-            Encoding::Bf16 => {
-                let half = bf16::from_f32(x);
-                bytes.extend(half.to_le_bytes());
-                half.is_finite()
-            }
-            other => panic!("save_weights: {other} is not plain"),
-        };
-        if !fits {
-            return Err(x);
-        }
-    }
-    Ok(bytes)
 }
 
 /// The tensors of a model, by name: equal models give equal files.

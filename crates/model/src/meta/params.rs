@@ -37,16 +37,28 @@ const OLD_CONTEXT: usize = 4096;
 const CONTEXT: usize = 8192;
 const SCALED_CONTEXT: usize = 131_072;
 
+fn read_value(path: &Path) -> Result<Value, WeightError> {
+    let value = serde_json::from_str(&read_text(path)?);
+    let mut value: Value = value.map_err(|e| WeightError::config(path, e.to_string()))?;
+    match value.get_mut("model").filter(|inner| inner.is_object()) {
+        Some(inner) => Ok(inner.take()),
+        None => Ok(value),
+    }
+}
+
+/// Whether `params.json` asks for stretched frequencies.
+pub(super) fn is_scaled(path: &Path) -> Result<bool, WeightError> {
+    Ok(read_value(path)?["use_scaled_rope"] == true)
+}
+
 /// Reads and checks `params.json`. `table` are the rows of the embedding, for files that do not say the size of the vocabulary;
 /// `tied` is whether the checkpoint has no output projection of its own.
 pub(super) fn read_params(path: &Path, table: usize, tied: bool) -> Result<Config, WeightError> {
     let bad = |reason: String| WeightError::config(path, reason);
-    let mut value: Value = serde_json::from_str(&read_text(path)?).map_err(|e| bad(e.to_string()))?;
-    if let Some(inner) = value.get_mut("model").filter(|inner| inner.is_object()) {
-        value = inner.take();
-    }
-    let says = |key: &&&str| !matches!(value.get(**key), None | Some(Value::Null | Value::Bool(false)));
-    if let Some(key) = FOREIGN.iter().find(says).filter(|key| value[**key] != -1) {
+    let value = read_value(path)?;
+    // -1 says that there is none.
+    let says = |found: &Value| !matches!(found, Value::Null | Value::Bool(false)) && *found != -1;
+    if let Some(key) = FOREIGN.iter().find(|key| value.get(**key).is_some_and(says)) {
         return Err(WeightError::Architecture { path: path.into(), found: format!("it has `{key}`") });
     }
     let json: ParamsJson = serde_json::from_value(value).map_err(|e| bad(e.to_string()))?;
@@ -103,6 +115,30 @@ fn scaling(json: &ParamsJson) -> RopeScaling {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_models_are_refused_by_each_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("params.json");
+        let read = |more: &[(&str, Value)]| {
+            let mut json = serde_json::json!({
+                "dim": 64, "n_layers": 1, "n_heads": 4, "vocab_size": 100, "norm_eps": 1e-5, "rope_theta": 1e4,
+            });
+            for (key, value) in more {
+                json[*key] = value.clone();
+            }
+            std::fs::write(&path, json.to_string()).unwrap();
+            read_params(&path, 100, true).map_err(|error| error.to_string())
+        };
+        let no: [Value; 3] = [Value::Null, false.into(), (-1).into()];
+        let nothing: Vec<_> = FOREIGN.into_iter().zip(no.iter().cycle().cloned()).collect();
+        read(&nothing).unwrap();
+        for key in FOREIGN {
+            let error =
+                read(&[("vision_chunk_size", (-1).into()), (key, serde_json::json!({}))]).unwrap_err();
+            assert!(error.contains(&format!("it has `{key}`")), "{error}");
+        }
+    }
 
     #[test]
     fn the_released_models_have_their_published_sizes() {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 const IDS: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 23];
 
 fn tokens() -> StopTokens {
-    StopTokens { begin_of_text: 20, stop: vec![21, 22] }
+    StopTokens { begin_of_text: Some(20), stop: vec![21, 22] }
 }
 
 fn options(encoding: Encoding, shard_bytes: Option<u64>) -> SaveOptions<'static> {
@@ -220,7 +220,7 @@ fn what_other_programs_wrote_gives_their_logits() {
     // GGUF holds the factors of the frequencies in f32, from which ours are computed back.
     assert!(all[2].iter().zip(&all[0]).all(|(a, b)| (a - b).abs() <= 1e-5 * most));
     let hf = weights::open(&golden("hf")).unwrap();
-    assert_eq!(hf.stop_tokens(), Some(StopTokens { begin_of_text: 1, stop: vec![2, 3] }));
+    assert_eq!(hf.stop_tokens(), Some(StopTokens { begin_of_text: Some(1), stop: vec![2, 3] }));
     assert_eq!(hf.dtype(), DType::Bf16);
     assert_eq!(hf.config(), weights::open(&golden("meta")).unwrap().config());
 }

@@ -140,15 +140,17 @@ fn stop_tokens_are_read_where_they_are() {
     with_json(&dir.path().join(GENERATION_FILE), |json| {
         (json["bos_token_id"], json["eos_token_id"]) = (json!(9), json!(8));
     });
-    assert_eq!(stop().unwrap(), tokens(9, &[8]));
+    assert_eq!(stop().unwrap(), tokens(Some(9), &[8]));
     with_json(&dir.path().join(GENERATION_FILE), |json| json["eos_token_id"] = json!(64));
     let error = stop().err().unwrap().to_string();
     assert!(error.contains(GENERATION_FILE) && error.contains("`eos_token_id` is 64"), "{error}");
     std::fs::remove_file(dir.path().join(GENERATION_FILE)).unwrap();
-    assert_eq!(stop().unwrap(), tokens(1, &[2, 3]));
+    assert_eq!(stop().unwrap(), tokens(Some(1), &[2, 3]));
     with_json(&dir.path().join(CONFIG_FILE), |json| {
         (json["bos_token_id"], json["eos_token_id"]) = (Value::Null, json!(5));
     });
+    assert_eq!(stop().unwrap(), tokens(None, &[5]));
+    with_json(&dir.path().join(CONFIG_FILE), |json| json["eos_token_id"] = Value::Null);
     assert_eq!(stop().unwrap(), None);
 }
 

@@ -55,6 +55,25 @@ fn what_is_valid_opens() {
         ("alignment 64 by luck of none", &|r| r.set("general.alignment", raw::u32(8)), "opens"),
         ("no experts", &|r| r.set("llama.expert_count", raw::u32(0)), "opens"),
         ("no scaling", &|r| r.set("llama.rope.scaling.type", raw::string("none")), "opens"),
+        (
+            "a factor that is not used",
+            &|r| {
+                r.set("llama.rope.scaling.type", raw::string("none"));
+                r.set("llama.rope.scaling.factor", raw::f32(4.0));
+                r.set("llama.rope.scale_linear", raw::f32(4.0));
+            },
+            "opens",
+        ),
+        (
+            "a factor of one",
+            &|r| {
+                r.set("llama.rope.scaling.type", raw::string("linear"));
+                r.set("llama.rope.scaling.factor", raw::f32(1.0));
+                r.set("llama.rope.scaling.attn_factor", raw::f32(1.0));
+            },
+            "opens",
+        ),
+        ("no factor", &|r| r.set("llama.rope.scaling.factor", raw::f32(0.0)), "opens"),
         ("divisors of one", &|r| r.add("rope_freqs.weight", &[2]), "opens"),
         ("unknown keys", &|r| r.set("general.url", raw::string("x")), "opens"),
         ("empty arrays", &|r| r.set("general.tags", raw::array(8, 0, &[])), "opens"),
@@ -160,6 +179,24 @@ fn other_models_are_refused_by_name() {
             "`llama.rope.scaling.type` is \"yarn\"",
         ),
         ("stretched", &set("llama.rope.scale_linear", raw::f32(2.0)), "`llama.rope.scale_linear` is 2"),
+        (
+            "stretched without a type",
+            &set("llama.rope.scaling.factor", raw::f32(4.0)),
+            "`llama.rope.scaling.factor` is 4; such a model is not computed here",
+        ),
+        (
+            "stretched by name",
+            &|r| {
+                r.set("llama.rope.scaling.type", raw::string("linear"));
+                r.set("llama.rope.scaling.factor", raw::f32(4.0));
+            },
+            "`llama.rope.scaling.factor` is 4",
+        ),
+        (
+            "louder attention",
+            &set("llama.rope.scaling.attn_factor", raw::f32(1.5)),
+            "`llama.rope.scaling.attn_factor` is 1.5",
+        ),
         ("not causal", &set("llama.attention.causal", raw::any(7, &[0])), "attention.causal` is not true"),
         ("parts", &set("split.count", raw::any(2, &[3, 0])), "one of 3 parts (`split.count`)"),
         (

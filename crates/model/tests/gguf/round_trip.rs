@@ -3,7 +3,10 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use llamero_model::gguf::{GgufFile, GgufModel, GgufValue, Writer, stored_as, vocabulary as vocabulary_of};
+use llamero_model::gguf::{
+    GgufFile, GgufModel, GgufValue, GgufVocabulary, Writer, stored_as, vocabulary as vocabulary_of,
+};
+use llamero_model::hf::{self, SaveOptions};
 use llamero_model::weights;
 use llamero_model::{Config, RopeScaling, StopTokens, Weights, half_split_rows, interleaved_rows};
 use llamero_tensor::{DType, Encoding};
@@ -80,7 +83,7 @@ fn vocabulary_and_metadata_are_read_back() {
     write(&path, &made_up(config()), Encoding::Q4K).unwrap();
     let model = GgufModel::open(&path).unwrap();
     assert_eq!(vocabulary_of(model.file()).unwrap(), vocabulary());
-    assert_eq!(model.stop_tokens(), Some(StopTokens { begin_of_text: 18, stop: vec![19, 20] }));
+    assert_eq!(model.stop_tokens(), Some(StopTokens { begin_of_text: Some(18), stop: vec![19, 20] }));
     assert_eq!(model.file().metadata()["general.file_type"], GgufValue::U32(14));
     assert_eq!(model.tensors().iter().map(|t| t.bytes).sum::<u64>(), model.stored_bytes());
     // A copy in the same encoding is the same file; the metadata of one in another differs in the encoding alone.
@@ -91,6 +94,56 @@ fn vocabulary_and_metadata_are_read_back() {
     let mut copied = GgufFile::open(&again).unwrap().metadata().clone();
     copied.insert("general.file_type".into(), GgufValue::U32(14));
     assert_eq!(copied, *model.file().metadata());
+}
+
+#[test]
+fn what_ends_a_text_is_kept_where_nothing_begins_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let vocabulary = GgufVocabulary { bos: None, ..vocabulary() };
+    Writer::new(&made_up(config()), Encoding::F32, 1).describe("x", Some(&vocabulary)).write(&path).unwrap();
+    let model = GgufModel::open(&path).unwrap();
+    assert_eq!(model.stop_tokens(), Some(StopTokens { begin_of_text: None, stop: vec![19, 20] }));
+    // A folder that is written from it says the same.
+    let folder = dir.path().join("folder");
+    std::fs::create_dir(&folder).unwrap();
+    hf::save_weights(
+        &folder,
+        &model,
+        SaveOptions { encoding: Encoding::F32, shard_bytes: None, tokens: None },
+    )
+    .unwrap();
+    assert_eq!(weights::open(&folder).unwrap().stop_tokens(), model.stop_tokens());
+    for name in [hf::CONFIG_FILE, hf::GENERATION_FILE] {
+        let text = std::fs::read_to_string(folder.join(name)).unwrap();
+        assert!(text.contains("eos_token_id") && !text.contains("bos_token_id"), "{name}: {text}");
+    }
+}
+
+#[test]
+fn quantized_models_compute_in_bf16_whatever_the_embedding_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.gguf");
+    let memory = made_up(Config { dim: 40, heads: 2, kv_heads: 1, ffn: 64, ..config() });
+    let mut dtypes = Vec::new();
+    for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16, Encoding::Q8_0] {
+        write(&path, &memory, encoding).unwrap();
+        let model = weights::open(&path).unwrap();
+        let stored = |name: &str| model.tensors().into_iter().find(|t| t.name == name).unwrap().encoding;
+        dtypes.push((stored("token_embd.weight"), stored("blk.0.ffn_down.weight"), model.dtype()));
+    }
+    let row =
+        |embedding: Encoding, down: Encoding, dtype| (embedding.name().into(), down.name().into(), dtype);
+    assert_eq!(
+        dtypes,
+        [
+            row(Encoding::F32, Encoding::F32, DType::F32),
+            row(Encoding::F16, Encoding::F16, DType::F32),
+            row(Encoding::Bf16, Encoding::Bf16, DType::Bf16),
+            // 40 columns are no whole blocks.
+            row(Encoding::F16, Encoding::Q8_0, DType::Bf16),
+        ]
+    );
 }
 
 #[test]

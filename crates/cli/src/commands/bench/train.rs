@@ -444,7 +444,7 @@ struct Meta<'a> {
 /// Writes the weights as a model folder, `tokens.u32` (`[steps, batch, seq + 1]`, little endian) and `meta.json`.
 fn dump(dir: &Path, model: &Llama, cpu: &Cpu, job: &Job) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("`{}`", dir.display()))?;
-    hf::save(dir, model, cpu, &StopTokens { begin_of_text: 0, stop: vec![0] })?;
+    hf::save(dir, model, cpu, &StopTokens { begin_of_text: Some(0), stop: vec![0] })?;
     let steps = job.config.num_steps();
     let windows = (0..steps as usize).flat_map(|step| job.windows(step).collect::<Vec<_>>());
     let tokens: Vec<u8> = windows.flatten().flat_map(u32::to_le_bytes).collect();
