@@ -139,8 +139,9 @@ impl Engine {
         self.model.head().expect("`new` asserts that the model is whole")
     }
 
+    /// Checks that all are tokens: rows of the model beyond its tokenizer's are none.
     pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        let vocab = self.model.config.vocab;
+        let vocab = self.tokenizer.vocab_size();
         match ids.iter().find(|&&id| id as usize >= vocab) {
             Some(&id) => Err(InferError::UnknownToken { id, vocab }),
             None => Ok(()),
