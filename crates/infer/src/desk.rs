@@ -46,14 +46,17 @@ impl Desk {
         self.changed.notify_all();
     }
 
-    /// Makes one pass, or waits for the one that somebody makes.
-    pub(crate) fn work(&self, model: &dyn Model) {
+    /// Makes one pass, or waits for the one that somebody makes, which may know nothing of the latest requests.
+    /// Returns whether it made one.
+    pub(crate) fn work(&self, model: &dyn Model) -> bool {
         let turn = self.turn();
-        if turn.busy {
-            drop(self.changed.wait(turn).unwrap_or_else(PoisonError::into_inner));
-        } else {
+        let free = !turn.busy;
+        if free {
             self.pass(turn, model);
+        } else {
+            drop(self.changed.wait(turn).unwrap_or_else(PoisonError::into_inner));
         }
+        free
     }
 
     /// [`Desk::work`], or waits until there is something to do or until [`Desk::wake`]. `stop` is asked before anything is done.
@@ -77,6 +80,12 @@ impl Desk {
         change();
         drop(turn);
         self.changed.notify_all();
+    }
+
+    /// Whether somebody makes a pass.
+    #[cfg(test)]
+    pub(crate) fn is_busy(&self) -> bool {
+        self.turn().busy
     }
 
     /// What was done so far.

@@ -58,6 +58,16 @@ impl Guesser {
         }
     }
 
+    /// Gives up what the draft model has read: the request has to wait.
+    pub(crate) fn forget(&mut self) {
+        self.session = None;
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has_session(&self) -> bool {
+        self.session.is_some()
+    }
+
     /// Takes note of how many guesses were right.
     pub(crate) fn learn(&mut self, guessed: usize, right: usize) {
         if guessed == 0 {

@@ -12,6 +12,7 @@ use llamero_model::{Config, Input, Llama, Recompute, weights};
 use llamero_tensor::{Backend, DType, Segments, Tensor};
 use llamero_tokenizer::Tokenizer;
 
+use crate::cache::Pool;
 use crate::desk::Desk;
 use crate::open::{load, open_tokenizer};
 use crate::scheduler::Limits;
@@ -29,6 +30,8 @@ pub struct Engine {
     options: EngineOptions,
     desk: Desk,
     draft: Option<Arc<Engine>>,
+    /// Room for the draft model's keys and values.
+    draft_pages: Pool,
 }
 
 impl Engine {
@@ -73,13 +76,16 @@ impl Engine {
     fn over(model: Llama, tokenizer: Tokenizer, backend: Arc<dyn Backend>) -> Self {
         let stop = tokenizer.special().ends().iter().copied().collect();
         let options = EngineOptions::default();
-        let desk = Desk::new(Limits { rows: 1, sequences: 1, pages: 1, idle: 0 });
-        Self { backend, model, tokenizer, stop, options, desk, draft: None }.set_options(options)
+        let desk = Desk::new(Limits { rows: 1, sequences: 1, pages: 1, idle: 0, saved: 0 });
+        let (draft, draft_pages) = (None, Pool::new(0));
+        Self { backend, model, tokenizer, stop, options, desk, draft, draft_pages }.set_options(options)
     }
 
     pub(crate) fn set_options(mut self, options: EngineOptions) -> Self {
         self.options = options;
-        self.desk = Desk::new(self.limits());
+        let limits = self.limits();
+        self.desk = Desk::new(limits);
+        self.draft_pages = Pool::new(limits.pages);
         self
     }
 
@@ -98,6 +104,10 @@ impl Engine {
 
     pub(crate) fn draft(&self) -> Option<&Engine> {
         self.draft.as_deref()
+    }
+
+    pub(crate) fn draft_pages(&self) -> &Pool {
+        &self.draft_pages
     }
 
     pub(crate) fn model(&self) -> &Llama {
@@ -139,8 +149,9 @@ impl Engine {
         self.model.head().expect("`new` asserts that the model is whole")
     }
 
+    /// Checks that all are tokens: rows of the model beyond its tokenizer's are none.
     pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<()> {
-        let vocab = self.model.config.vocab;
+        let vocab = self.tokenizer.vocab_size();
         match ids.iter().find(|&&id| id as usize >= vocab) {
             Some(&id) => Err(InferError::UnknownToken { id, vocab }),
             None => Ok(()),

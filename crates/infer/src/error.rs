@@ -56,8 +56,8 @@ pub enum InferError {
         /// Number of ids of the tokenizer.
         tokenizer: usize,
     },
-    /// A token id that the model does not have.
-    #[error("token id `{id}` is not below the model's vocabulary size `{vocab}`")]
+    /// A token id that the tokenizer does not have.
+    #[error("token id `{id}` is not below the vocabulary size `{vocab}`")]
     UnknownToken {
         /// The id.
         id: u32,

@@ -114,7 +114,9 @@ impl Engine {
             match events.try_recv() {
                 Ok(event) => return event,
                 Err(TryRecvError::Disconnected) => return Event::Failed(InferError::Stopped),
-                Err(TryRecvError::Empty) => self.desk().work(self),
+                Err(TryRecvError::Empty) => {
+                    self.desk().work(self);
+                }
             }
         }
     }
@@ -129,7 +131,8 @@ impl Engine {
                 self.check_ids(&params.stop)?;
                 self.check_ids(&params.logit_bias.keys().copied().collect::<Vec<_>>())?;
                 // The last token is not read.
-                self.check_memory((ids.len() + params.max_tokens - 1).min(self.context()))
+                let longest = ids.len().saturating_add(params.max_tokens - 1).min(self.context());
+                self.check_memory(longest)
             }
             Task::Score { from } => {
                 if *from == 0 {

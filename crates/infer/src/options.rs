@@ -15,8 +15,12 @@ use crate::{Engine, InferError, Result};
 pub struct EngineOptions {
     /// How keys and values are kept.
     pub kv: KvFormat,
-    /// Most bytes that keys and values take; absent means what memory there is when the engine opens, less a reserve.
+    /// Most bytes that keys and values take, those of a draft model included; absent means what memory there is when the engine
+    /// opens, less a reserve and [`EngineOptions::host_bytes`].
     pub kv_bytes: Option<u64>,
+    /// Most bytes of the host's memory that keys and values of requests take that had to give theirs to others; beyond, they are
+    /// computed again. Absent means a quarter of [`EngineOptions::kv_bytes`].
+    pub host_bytes: Option<u64>,
     /// Most bytes of keys and values that are kept for later requests that begin alike; absent means those of one whole context.
     pub prefix_bytes: Option<u64>,
     /// Rows of a pass, about: more are faster and take more memory.
@@ -32,6 +36,7 @@ impl Default for EngineOptions {
         Self {
             kv: KvFormat::Same,
             kv_bytes: None,
+            host_bytes: None,
             prefix_bytes: None,
             rows: 512,
             sequences: 256,
@@ -74,21 +79,30 @@ impl Engine {
         self.desk().counts()
     }
 
-    /// Bytes of keys and values at their peak, those kept for later included.
+    /// Bytes of keys and values at their peak, those kept for later included, those of a draft model not.
     pub fn peak_kv_bytes(&self) -> u64 {
         self.counts().peak_pages as u64 * self.page_bytes()
     }
 
     /// The options in pages.
     pub(crate) fn limits(&self) -> Limits {
-        let (EngineOptions { kv_bytes, prefix_bytes, rows, sequences, .. }, page) =
-            (*self.options(), self.page_bytes().max(1));
-        let context = pages_for(self.context());
-        let bytes = kv_bytes.or_else(memory::usable);
+        let EngineOptions { kv_bytes, host_bytes, prefix_bytes, rows, sequences, .. } = *self.options();
+        let pages_in = |bytes: u64, page: u64| usize::try_from(bytes / page.max(1)).unwrap_or(usize::MAX);
+        let (page, context) = (self.page_bytes(), pages_for(self.context()));
+        // Pages and what is saved of them are in the same memory.
+        let found = || memory::usable().map(|all| all.saturating_sub(host_bytes.unwrap_or(all / 5)));
         // A system that tells nothing gets a few contexts.
-        let pages = bytes.map_or(8 * context, |bytes| usize::try_from(bytes / page).unwrap_or(usize::MAX));
-        let idle = prefix_bytes.map_or(context, |bytes| usize::try_from(bytes / page).unwrap_or(usize::MAX));
-        Limits { rows, sequences, pages: pages.max(1), idle }
+        let pages = kv_bytes
+            .or_else(found)
+            .map_or(8 * context, |bytes| pages_in(bytes, self.page_bytes_with_draft()));
+        let idle = prefix_bytes.map_or(context, |bytes| pages_in(bytes, page));
+        let saved = host_bytes.map_or(pages / 4, |bytes| pages_in(bytes, page));
+        Limits { rows, sequences, pages: pages.max(1), idle, saved }
+    }
+
+    /// Bytes of a page, and of one of the draft model's: it has as many of them.
+    fn page_bytes_with_draft(&self) -> u64 {
+        self.page_bytes() + self.draft().map_or(0, Self::page_bytes)
     }
 
     /// Checks that a sequence of `tokens` fits the memory for keys and values.
@@ -97,7 +111,7 @@ impl Engine {
         if needed <= limit {
             return Ok(());
         }
-        let page = self.page_bytes();
+        let page = self.page_bytes_with_draft();
         Err(InferError::Memory { tokens, needed: needed as u64 * page, limit: limit as u64 * page })
     }
 }

@@ -130,7 +130,8 @@ impl Model for Engine {
         params: &SamplingParams,
         most: usize,
     ) -> Vec<u32> {
-        self.draft().map_or_else(Vec::new, |draft| draft.continue_draft(session, ids, params, most))
+        let pool = self.draft_pages();
+        self.draft().map_or_else(Vec::new, |draft| draft.continue_draft((session, pool), ids, params, most))
     }
 }
 
@@ -139,7 +140,7 @@ impl Engine {
     /// model draws.
     fn continue_draft(
         &self,
-        session: &mut DraftSession,
+        (session, pool): (&mut DraftSession, &Pool),
         ids: &[u32],
         params: &SamplingParams,
         most: usize,
@@ -150,7 +151,7 @@ impl Engine {
         let common = session.ids.iter().zip(&ids).take_while(|(a, b)| a == b).count();
         session.sequence.truncate(common.min(given - 1));
         while ids.len() < given + most {
-            let Some(logits) = self.read_draft(session, &ids) else { break };
+            let Some(logits) = self.read_draft(session, pool, &ids) else { break };
             match sample(&logits, params, &ids, ids.len()) {
                 Ok(id) => ids.push(id),
                 Err(_) => break,
@@ -161,9 +162,11 @@ impl Engine {
         ids.split_off(given)
     }
 
-    /// Reads what the session has not read of `ids`; returns the logits after the last one.
-    fn read_draft(&self, session: &mut DraftSession, ids: &[u32]) -> Option<Vec<f32>> {
-        let pool = Pool::new(usize::MAX);
+    /// Reads what the session has not read of `ids`; returns the logits after the last one, if there are pages enough.
+    fn read_draft(&self, session: &mut DraftSession, pool: &Pool, ids: &[u32]) -> Option<Vec<f32>> {
+        if pages_for(ids.len()).saturating_sub(session.sequence.pages.len()) > pool.free() {
+            return None;
+        }
         let mut logits = Vec::new();
         while session.sequence.len < ids.len() {
             let len = session.sequence.len;

@@ -3,7 +3,7 @@
 //! A node is a page; the path from the root to it spells the tokens from the beginning of a sequence to the end of that page.
 //! Only full pages have children. Nothing here depends on time: what was used last is told by a counter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use llamero_tensor::KV_PAGE;
 
@@ -20,6 +20,8 @@ pub(crate) struct PrefixTree {
     nodes: BTreeMap<NodeId, Node>,
     /// Children of the root.
     first: Children,
+    /// Nodes without children, by their last use.
+    leaves: BTreeSet<(u64, NodeId)>,
     next: NodeId,
     clock: u64,
 }
@@ -49,7 +51,8 @@ pub(crate) struct Found {
 impl PrefixTree {
     /// A tree without pages.
     pub(crate) fn new() -> Self {
-        Self { nodes: BTreeMap::new(), first: Children::new(), next: ROOT + 1, clock: 0 }
+        let (nodes, first, leaves) = (BTreeMap::new(), Children::new(), BTreeSet::new());
+        Self { nodes, first, leaves, next: ROOT + 1, clock: 0 }
     }
 
     /// The longest beginning of `ids` that there are pages of.
@@ -82,7 +85,11 @@ impl PrefixTree {
         self.next += 1;
         self.clock += 1;
         self.children_mut(parent).insert(ids.to_vec(), node);
+        if let Some(before) = self.nodes.get(&parent) {
+            self.leaves.remove(&(before.used, parent));
+        }
         let (ids, used) = (ids.to_vec(), self.clock);
+        self.leaves.insert((used, node));
         self.nodes.insert(node, Node { parent, ids, page: page.clone(), children: Children::new(), used });
         (node, page)
     }
@@ -98,19 +105,24 @@ impl PrefixTree {
     /// Gives up the page that was not used for longest, of those that nobody else holds and no other page follows.
     /// Returns whether there was one.
     pub(crate) fn evict(&mut self) -> bool {
-        let idle = self.nodes.iter().filter(|(_, node)| node.children.is_empty() && !node.page.is_shared());
-        match idle.min_by_key(|(_, node)| node.used).map(|(id, _)| *id) {
-            Some(id) => {
-                self.remove(id);
-                true
-            }
-            None => false,
+        // Few are passed over: a running sequence holds one leaf at most.
+        let idle = self.leaves.iter().map(|(_, id)| *id).find(|id| !self.nodes[id].page.is_shared());
+        if let Some(id) = idle {
+            self.remove(id);
         }
+        idle.is_some()
     }
 
     /// Pages that nobody else holds.
     pub(crate) fn idle(&self) -> usize {
         self.nodes.values().filter(|node| !node.page.is_shared()).count()
+    }
+
+    /// Checks that nodes without children are known as such, in the order of their use.
+    #[cfg(test)]
+    pub(crate) fn check(&self) {
+        let leaves = self.nodes.iter().filter(|(_, node)| node.children.is_empty());
+        assert_eq!(self.leaves, leaves.map(|(id, node)| (node.used, *id)).collect());
     }
 
     fn children(&self, node: NodeId) -> &Children {
@@ -147,6 +159,9 @@ impl PrefixTree {
         self.clock += 1;
         match self.nodes.get_mut(&node) {
             Some(found) => {
+                if self.leaves.remove(&(found.used, node)) {
+                    self.leaves.insert((self.clock, node));
+                }
                 found.used = self.clock;
                 found.page.clone()
             }
@@ -155,8 +170,13 @@ impl PrefixTree {
     }
 
     fn remove(&mut self, node: NodeId) {
-        if let Some(gone) = self.nodes.remove(&node) {
-            self.children_mut(gone.parent).remove(&gone.ids);
+        let Some(gone) = self.nodes.remove(&node) else { return };
+        self.leaves.remove(&(gone.used, node));
+        self.children_mut(gone.parent).remove(&gone.ids);
+        if let Some(before) = self.nodes.get(&gone.parent)
+            && before.children.is_empty()
+        {
+            self.leaves.insert((before.used, gone.parent));
         }
     }
 }

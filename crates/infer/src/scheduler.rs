@@ -72,6 +72,8 @@ pub(crate) struct Limits {
     pub(crate) pages: usize,
     /// Pages kept for later requests that begin alike.
     pub(crate) idle: usize,
+    /// Pages saved in the host's memory for requests that had to give theirs.
+    pub(crate) saved: usize,
 }
 
 /// What was done so far.
@@ -132,6 +134,18 @@ impl Scheduler {
     #[cfg(test)]
     pub(crate) fn kept_pages(&self) -> usize {
         self.tree.idle()
+    }
+
+    /// The pages that are shared.
+    #[cfg(test)]
+    pub(crate) fn tree(&self) -> &PrefixTree {
+        &self.tree
+    }
+
+    /// Requests that have no pages, but those of a draft model.
+    #[cfg(test)]
+    pub(crate) fn waiting_drafts(&self) -> usize {
+        self.jobs.iter().filter(|job| !job.is_running() && job.has_draft()).count()
     }
 
     /// Lets a request in.

@@ -33,8 +33,9 @@ impl Service {
             // A pass that panics ends the requests that were there, and not those that come later.
             let serve = || catch_unwind(AssertUnwindSafe(|| of_thread.desk().serve(&*of_thread, &stop)));
             while !matches!(serve(), Ok(true)) {}
-            // Tells the callers that are left.
-            drop(catch_unwind(AssertUnwindSafe(|| of_thread.desk().work(&*of_thread))));
+            // Tells the callers that are left: a pass of its own does, and one that others were making may not.
+            let work = || catch_unwind(AssertUnwindSafe(|| of_thread.desk().work(&*of_thread)));
+            while !matches!(work(), Ok(true)) {}
         };
         let thread =
             std::thread::Builder::new().name("infer".into()).spawn(work).map_err(InferError::Thread)?;

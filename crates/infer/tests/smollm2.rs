@@ -87,6 +87,16 @@ fn error_of_top(engine: &Engine, case: &Case) -> f64 {
     found.zip(expected).map(|(a, b)| (a - b).abs() / scale).fold(0.0, f64::max)
 }
 
+/// The ids of the 20 largest of the first logits, each found after those before it are forbidden.
+fn top20(engine: &Engine, case: &Case) -> Vec<u32> {
+    let mut params = SamplingParams::greedy(1);
+    for _ in 0..20 {
+        let said = engine.generate(&case.ids, &params, &mut |_| ControlFlow::Continue(())).unwrap();
+        params.logit_bias.insert(said.ids[0], -100.0);
+    }
+    params.logit_bias.into_keys().collect()
+}
+
 fn error_of_nll(engine: &Engine, text: &Text) -> f64 {
     let nll = engine.score_tokens(&text.ids).unwrap();
     assert_eq!(nll.len(), text.ids.len() - 1);
@@ -111,6 +121,9 @@ fn in_f32_the_model_says_and_scores_what_the_reference_does() {
             assert_eq!(tokenizer.decode(&found).unwrap(), case.greedy_text);
             let error = error_of_top(&engine, case);
             assert!(error < 1e-3, "{:?}: {error:.2e}", case.prompt);
+            let mut expected: Vec<u32> = case.first_top20.iter().map(|&(id, _)| id).collect();
+            expected.sort_unstable();
+            assert_eq!(top20(&engine, case), expected, "{:?}", case.prompt);
             worst = worst.max(error);
         }
         let nll = error_of_nll(&engine, &golden.text);

@@ -136,8 +136,13 @@ impl Job {
     fn first_wanted(&self) -> usize {
         match self.task {
             Task::Generate { .. } => self.ids.len() - 1,
-            Task::Score { from } => from - 1,
+            // Where its pages were taken, some of its results are there already.
+            Task::Score { from } => from - 1 + self.logprobs.len() + self.unscored_targets(),
         }
+    }
+
+    fn unscored_targets(&self) -> usize {
+        self.unscored.iter().map(|(_, targets)| targets.len()).sum()
     }
 
     /// Tokens that need not be read where their keys and values are there.
@@ -281,8 +286,7 @@ impl Job {
 
     /// Whether its log-probabilities are computed now.
     pub(super) fn is_due(&self) -> bool {
-        let unscored = self.unscored.iter().map(|(_, targets)| targets.len()).sum::<usize>();
-        self.logprobs_wanted() == Logprobs::EachToken || unscored >= SCORED_TOGETHER
+        self.logprobs_wanted() == Logprobs::EachToken || self.unscored_targets() >= SCORED_TOGETHER
     }
 
     /// Takes as many negative log-likelihoods from the front as it waits for; returns how many these are.
@@ -349,15 +353,22 @@ impl Job {
         drop(self.events.send(event));
     }
 
-    /// Gives its pages to others.
-    pub(super) fn pre_empt(&mut self, model: &dyn Model) {
+    /// Gives its pages to others. What is in them is saved where that takes at most `room` pages, and computed again where not.
+    pub(super) fn pre_empt(&mut self, room: usize, model: &dyn Model) {
         let len = self.sequence.len;
         let used = &self.sequence.pages[..pages_for(len)];
-        if len > 0 {
+        if len > 0 && used.len() <= room {
             self.saved =
                 Some(Saved { len, pages: used.iter().map(|page| model.save_page(page.tensor())).collect() });
         }
         self.sequence.truncate(0);
+        self.guesser.forget();
         (self.node, self.filed) = (ROOT, 0);
+    }
+
+    /// Whether the draft model's pages are held for it.
+    #[cfg(test)]
+    pub(super) fn has_draft(&self) -> bool {
+        self.guesser.has_session()
     }
 }

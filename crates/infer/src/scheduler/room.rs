@@ -55,12 +55,18 @@ impl Scheduler {
             if self.tree.evict() {
                 continue;
             }
+            let room = self.limits.saved.saturating_sub(self.saved_pages());
             let behind = self.jobs[i + 1..].iter_mut().rev().find(|job| job.is_running());
             let Some(job) = behind else { panic!("scheduler: {wanted} pages were thought to be obtainable") };
-            job.pre_empt(model);
+            job.pre_empt(room, model);
             self.counts.preemptions += 1;
         }
         true
+    }
+
+    /// Pages that are saved in the host's memory for those who wait.
+    pub(crate) fn saved_pages(&self) -> usize {
+        self.jobs.iter().filter_map(|job| job.saved.as_ref()).map(|saved| saved.pages.len()).sum()
     }
 
     /// Pages that nobody up to the request `i` holds.

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::sync::mpsc::channel;
 
+use llamero_cpu::Cpu;
 use llamero_model::gguf::Writer;
 use llamero_model::{Config, StopTokens, hf, weights};
 use llamero_tensor::{DType, Encoding, KvFormat};
 
-use super::{backend, bits, config, engine_of, ids, model};
+use super::{backend, bits, config, engine_of, engine_on, ids, model};
 use crate::request::Cancel;
 use crate::scheduler::Job;
 use crate::testing::byte_tokenizer;
@@ -122,10 +123,13 @@ fn check(kv: KvFormat, open: &dyn Fn() -> Engine) {
     same(&together(&shared, &requests), &alone, "with everything cached");
     assert!(first.cached > 0 && shared.counts().cached > 2 * first.cached, "{:?}", shared.counts());
 
-    let narrow = pages(engine(EngineOptions { rows: 40, ..plain }), 14);
-    same(&together(&narrow, &requests), &alone, "pre-empted");
-    let counts = narrow.counts();
-    assert!(counts.preemptions > 10 && counts.cached > 0 && counts.peak_pages <= 14, "{counts:?}");
+    // What was taken is saved, or read again.
+    for host_bytes in [Some(u64::MAX), Some(0)] {
+        let narrow = pages(engine(EngineOptions { rows: 40, host_bytes, ..plain }), 14);
+        same(&together(&narrow, &requests), &alone, "pre-empted");
+        let counts = narrow.counts();
+        assert!(counts.preemptions > 10 && counts.cached > 0 && counts.peak_pages <= 14, "{counts:?}");
+    }
 }
 
 fn check_plain(dtype: DType, kv: KvFormat) {
@@ -161,6 +165,27 @@ fn answers_of_quantised_weights_do_not_depend_on_other_requests() {
         let vocabulary = gguf_vocabulary(&tokenizer).unwrap();
         Writer::new(&*weights, encoding, 1).describe("tiny", Some(&vocabulary)).write(&path).unwrap();
         check(KvFormat::Same, &|| Engine::open(&path, Arc::clone(&backend), None).unwrap());
+        let on = |threads| Engine::open(&path, Arc::new(Cpu::new(threads).unwrap()), None).unwrap();
+        let expected = together(&on(2), &requests());
+        for threads in [1, 3] {
+            let what = format!("{encoding:?} on {threads} threads");
+            same(&together(&on(threads), &requests()), &expected, &what);
+        }
+    }
+}
+
+#[test]
+fn answers_do_not_depend_on_threads() {
+    let requests = requests();
+    for (dtype, kv) in
+        [(DType::F32, KvFormat::Same), (DType::Bf16, KvFormat::Same), (DType::Bf16, KvFormat::Int8)]
+    {
+        let options = EngineOptions { kv, ..EngineOptions::default() };
+        let of = |threads| together(&engine_on(threads, &wide(), dtype).with_options(options), &requests);
+        let expected = of(2);
+        for threads in [1, 3] {
+            same(&of(threads), &expected, &format!("{dtype} {kv:?} on {threads} threads"));
+        }
     }
 }
 

@@ -4,12 +4,12 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use llamero_comm::{Comm, Solo};
-use llamero_model::{Llama, Placement, initial_values};
+use llamero_model::{Config, Llama, Placement, initial_values};
 use llamero_tensor::DType;
 
-use super::{CONTEXT, backend, config, engine, generate, ids};
+use super::{CONTEXT, backend, config, engine, engine_of, generate, ids};
 use crate::testing::{ScriptedLm, byte_tokenizer};
-use crate::{Engine, Finish, InferError, Lm, SamplingParams};
+use crate::{Engine, EngineOptions, Finish, InferError, Lm, SamplingParams};
 
 fn try_generate(lm: &dyn Lm, prompt: &[u32]) -> String {
     lm.generate(prompt, &SamplingParams::greedy(5), &mut |_| ControlFlow::Continue(()))
@@ -26,6 +26,19 @@ fn prompt_and_answer_may_fill_the_context_and_no_more() {
     }
     let exact = generate(&engine, &ids(1, CONTEXT - 10), &SamplingParams::greedy(10));
     assert_eq!((exact.ids.len(), exact.finish), (10, Finish::Length));
+}
+
+#[test]
+fn any_number_of_tokens_may_be_asked_for() {
+    let endless = SamplingParams::greedy(usize::MAX);
+    let answer = generate(&engine(), &ids(1, 100), &endless);
+    assert_eq!((answer.ids.len(), answer.finish), (CONTEXT - 100, Finish::Context));
+    // A whole context is what may come of it.
+    let engine = engine();
+    let kv_bytes = Some(engine.page_bytes());
+    let engine = engine.with_options(EngineOptions { kv_bytes, ..EngineOptions::default() });
+    let error = engine.generate(&ids(1, 5), &endless, &mut |_| ControlFlow::Continue(())).unwrap_err();
+    assert!(matches!(error, InferError::Memory { tokens: CONTEXT, .. }), "{error}");
 }
 
 #[test]
@@ -61,7 +74,12 @@ fn input_that_does_not_fit_is_an_error_that_says_by_how_much() {
 
 #[test]
 fn ids_of_another_vocabulary_are_named() {
-    let engine = engine();
+    name_other_ids(&engine());
+    // Rows that only pad the model's matrices are no tokens.
+    name_other_ids(&engine_of(&Config { vocab: 520, ..config() }, DType::F32));
+}
+
+fn name_other_ids(engine: &Engine) {
     let named = |result: Result<(), InferError>| match result {
         Err(InferError::UnknownToken { id: 512, vocab: 512 }) => {}
         other => panic!("{other:?}"),

@@ -53,7 +53,11 @@ fn model(config: &Config, backend: &dyn Backend, dtype: DType, seed: u64) -> Lla
 }
 
 fn engine_of(config: &Config, dtype: DType) -> Engine {
-    let backend = backend();
+    engine_on(2, config, dtype)
+}
+
+fn engine_on(threads: usize, config: &Config, dtype: DType) -> Engine {
+    let backend: Arc<dyn Backend> = Arc::new(Cpu::new(threads).unwrap());
     Engine::new(model(config, &*backend, dtype, 1), byte_tokenizer(), backend).unwrap()
 }
 

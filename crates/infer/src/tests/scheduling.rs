@@ -221,7 +221,8 @@ fn scenario(seed: u64) -> Vec<(u64, usize, usize)> {
     let mut random = Random(seed);
     let (rows, sequences) = (1 + random.below(100), 1 + random.below(12));
     // The longest request needs 7 pages.
-    let limits = Limits { rows, sequences, pages: 7 + random.below(30), idle: random.below(12) };
+    let (pages, idle, saved) = (7 + random.below(30), random.below(12), random.below(12));
+    let limits = Limits { rows, sequences, pages, idle, saved };
     let mut scheduler = Scheduler::new(limits);
     let mut callers: Vec<Caller> = Vec::new();
     let (mut trace, mut step, requests) = (Vec::new(), 0, 3 + random.below(25));
@@ -237,6 +238,9 @@ fn scenario(seed: u64) -> Vec<(u64, usize, usize)> {
         scheduler.step(&Script);
         trace.push((scheduler.counts.rows, scheduler.live_pages(), scheduler.len()));
         assert!(scheduler.live_pages() <= limits.pages);
+        assert!(scheduler.saved_pages() <= limits.saved);
+        assert_eq!(scheduler.waiting_drafts(), 0);
+        scheduler.tree().check();
         step += 1;
         assert!(step < 20_000, "scenario {seed}: it does not end");
     }
@@ -263,7 +267,7 @@ fn the_same_arrivals_make_the_same_passes() {
 }
 
 fn limits(pages: usize) -> Limits {
-    Limits { rows: 64, sequences: 100, pages, idle: 0 }
+    Limits { rows: 64, sequences: 100, pages, idle: 0, saved: pages }
 }
 
 /// Steps until all is done; the order in which callers got their last event.
@@ -292,6 +296,26 @@ fn higher_priorities_take_the_pages_of_lower_ones() {
     assert_eq!(callers[2].events.try_iter().count(), 0, "it waits");
     assert_eq!(scheduler.counts.preemptions, 1);
     assert_eq!(order(&mut scheduler, &callers), [1, 0, 2]);
+}
+
+#[test]
+fn what_was_taken_is_saved_as_far_as_there_is_room_and_read_again_beyond() {
+    // Without room the prompt and what was said are read twice, the scores among them are told once.
+    for (saved, again) in [(4, 0), (1, 1)] {
+        let mut scheduler = Scheduler::new(Limits { saved, ..limits(4) });
+        let prompt: Vec<u32> = (0..200).map(|i| i % 5).collect();
+        let low = add(&mut scheduler, Request { priority: -1, ..Request::score(prompt, 50) });
+        (0..2).for_each(|_| scheduler.step(&Script));
+        let high = add(&mut scheduler, generate(vec![7; 200], 5));
+        scheduler.step(&Script);
+        assert_eq!((scheduler.counts.preemptions, scheduler.saved_pages()), (1, 2 * (1 - again)));
+        while scheduler.len() > 0 {
+            scheduler.step(&Script);
+        }
+        check(&low, false, "the one that waits");
+        check(&high, false, "the one that goes first");
+        assert_eq!(scheduler.counts.rows, (199 + 204 + 128 * again) as u64);
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! Requests over channels.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use llamero_model::Config;
 use llamero_tensor::DType;
 
 use super::{CONTEXT, bits, config, engine, engine_of, generate, ids};
@@ -102,4 +104,30 @@ fn a_request_can_be_cancelled_and_a_service_stopped() {
     }
     // The engine itself goes on.
     assert_eq!(generate(&engine, &ids(1, 4), &SamplingParams::greedy(5)).ids.len(), 5);
+}
+
+#[test]
+fn a_service_that_stops_during_a_pass_of_others_still_tells_its_callers() {
+    const PROMPT: usize = 3000;
+    let engine = engine_of(&Config { context: PROMPT + 1, ..config() }, DType::F32);
+    let options = EngineOptions { rows: PROMPT, prefix_bytes: Some(0), ..EngineOptions::default() };
+    let engine = Arc::new(engine.with_options(options));
+    for round in 0..5 {
+        let service = Service::start(Arc::clone(&engine)).unwrap();
+        let mut handle = std::thread::scope(|scope| {
+            // One long pass, which is its last one.
+            let other = scope.spawn(|| generate(&engine, &ids(round, PROMPT), &SamplingParams::greedy(1)));
+            while !engine.desk().is_busy() && !other.is_finished() {
+                std::thread::yield_now();
+            }
+            let handle = service.submit(Request::generate(ids(1, 4), SamplingParams::greedy(5))).unwrap();
+            drop(service);
+            handle
+        });
+        let mut last = None;
+        while let Some(event) = handle.next_event_within(Duration::ZERO) {
+            last = Some(event);
+        }
+        assert!(matches!(last, Some(Event::Done(_))), "round {round}: {last:?}");
+    }
 }

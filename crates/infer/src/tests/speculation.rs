@@ -82,6 +82,31 @@ fn a_draft_model_saves_passes_and_changes_no_answer() {
 }
 
 #[test]
+fn a_draft_model_shares_the_memory_of_keys_and_values() {
+    let plain = engine_of(&wide(), DType::F32);
+    let draft = Arc::new(engine_of(&wide(), DType::F32));
+    let kv_bytes = Some(7 * (plain.page_bytes() + draft.page_bytes()));
+    let options = EngineOptions { kv_bytes, ..EngineOptions::default() };
+    let guessing = engine_of(&wide(), DType::F32).with_options(options).with_draft(draft).unwrap();
+    assert_eq!((guessing.desk().pages(), guessing.draft_pages().limit()), (7, 7));
+    // Several that do not fit together, and one that fills everything.
+    std::thread::scope(|scope| {
+        for n in 0..4 {
+            let (plain, guessing) = (&plain, &guessing);
+            scope.spawn(move || {
+                let params = SamplingParams::greedy(120);
+                let (found, expected) =
+                    (generate(guessing, &ids(n, 90), &params), generate(plain, &ids(n, 90), &params));
+                assert_eq!(found.ids, expected.ids);
+            });
+        }
+    });
+    check(&plain, &guessing, &SamplingParams::greedy(500), &ids(9, 30));
+    assert!(guessing.counts().accepted > 0);
+    assert_eq!(guessing.draft_pages().live(), 0);
+}
+
+#[test]
 fn guesses_end_where_the_answer_does() {
     let params =
         |max_tokens| SamplingParams { repetition_penalty: 1.2, ..SamplingParams::greedy(max_tokens) };

@@ -165,7 +165,7 @@ fn run(args: &InferArgs) -> Result<Report> {
 
 /// Made-up ids of one request.
 fn prompt(engine: &Engine, args: &InferArgs, request: usize) -> Vec<u32> {
-    let vocab = engine.config().vocab as u64;
+    let vocab = engine.tokenizer().vocab_size() as u64;
     let first = (request * args.prompt_tokens) as u64;
     (first..first + args.prompt_tokens as u64).map(|i| (hash(args.seed, i) % vocab) as u32).collect()
 }
