@@ -1,4 +1,4 @@
-//! The `llamero` binary: raises a small Llama 3 from raw text, and uses it.
+//! The `llamero` binary: raises a small Llama 3 from raw text, and uses it or the weights of others.
 //!
 //! `main` parses the command line and hands over to one module per command; errors end with exit code 1 and the whole
 //! chain of causes on stderr, wrong usage with 2.
@@ -32,7 +32,7 @@ use llamero_cpu::Cpu;
 use llamero_tensor::DType;
 use llamero_train::Kernels;
 
-/// Raises a Llama 3 from raw text to a chat model, in one program.
+/// Raises a Llama 3 from raw text to a chat model, and runs the models of others, in one program.
 #[derive(Parser)]
 #[command(
     version,
@@ -40,7 +40,10 @@ use llamero_train::Kernels;
     after_help = "Examples:\n  \
     llamero run recipes/quickstart.toml\n  \
     llamero run recipes/quickstart.toml --set run.dir=runs/mine --set 'curate.sources=[\"/home/me/notes\"]'\n  \
-    llamero chat runs/quickstart"
+    llamero chat runs/quickstart\n  \
+    llamero pull HuggingFaceTB/SmolLM2-135M-Instruct\n  \
+    llamero chat SmolLM2-135M-Instruct\n  \
+    llamero convert SmolLM2-135M-Instruct smol.gguf --encoding Q8_0"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -53,7 +56,7 @@ enum Command {
     Run(commands::run::RunArgs),
     /// Pre-train the model of a recipe on one rank or many, supervised if asked.
     Pretrain(commands::pretrain::PretrainArgs),
-    /// Talk to a model.
+    /// Talk to a model: one of a run, a GGUF file, a Hugging Face or Meta folder.
     Chat(commands::chat::ChatArgs),
     /// Continue a prompt.
     Generate(commands::generate::GenerateArgs),
@@ -66,7 +69,7 @@ enum Command {
     Tokenizer(commands::tokenizer::TokenizerCommand),
     /// Where an artifact came from.
     Why(commands::why::WhyArgs),
-    /// Write a model as a Hugging Face folder.
+    /// Write a model as a Hugging Face folder, as it is stored.
     Export(commands::export::ExportArgs),
     /// Write a model in another format or encoding: GGUF or a Hugging Face folder.
     Convert(commands::convert::ConvertArgs),
@@ -80,7 +83,8 @@ enum Command {
 /// A model and the threads to run it with.
 #[derive(Args)]
 struct ModelArgs {
-    /// A run folder (its fine-tuned model), an artifact folder such as RUN/pretrain, or an exported folder.
+    /// A GGUF file, a Hugging Face or Meta folder, a run folder (its fine-tuned model), or an artifact folder such as
+    /// RUN/pretrain.
     model: PathBuf,
     /// Threads; all cores when absent.
     #[arg(long)]

@@ -31,8 +31,8 @@ pub enum Finish {
 pub struct Generation {
     /// Every token that was drawn, a stop token included.
     pub ids: Vec<u32>,
-    /// Log-probability in nats of each of `ids` under the model itself, before temperature and filters: the bits of
-    /// [`Engine::score_tokens`] over prompt and answer. Empty where they were not asked for.
+    /// Log-probability in nats of each of `ids` under the model itself, before temperature and filters: unless keys and
+    /// values are kept in 8 bits, the bits of [`Engine::score_tokens`] over prompt and answer. Empty where they were not asked for.
     pub logprobs: Vec<f32>,
     /// Why it ended.
     pub finish: Finish,

@@ -15,7 +15,8 @@ const PACKED_ROWS: usize = 1024;
 /// The score of a text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Score {
-    /// Tokens that were predicted: all of the text, the first from `<|begin_of_text|>`.
+    /// Tokens that were predicted: all of the text, the first from `<|begin_of_text|>`; all but the first where the tokenizer
+    /// has no such token.
     pub tokens: usize,
     /// Their total negative log-likelihood in nats.
     pub nll: f64,
@@ -88,7 +89,8 @@ impl Engine {
         self.score_windows(documents, &all.collect::<Vec<_>>())
     }
 
-    /// The score of a text as a document of its own: `<|begin_of_text|>` and its tokens, see [`Engine::score_tokens`].
+    /// The score of a text as a document of its own: `<|begin_of_text|>`, where the tokenizer has it, and its tokens, see
+    /// [`Engine::score_tokens`].
     ///
     /// # Errors
     /// An empty text; a result that is no number.

@@ -1,7 +1,7 @@
 //! GGUF, the format of llama.cpp: one file with sizes, vocabulary and tensors, plain or in quantised blocks.
 //!
 //! [`GgufFile`] is the container: metadata and where tensors are, every count and offset checked against the file before
-//! it is used. [`GgufModel`] is a Llama in one. [`Writer`] makes one of any model. [`write`] makes one of any model.
+//! it is used. [`GgufModel`] is a Llama in one. [`Writer`] makes one of any model.
 //!
 //! Rows of queries and keys are in the interleaved order in these files; reading and writing turn them round.
 //! Shapes are given slowest dimension first, `[rows, cols]`, as everywhere here; the file has them the other way round.

@@ -14,8 +14,12 @@ const DECODE: usize = 128;
 const REQUESTS: usize = 8;
 const REQUEST_PROMPT: usize = 128;
 const REQUEST_TOKENS: usize = 64;
-/// Peak memory at most this many times the weights with their keys and values.
+/// Peak memory at most this many times the file with keys and values.
 const MEMORY: f64 = 1.2;
+/// Seconds from the start of a process to its first token, at most; and the prompt, about 20 tokens.
+const COLD: f64 = 0.5;
+const COLD_PROMPT: &str =
+    "The cat sat on the mat and looked at the old man who was in the house all day long";
 
 /// Times the best peer that an encoding is asked to reach.
 struct Target {
@@ -40,7 +44,19 @@ struct Series {
     case: usize,
     speeds: Vec<f64>,
     memory: Vec<f64>,
+    /// Bytes of keys and values at their peak; ours only.
+    kv: Vec<f64>,
     command: String,
+}
+
+/// What was measured with one file.
+#[derive(Default)]
+struct Measured {
+    series: Vec<Series>,
+    /// Seconds of whole processes that generate one token.
+    cold: Vec<f64>,
+    /// Tokens of their prompt.
+    cold_tokens: usize,
 }
 
 /// The peers of one file, as long as it is measured.
@@ -53,15 +69,15 @@ struct Peers {
 pub(super) fn run(session: &mut Session) -> Result<String, String> {
     let mut report = String::new();
     for model in session.options.models.clone() {
-        let series = measure(session, &model)?;
+        let measured = measure(session, &model)?;
         let size = fs::metadata(&model).map_err(|e| format!("cannot read `{}`: {e}", model.display()))?.len();
         let name = model.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        report += &table(&name, size as f64, &series);
+        report += &table(&name, size as f64, &measured);
     }
     Ok(report)
 }
 
-fn measure(session: &mut Session, model: &Path) -> Result<Vec<Series>, String> {
+fn measure(session: &mut Session, model: &Path) -> Result<Measured, String> {
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let bin = session.options.llamacpp.clone().unwrap_or_default();
     let llamacpp = vec!["--bin".into(), text(&bin), "--model".into(), text(model)];
@@ -72,15 +88,21 @@ fn measure(session: &mut Session, model: &Path) -> Result<Vec<Series>, String> {
     };
     let server = session.server("infer_llamacpp.py", &llamacpp)?;
     let mut peers = Peers { server, transformers, llamacpp };
-    let mut all = Vec::new();
+    let mut all = Measured::default();
     for round in 0..session.options.samples {
         for case in 0..CASES.len() {
             for (by, mut value) in one_round(session, model, &mut peers, (case, round))? {
                 let command = value["command"].as_str().unwrap_or_default().replace(&text(model), "FILE");
                 value["command"] = command.replace(&format!("{}/", text(&bin)), "").into();
-                add(&mut all, (by, case), &value)?;
+                add(&mut all.series, (by, case), &value)?;
             }
         }
+        let label = Label { bench: "infer", case: "cold", by: "llamero", round };
+        let ours =
+            ["generate", &text(model), "--max-tokens", "1", "--temperature", "0", "--prompt", COLD_PROMPT];
+        let value = session.timed(&label, &ours.map(str::to_owned))?;
+        all.cold.push(number(&value, "wall_s")?);
+        all.cold_tokens = value["prompt_ids"].as_array().map_or(0, Vec::len);
     }
     Ok(all)
 }
@@ -128,11 +150,12 @@ fn one_round(
 fn add(all: &mut Vec<Series>, (by, case): (&'static str, usize), value: &Value) -> Result<(), String> {
     let at = all.iter().position(|s| s.by == by && s.case == case).unwrap_or_else(|| {
         let command = value["command"].as_str().unwrap_or_default().to_owned();
-        all.push(Series { by, case, speeds: Vec::new(), memory: Vec::new(), command });
+        all.push(Series { by, case, speeds: Vec::new(), memory: Vec::new(), kv: Vec::new(), command });
         all.len() - 1
     });
     all[at].speeds.push(number(value, "tokens_per_s")?);
     all[at].memory.extend(value["peak_memory_bytes"].as_f64());
+    all[at].kv.extend(value["peak_kv_bytes"].as_f64());
     Ok(())
 }
 
@@ -141,7 +164,8 @@ fn encoding(file: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| name.contains(target.encoding))
 }
 
-fn table(name: &str, size: f64, all: &[Series]) -> String {
+fn table(name: &str, size: f64, measured: &Measured) -> String {
+    let all = &measured.series;
     let mut rows = Vec::new();
     for (case, what) in CASES.iter().enumerate() {
         let of_case: Vec<&Series> = all.iter().filter(|s| s.case == case).collect();
@@ -165,9 +189,31 @@ fn table(name: &str, size: f64, all: &[Series]) -> String {
         }
     }
     let header = ["what", "by", "tokens/s", "ours / it", "target", "peak memory", "command"];
-    let limit =
-        format!("The file is {:.1} MB; with keys and values, {MEMORY} times it is the limit.", size / 1e6);
-    format!("### {name}\n\n{}\n{limit}\n\n", markdown(&header, &rows))
+    format!("### {name}\n\n{}\n{}\n", markdown(&header, &rows), limits(size, measured))
+}
+
+/// What we ask of ourselves, whatever the peers do.
+fn limits(size: f64, measured: &Measured) -> String {
+    let mut rows = Vec::new();
+    let ours = measured.series.iter().filter(|s| s.by == "llamero");
+    for series in ours.filter(|s| !s.memory.is_empty() && !s.kv.is_empty()) {
+        let (memory, kv) = (median(&series.memory), median(&series.kv));
+        let times = memory / (size + kv);
+        rows.push(vec![
+            format!("{}: peak memory / (file + keys and values)", CASES[series.case]),
+            format!("{:.0} / ({:.1} + {:.1}) MB = **{times:.2}**", memory / 1e6, size / 1e6, kv / 1e6),
+            against(format!("≤ {MEMORY}"), times <= MEMORY),
+        ]);
+    }
+    if !measured.cold.is_empty() {
+        let seconds = median(&measured.cold);
+        rows.push(vec![
+            format!("a new process, a prompt of {} tokens, one token", measured.cold_tokens),
+            format!("**{seconds:.3} s**"),
+            against(format!("≤ {COLD} s"), seconds <= COLD),
+        ]);
+    }
+    markdown(&["limit", "figure", "target"], &rows)
 }
 
 #[cfg(test)]
@@ -176,16 +222,15 @@ mod tests {
 
     #[test]
     fn rounds_become_a_table_with_the_better_peer_as_the_mark() {
-        let mut all = Vec::new();
-        let value =
-            |speed: f64| json!({ "tokens_per_s": speed, "peak_memory_bytes": 3e8, "command": "run it" });
+        let mut all = Measured { cold: vec![0.4, 0.9, 0.45], cold_tokens: 20, ..Measured::default() };
+        let value = |speed: f64| json!({ "tokens_per_s": speed, "peak_memory_bytes": 3e8, "peak_kv_bytes": 3e7, "command": "run it" });
         for (by, speeds) in [
             ("llamero", [1200.0, 1300.0, 1250.0]),
             ("llama.cpp", [700.0, 800.0, 750.0]),
             ("transformers", [1000.0; 3]),
         ] {
             for speed in speeds {
-                add(&mut all, (by, 0), &value(speed)).unwrap();
+                add(&mut all.series, (by, 0), &value(speed)).unwrap();
             }
         }
         let report = table("m.BF16.gguf", 2.7e8, &all);
@@ -193,11 +238,19 @@ mod tests {
             "| prefill 512 | llamero | 1250.0 |  |  | 300 MB | `run it` |",
             "| prefill 512 | llama.cpp | 750.0 | **1.67** |  | 300 MB | `run it` |",
             "| prefill 512 | transformers | 1000.0 | **1.25** | ≥ 1.3 ✗ | 300 MB | `run it` |",
-            "The file is 270.0 MB",
+            "| prefill 512: peak memory / (file + keys and values) | 300 / (270.0 + 30.0) MB = **1.00** | ≤ 1.2 ✓ |",
+            "| a new process, a prompt of 20 tokens, one token | **0.450 s** | ≤ 0.5 s ✓ |",
         ] {
             assert!(report.contains(row), "no `{row}` in {report}");
         }
-        assert!(add(&mut all, ("llamero", 1), &json!({})).is_err());
+        assert!(add(&mut all.series, ("llamero", 1), &json!({})).is_err());
+        // Half the file: the same memory is too much, and so is the slower process.
+        all.cold = vec![0.6];
+        let report = limits(1.35e8, &all);
+        assert!(
+            report.contains("**1.82** | ≤ 1.2 ✗") && report.contains("**0.600 s** | ≤ 0.5 s ✗"),
+            "{report}"
+        );
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -59,6 +60,18 @@ impl Session {
         let mut command = Command::new(&self.llamero);
         command.arg("bench").args(args).arg("--json").args(self.threads());
         self.keep(label, &mut command)
+    }
+
+    /// Another command of ours, its JSON with `wall_s`: seconds from the start of the process to its end.
+    pub(super) fn timed(&mut self, label: &Label<'_>, args: &[String]) -> Result<Value, String> {
+        let mut command = Command::new(&self.llamero);
+        command.args(args).arg("--json").args(self.threads());
+        announce(label);
+        let begun = Instant::now();
+        let mut value = json_of(&mut command)?;
+        value["wall_s"] = begun.elapsed().as_secs_f64().into();
+        self.record(label, &value);
+        Ok(value)
     }
 
     /// A script of `benches/peers`, its JSON.

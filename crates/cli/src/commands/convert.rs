@@ -73,16 +73,15 @@ pub(crate) fn convert(args: &ConvertArgs) -> Result<()> {
     let from = resolve_model(&args.source)?;
     verify(&from)?;
     let weights = weights::open(&from)?;
-    let stored = main_encoding(&*weights);
-    let watched = Watched::new(&*weights);
     match format {
-        Format::Gguf => to_gguf(args, &from, &watched, args.encoding.unwrap_or(stored))?,
+        Format::Gguf => to_gguf(args, &from, &*weights)?,
         Format::Hf => {
-            let plain = if stored.is_quantized() { Encoding::Bf16 } else { stored };
-            to_hf(args, &from, &watched, args.encoding.unwrap_or(plain))?;
+            let shard_bytes = args.shard_size.map(|mib| mib << 20);
+            let folder =
+                Folder { out: &args.out, hint: "name a new folder", encoding: args.encoding, shard_bytes };
+            folder.write(&from, &*weights)?;
         }
     }
-    watched.finish();
     print(args.out.display())
 }
 
@@ -151,9 +150,11 @@ fn tokenizer(from: &Path) -> Result<Option<Tokenizer>> {
     Ok(Some(open_tokenizer(from)?))
 }
 
-fn to_gguf(args: &ConvertArgs, from: &Path, weights: &dyn Weights, encoding: Encoding) -> Result<()> {
+fn to_gguf(args: &ConvertArgs, from: &Path, weights: &dyn Weights) -> Result<()> {
     let threads = args.threads.unwrap_or_else(crate::machine::threads);
-    let writer = gguf::Writer::new(weights, encoding, threads);
+    let encoding = args.encoding.unwrap_or_else(|| main_encoding(weights));
+    let watched = Watched::new(weights);
+    let writer = gguf::Writer::new(&watched, encoding, threads);
     let writer = match Layout::of(from)? {
         Some(Layout::Gguf(file)) => writer.copy(&gguf::GgufFile::open(&file)?),
         _ => {
@@ -166,7 +167,9 @@ fn to_gguf(args: &ConvertArgs, from: &Path, weights: &dyn Weights, encoding: Enc
     if let Some(parent) = args.out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).with_context(|| format!("`{}`", parent.display()))?;
     }
-    Ok(writer.write(&args.out)?)
+    writer.write(&args.out)?;
+    watched.finish();
+    Ok(())
 }
 
 /// A vocabulary of as many tokens as the embedding has rows, which llama.cpp insists on.
@@ -185,31 +188,54 @@ fn vocabulary(tokenizer: &Tokenizer, config: &Config) -> Result<GgufVocabulary> 
     Ok(vocabulary)
 }
 
-fn to_hf(args: &ConvertArgs, from: &Path, weights: &dyn Weights, encoding: Encoding) -> Result<()> {
-    if encoding.is_quantized() {
-        bail!(
-            "a Hugging Face folder cannot hold {encoding}\nhint: take F32, F16 or BF16, or write GGUF with `--to gguf`"
-        );
+/// A Hugging Face folder to write.
+pub(super) struct Folder<'a> {
+    pub(super) out: &'a Path,
+    /// What to do about a file in the way.
+    pub(super) hint: &'a str,
+    /// The weights' own where this is `None`, but no blocks.
+    pub(super) encoding: Option<Encoding>,
+    /// As in [`SaveOptions`].
+    pub(super) shard_bytes: Option<u64>,
+}
+
+impl Folder<'_> {
+    /// Writes the model of `weights`, which are those at `from`, whole or not at all.
+    pub(super) fn write(&self, from: &Path, weights: &dyn Weights) -> Result<()> {
+        let stored = main_encoding(weights);
+        let plain = if stored.is_quantized() { Encoding::Bf16 } else { stored };
+        let encoding = self.encoding.unwrap_or(plain);
+        if encoding.is_quantized() {
+            bail!(
+                "a Hugging Face folder cannot hold {encoding}\nhint: take F32, F16 or BF16, or write GGUF with `--to gguf`"
+            );
+        }
+        let tokenizer = tokenizer(from)?;
+        let tokens = match weights.stop_tokens() {
+            Some(tokens) => Some(tokens),
+            None => tokenizer.as_ref().map(stop_tokens),
+        };
+        let watched = Watched::new(weights);
+        new_folder(self.out, self.hint, |partial| {
+            let options = SaveOptions { encoding, shard_bytes: self.shard_bytes, tokens: tokens.as_ref() };
+            hf::save_weights(partial, &watched, options)?;
+            put_tokenizer(from, tokenizer.as_ref(), partial)
+        })?;
+        watched.finish();
+        Ok(())
     }
-    let tokenizer = tokenizer(from)?;
-    let tokens = match weights.stop_tokens() {
-        Some(tokens) => Some(tokens),
-        None => tokenizer.as_ref().map(stop_tokens),
-    };
-    let shard_bytes = args.shard_size.map(|mib| mib << 20);
-    new_folder(&args.out, "name a new folder", |partial| {
-        let options = SaveOptions { encoding, shard_bytes, tokens: tokens.as_ref() };
-        hf::save_weights(partial, weights, options)?;
-        let beside =
-            if matches!(Layout::of(from)?, Some(Layout::Gguf(_))) { &[] } else { &TOKENIZER_FILES[..] };
-        for name in beside.iter().filter(|name| from.join(name).is_file()) {
-            std::fs::copy(from.join(name), partial.join(name)).with_context(|| format!("`{name}`"))?;
-        }
-        match &tokenizer {
-            Some(tokenizer) if !partial.join("tokenizer.json").exists() => Ok(tokenizer.save_hf(partial)?),
-            _ => Ok(()),
-        }
-    })
+}
+
+/// The files of a model's tokenizer, and `tokenizer.json` where they lack it.
+fn put_tokenizer(from: &Path, tokenizer: Option<&Tokenizer>, folder: &Path) -> Result<()> {
+    let beside = if matches!(Layout::of(from)?, Some(Layout::Gguf(_))) { &[] } else { &TOKENIZER_FILES[..] };
+    for name in beside.iter().filter(|name| from.join(name).is_file()) {
+        std::fs::copy(from.join(name), folder.join(name)).with_context(|| format!("`{name}`"))?;
+    }
+    match tokenizer {
+        Some(tokenizer) if !folder.join("tokenizer.json").exists() => Ok(tokenizer.save_hf(folder)?),
+        _ => Ok(()),
+    }
 }
 
 fn stop_tokens(tokenizer: &Tokenizer) -> StopTokens {

@@ -8,7 +8,8 @@ use clap::Args;
 use llamero_infer::{open_tokenizer, resolve_model};
 use llamero_model::gguf::{GgufFile, GgufValue};
 use llamero_model::weights::{self, Layout, TensorInfo};
-use llamero_model::{Config, PRESETS};
+use llamero_model::{Config, Group, PRESETS, Weights};
+use llamero_tensor::{DType, KV_PAGE};
 use serde::Serialize;
 
 use super::folder::verify;
@@ -59,14 +60,43 @@ struct Inspection {
     tensors: Option<Vec<Listed>>,
 }
 
-/// What a model needs with one sequence of a length.
+/// What the engine holds of a model and of one sequence, as `generate` opens it.
 #[derive(Serialize)]
 struct MemoryAt {
     context: usize,
+    /// What it computes in, and keys and values are kept in.
+    dtype: &'static str,
     weight_bytes: u64,
-    /// In bf16.
+    /// Of whole pages.
     kv_bytes: u64,
     bytes: u64,
+}
+
+impl MemoryAt {
+    fn new(config: &Config, context: usize, dtype: DType, weight_bytes: u64) -> Self {
+        let positions = context.next_multiple_of(KV_PAGE) as u64;
+        let kv_bytes = config.kv_bytes_per_token(dtype.bytes()) * positions;
+        Self { context, dtype: dtype.name(), weight_bytes, kv_bytes, bytes: weight_bytes + kv_bytes }
+    }
+}
+
+/// Bytes of a model's weights in memory: blocks stay blocks where every part of a matrix has them and the dtype is bf16.
+fn resident_bytes(weights: &dyn Weights) -> Result<u64> {
+    let dtype = weights.dtype();
+    let mut sum = 0;
+    for spec in weights.config().params() {
+        let (mut first, mut blocks) = (0, Some(0));
+        for part in &spec.parts {
+            let row = weights.rows(&spec, first..first + 1)?;
+            let encoding = row.first().map(|run| run.encoding).filter(|e| e.is_quantized());
+            let bytes = encoding.and_then(|e| e.row_bytes(spec.shape.cols)).map(|bytes| bytes * part.rows);
+            blocks = blocks.zip(bytes).map(|(sum, bytes)| sum + bytes);
+            first += part.rows;
+        }
+        let blocks = blocks.filter(|_| dtype == DType::Bf16 && spec.group() != Group::Norm);
+        sum += blocks.unwrap_or(spec.shape.elements() * dtype.bytes()) as u64;
+    }
+    Ok(sum)
 }
 
 #[derive(Serialize)]
@@ -93,7 +123,8 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<()> {
 fn look(args: &InspectArgs) -> Result<Inspection> {
     if let Some(config) = Config::preset(&args.model) {
         let bytes = 2 * config.num_params();
-        return inspection(args, "preset", config, bytes);
+        let memory = MemoryAt::new(&config, context(args, &config)?, DType::Bf16, bytes);
+        return Ok(inspection(args, "preset", config, memory));
     }
     let path = Path::new(&args.model);
     if !path.exists() {
@@ -111,7 +142,11 @@ fn look(args: &InspectArgs) -> Result<Inspection> {
         Some(Layout::Meta) => ("meta", BTreeMap::new()),
         _ => ("huggingface", BTreeMap::new()),
     };
-    let mut own = inspection(args, format, weights.config().clone(), weights.stored_bytes())?;
+    let config = weights.config();
+    let (context, bytes) = (context(args, config)?, resident_bytes(&*weights)?);
+    let memory = MemoryAt::new(config, context, weights.dtype(), bytes);
+    let mut own = inspection(args, format, config.clone(), memory);
+    own.weight_bytes = weights.stored_bytes();
     own.metadata = metadata.iter().map(|(key, value)| (key.clone(), said(value))).collect();
     warn_of_missing_bytes(&path);
     let tensors = weights.tensors();
@@ -136,31 +171,30 @@ fn said(value: &GgufValue) -> String {
     value.as_str().map_or_else(|| value.describe(), str::to_owned)
 }
 
-fn inspection(
-    args: &InspectArgs,
-    format: &'static str,
-    config: Config,
-    weight_bytes: u64,
-) -> Result<Inspection> {
+/// Tokens of context to tell the memory of.
+fn context(args: &InspectArgs, config: &Config) -> Result<usize> {
     let context = args.context.unwrap_or(config.context);
     if context > config.context {
         bail!("`--context` is {context}, but the model's longest is {}", config.context);
     }
-    let kv_bytes = config.kv_bytes_per_token(2) * context as u64;
-    Ok(Inspection {
+    Ok(context)
+}
+
+fn inspection(args: &InspectArgs, format: &'static str, config: Config, memory: MemoryAt) -> Inspection {
+    Inspection {
         model: args.model.clone(),
         format,
         parameters: config.num_params(),
         active_parameters: config.num_active_params(),
         weight_bytes_bf16: 2 * config.num_params(),
         kv_bytes_per_token_bf16: config.kv_bytes_per_token(2),
-        weight_bytes,
-        memory: MemoryAt { context, weight_bytes, kv_bytes, bytes: weight_bytes + kv_bytes },
+        weight_bytes: memory.weight_bytes,
+        memory,
         config,
         encodings: BTreeMap::new(),
         metadata: BTreeMap::new(),
         tensors: None,
-    })
+    }
 }
 
 fn show(inspection: &Inspection) -> Result<()> {
@@ -186,11 +220,11 @@ fn show(inspection: &Inspection) -> Result<()> {
         print(format!("  {}: {}", inspection.format, each.join(", ")))?;
     }
     print(format!(
-        "  memory: weights {}{}, keys and values of {} tokens in bf16 {}",
+        "  memory: weights {}, keys and values of {} tokens {}, computed in {}",
         bytes(memory.weight_bytes),
-        if inspection.format == "preset" { " in bf16" } else { "" },
         memory.context,
-        bytes(memory.kv_bytes)
+        bytes(memory.kv_bytes),
+        memory.dtype
     ))?;
     for (key, value) in &inspection.metadata {
         print(format!("  {key} = {}", line(value)))?;

@@ -274,7 +274,15 @@ fn export_touches_no_folder_but_its_own() {
         fs::copy(shared.exported.join(name), half.join(name)).unwrap();
     }
     let nowhere = tmp.path().join("nowhere");
-    llamero(["export", arg(&half), "--out", arg(&nowhere)]).fails(1, &["generation_config.json"]);
+    llamero(["export", arg(&half), "--out", arg(&nowhere)]).fails(1, &["tokenizer.json"]);
+    // Nor of one that fails halfway: the last weight is no number.
+    fs::copy(shared.exported.join("tokenizer.json"), half.join("tokenizer.json")).unwrap();
+    let weights = half.join("model.safetensors");
+    let mut bytes = fs::read(&weights).unwrap();
+    let end = bytes.len();
+    bytes[end - 4..].fill(0xff);
+    fs::write(&weights, bytes).unwrap();
+    llamero(["export", arg(&half), "--out", arg(&nowhere)]).fails(1, &["model.safetensors", "NaN"]);
     assert_eq!(names(tmp.path()), ["file", "half", "out", "out.old", "out.partial"]);
 }
 

@@ -53,7 +53,12 @@ fn blocks_are_smaller_and_inspected() {
     }
     let number = |value: &Value| value.as_u64().unwrap();
     assert!(number(&said["encodings"]["Q8_0"]) > number(&said["weight_bytes"]) * 9 / 10);
-    assert_eq!(number(&said["memory"]["kv_bytes"]), 16 * number(&said["kv_bytes_per_token_bf16"]));
+    // Blocks stay blocks, norms are in bf16; keys and values take whole pages.
+    let memory = &said["memory"];
+    assert_eq!((&memory["context"], &memory["dtype"]), (&16.into(), &"bf16".into()));
+    assert_eq!(number(&memory["kv_bytes"]), 64 * number(&said["kv_bytes_per_token_bf16"]));
+    let stored = number(&said["weight_bytes"]);
+    assert!((stored * 9 / 10..stored).contains(&number(&memory["weight_bytes"])), "{memory} of {stored}");
     let tensors = said["tensors"].as_array().unwrap();
     let bytes: u64 = tensors.iter().map(|t| number(&t["bytes"])).sum();
     assert_eq!(bytes, number(&said["weight_bytes"]));
@@ -74,6 +79,18 @@ fn blocks_are_smaller_and_inspected() {
     assert!(!folder.exists());
     llamero(["convert", arg(&gguf), arg(&folder), "--dtype", "f16"]).ok();
     assert_eq!(json(&folder.join("config.json"))["torch_dtype"], "float16");
+    // Nothing computes in f16: 16 bits become 32.
+    let said = llamero(["inspect", arg(&folder), "--json"]).json();
+    let memory = &said["memory"];
+    assert_eq!(memory["dtype"], "f32");
+    assert_eq!(number(&memory["weight_bytes"]), 4 * number(&said["parameters"]));
+    let per_token = 2 * number(&said["kv_bytes_per_token_bf16"]);
+    assert_eq!(number(&memory["kv_bytes"]), number(&memory["context"]).next_multiple_of(64) * per_token);
+    // What transformers opens has no blocks.
+    let exported = tmp.path().join("exported");
+    llamero(["export", arg(&gguf), "--out", arg(&exported)]).ok();
+    assert_eq!(json(&exported.join("config.json"))["torch_dtype"], "bfloat16");
+    assert!(answer(&exported)["text"].is_string());
 }
 
 #[test]
@@ -124,8 +141,13 @@ fn shards_are_for_folders() {
     let (folder, gguf) = (tmp.path().join("folder"), tmp.path().join("a.gguf"));
     llamero(["convert", arg(&shared.run), arg(&folder), "--encoding", "F32", "--shard-size", "1"]).ok();
     let files = names(&folder).into_iter().filter(|name| name.ends_with(".safetensors"));
-    assert_eq!(files.count() > 1, folder.join("model.safetensors.index.json").exists());
+    assert!(files.count() > 1 && folder.join("model.safetensors.index.json").is_file());
     assert!(answer(&folder)["text"].is_string());
+    // `export` joins them.
+    let exported = tmp.path().join("exported");
+    llamero(["export", arg(&folder), "--out", arg(&exported)]).ok();
+    assert_eq!(names(&exported), names(&shared.exported));
+    assert_eq!(answer(&exported), answer(&folder));
     let args = ["convert", arg(&shared.run), arg(&gguf), "--shard-size", "1"];
     llamero(args).fails(1, &["`--shard-size` is for Hugging Face folders"]);
     llamero(["convert", arg(&shared.run), arg(&folder), "--shard-size", "0"]).fails(2, &["--shard-size"]);

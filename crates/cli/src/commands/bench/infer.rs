@@ -25,11 +25,12 @@ use crate::report::format::{count, precise_bytes};
     `load_s` is the time that opening the model took, `cold_ttft_s` that and the first token of the first request. \
     `peak_memory_bytes` is the largest resident memory of the process.\n\n\
     Examples:\n  \
-    llamero bench infer runs/quickstart --prompt-tokens 512 --gen-tokens 128\n  \
+    llamero bench infer model.gguf --prompt-tokens 512 --gen-tokens 128\n  \
     llamero bench infer runs/quickstart --prompt-tokens 128 --gen-tokens 64 --concurrency 8 --json"
 )]
 pub(crate) struct InferArgs {
-    /// A run folder (its fine-tuned model), an artifact folder such as RUN/pretrain, or an exported folder.
+    /// A GGUF file, a Hugging Face or Meta folder, a run folder (its fine-tuned model), or an artifact folder such as
+    /// RUN/pretrain.
     model: PathBuf,
     #[command(flatten)]
     common: CommonArgs,
