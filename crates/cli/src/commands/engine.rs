@@ -23,7 +23,7 @@ pub(crate) struct EngineArgs {
     /// How keys and values are kept.
     #[arg(long, value_enum, default_value = "same")]
     kv: KvArg,
-    /// Most memory for keys and values in MiB; what is available when absent.
+    /// Most memory for keys and values in MiB, and a quarter of it more for requests that must wait; what is available when absent.
     #[arg(long, value_name = "MIB")]
     kv_memory: Option<u64>,
     /// Guess tokens by what followed the last ones where they occurred before: faster where a text repeats itself.
