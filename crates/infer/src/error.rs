@@ -65,7 +65,7 @@ pub enum InferError {
         vocab: usize,
     },
     /// There is nothing to continue.
-    #[error("the prompt is empty. hint: begin it with `<|begin_of_text|>`")]
+    #[error("the prompt is empty. hint: give it at least one token")]
     EmptyPrompt,
     /// There is nothing to score.
     #[error("there is nothing to score: {found}")]

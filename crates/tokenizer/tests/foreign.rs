@@ -91,6 +91,7 @@ fn bad_gguf_vocabularies_are_refused_with_the_key() {
     refused("`3` and `4` are the same token", &|v| v.tokens[4] = "!".into());
     refused("added token `<|im_end|>` occurs twice", &|v| v.tokens[0] = "<|im_end|>".into());
     refused("`tokenizer.ggml.merges`: merge `2`, `in`", &|v| v.merges[2] = "in".into());
+    refused("`tokenizer.ggml.merges`: it is missing or empty", &|v| v.merges.clear());
     refused("merge `0`, `z z`: `zz` is not a token", &|v| v.merges[0] = "z z".into());
     refused("`tokenizer.ggml.eos_token_id`: `4000`", &|v| v.eos = Some(4000));
     refused("no token ends a text", &|v| (v.eos, v.tokens[0]) = (None, "x0".into()));

@@ -24,8 +24,9 @@ use crate::ModelArgs;
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Text to continue; a begin-of-text token is put before it.
-    #[arg(long)]
+    /// Text to continue; the token that begins texts is put before it, where the model has one. Names of special tokens in it are
+    /// ordinary text.
+    #[arg(long, allow_hyphen_values = true)]
     prompt: String,
     #[command(flatten)]
     sampling: SamplingArgs,

@@ -133,6 +133,14 @@ fn parts(vocabulary: GgufVocabulary) -> Result<Parts> {
             return refuse(key, format!("`{id}` is not below the number of tokens, `{}`", tokens.len()));
         }
     }
+    // Without merges every text would fall apart into bytes, and nothing would say so.
+    let is_word = |(id, token): (usize, &String)| {
+        token_types.get(id).is_none_or(|kind| *kind == NORMAL) && token.chars().nth(1).is_some()
+    };
+    if merges.is_empty() && tokens.iter().enumerate().any(is_word) {
+        let problem = "it is missing or empty, but there are tokens of several bytes".to_owned();
+        return refuse("tokenizer.ggml.merges", problem);
+    }
     let mut parts = Parts {
         split,
         merges: Some((read_merges(merges)?, MergeRules { whole_pieces, unknown: None })),
