@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 
 use anyhow::Result;
 use clap::Args;
-use llamero_infer::{ChatSession, Finish};
+use llamero_infer::ChatSession;
 
 use super::engine::EngineArgs;
+use super::generate::limit;
 use super::sampling::{Clock, SamplingArgs};
 use super::{open_with, print, print_json};
 use crate::ModelArgs;
@@ -84,8 +85,8 @@ fn say(session: &mut ChatSession<'_>, text: &str) -> Result<()> {
             if let Some(notice) = reply.notice {
                 say!("note: {notice}");
             }
-            if matches!(reply.finish, Finish::Length | Finish::Context) {
-                say!("note: the answer was cut after {} tokens", reply.tokens);
+            if let Some(limit) = limit(reply.finish) {
+                say!("note: the answer was cut after {} tokens, at {limit}", reply.tokens);
             }
         }
         Err(error) => say!("error: {error}"),

@@ -72,12 +72,25 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     let mut out = std::io::stdout();
     // The prompt comes with the first token: a call that fails before it prints nothing.
     let mut before = args.prompt.as_str();
-    stream(&engine, &prompt, (&params, stop), &mut |piece| {
+    let (generation, finish) = stream(&engine, &prompt, (&params, stop), &mut |piece| {
         write!(out, "{before}{piece}")?;
         before = "";
         out.flush()
     })?;
-    print(before)
+    print(before)?;
+    if let Some(limit) = limit(finish) {
+        say!("note: the text was cut after {} tokens, at {limit}", generation.ids.len());
+    }
+    Ok(())
+}
+
+/// The limit at which an answer ended, if at one.
+pub(super) fn limit(finish: Finish) -> Option<&'static str> {
+    match finish {
+        Finish::Length => Some("`--max-tokens`"),
+        Finish::Context => Some("the end of the model's context"),
+        Finish::Stop | Finish::Cancelled => None,
+    }
 }
 
 /// Continues `prompt`, and gives `say` the text of every token, held back where it may be part of a character or of a stop

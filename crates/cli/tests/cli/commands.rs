@@ -60,6 +60,9 @@ fn generate_is_the_same_every_time_and_from_every_folder() {
     assert_eq!(format!("{prompt}{}\n", answer["text"].as_str().unwrap()), text);
     let ids = answer["ids"].as_array().unwrap().len();
     assert!((1..=12).contains(&ids), "{answer}");
+    let note = "note: the text was cut after 1 tokens, at `--max-tokens`";
+    let said = llamero(["generate", arg(&models()[0]), "--prompt", "- a list", "--max-tokens", "1"]);
+    assert!(said.code == Some(0) && said.err.contains(note), "{}", said.err);
     // Draws depend on the seed alone.
     let model = models()[1].clone();
     let draw = |seed: &str| {
