@@ -14,7 +14,7 @@ mod merge;
 use crate::tokens::{Merges, Tokens};
 use crate::{Error, Result};
 use cache::{Cache, Key};
-use index::{NONE, PairIndex, TokenIndex};
+use index::{NONE, Places, TokenIndex};
 use merge::Merging;
 use std::collections::HashMap;
 
@@ -29,12 +29,7 @@ pub(crate) struct Bpe {
     /// By id.
     tokens: Tokens,
     index: TokenIndex,
-    /// Pairs that have a merge. With a list, those of the list; with ranks, by id the pair that becomes the token, or all
-    /// ways to split the tokens where `places` says which is which.
-    pairs: Vec<(u32, u32)>,
-    pair_index: PairIndex,
-    /// The place of the merge of each pair; nothing where it is the pair's number.
-    places: Option<Vec<u32>>,
+    places: Places,
     /// The token that the merge of each place makes; nothing where the place is the id.
     results: Option<Vec<u32>>,
     /// What each byte starts as; [`NONE`] for bytes that are left out.
@@ -78,38 +73,23 @@ impl Bpe {
             return Err(problem(format!("the byte `0x{byte:02x}` is not a token; all 256 must be")));
         }
         bpe.whole_pieces = true;
-        bpe.stretches = true;
-        bpe.pairs = vec![(NONE, NONE); ranks];
-        bpe.pair_index = PairIndex::with_capacity(ranks);
         // In a trained vocabulary a token is made of two that come before it. Then that is the only pair it is ever made of:
-        // before its merge's turn, all earlier ones within its bytes have been done, which is what happens here.
+        // before its merge's turn, all earlier ones within its bytes have been done.
+        bpe.places = Places::new(ranks, bpe.splits(ranks).into_iter().map(|(id, left, right)| ((left, right), id)));
         let mut merging = Merging::default();
+        let mut pairs = Vec::with_capacity(ranks);
         for id in ids {
             if bpe.tokens[id as usize].len() == 1 {
                 continue;
             }
-            merging.run(&bpe, &bpe.tokens[id as usize]);
-            let mut parts = merging.tokens().map(|(_, part)| part);
-            let (Some(left), Some(right), None) = (parts.next(), parts.next(), parts.next()) else {
-                bpe.split_in_all_ways(ranks);
-                break;
-            };
-            bpe.pairs[id as usize] = (left, right);
-            bpe.pair_index.insert(&bpe.pairs, id);
+            match merging.run_before(&bpe, &bpe.tokens[id as usize], id) {
+                Some(pair) => pairs.push((pair, id)),
+                None => return Ok(bpe),
+            }
         }
+        bpe.places = Places::new(ranks, pairs.iter().copied());
+        bpe.stretches = true;
         Ok(bpe)
-    }
-
-    /// Makes merges of all ways to split the ranks in two tokens.
-    fn split_in_all_ways(&mut self, ranks: usize) {
-        let merges = self.splits(ranks);
-        self.pairs = merges.iter().map(|&(_, left, right)| (left, right)).collect();
-        self.places = Some(merges.iter().map(|&(place, ..)| place).collect());
-        self.pair_index = PairIndex::with_capacity(self.pairs.len());
-        for number in 0..self.pairs.len() as u32 {
-            self.pair_index.insert(&self.pairs, number);
-        }
-        self.stretches = false;
     }
 
     /// A vocabulary with a list of `merges`. The tokens `ids` must be distinct and not empty, and what a merge makes must be
@@ -122,28 +102,34 @@ impl Bpe {
     ) -> Result<Bpe> {
         let mut bpe = Bpe::without_merges(tokens, ids, rules.unknown.unwrap_or(NONE))?;
         bpe.whole_pieces = rules.whole_pieces;
-        bpe.pair_index = PairIndex::with_capacity(merges.len());
         // The last merge that makes each token.
         let mut made_by = vec![None; bpe.tokens.len()];
-        let mut in_order = true;
-        let mut results = Vec::with_capacity(merges.len());
+        let (mut pairs, mut results) = (Vec::with_capacity(merges.len()), Vec::with_capacity(merges.len()));
         for ((left, right), place) in merges.iter().zip(0u32..) {
             let shown = || format!("merge `{place}`, `{} {}`", left.escape_ascii(), right.escape_ascii());
             let id = |token: &[u8]| {
                 bpe.id(token)
                     .ok_or_else(|| problem(format!("{}: `{}` is not a token", shown(), token.escape_ascii())))
             };
-            let (left_id, right_id, result) = (id(left)?, id(right)?, id(&[left, right].concat())?);
-            bpe.pairs.push((left_id, right_id));
-            if let Some(other) = bpe.pair_index.insert(&bpe.pairs, place) {
-                return Err(problem(format!("{}: the same as merge `{other}`", shown())));
-            }
+            pairs.push(((id(left)?, id(right)?), place));
+            let result = id(&[left, right].concat())?;
             results.push(result);
             made_by[result as usize] = Some(place);
         }
-        for (&(left, right), place) in bpe.pairs.iter().zip(0u32..) {
-            in_order &= [left, right].iter().all(|&part| made_by[part as usize] < Some(place));
+        let follows = |&((left, right), place): &((u32, u32), u32)| {
+            [left, right].iter().all(|&part| made_by[part as usize] < Some(place))
+        };
+        let in_order = pairs.iter().all(follows);
+        pairs.sort_unstable();
+        if let Some(two) = pairs.windows(2).find(|two| two[0].0 == two[1].0) {
+            let (other, place) = (two[0].1, two[1].1);
+            let shown = merges.iter().nth(place as usize).map(|(left, right)| [left, b" ", right].concat());
+            return Err(problem(format!(
+                "merge `{place}`, `{}`: the same as merge `{other}`",
+                shown.unwrap_or_default().escape_ascii()
+            )));
         }
+        bpe.places = Places::new(bpe.tokens.len(), pairs.iter().copied());
         bpe.results = Some(results);
         let own = |(byte, &id): (usize, &u32)| bpe.id(&[byte as u8]) == Some(id);
         bpe.stretches = in_order && bpe.bytes.iter().enumerate().all(own);
@@ -176,9 +162,7 @@ impl Bpe {
         Ok(Bpe {
             tokens,
             index,
-            pairs: Vec::new(),
-            pair_index: PairIndex::with_capacity(0),
-            places: None,
+            places: Places::none(),
             results: None,
             bytes,
             whole_pieces: false,
@@ -196,7 +180,9 @@ impl Bpe {
         if self.has_ranks() {
             return self.splits(self.tokens.len());
         }
-        self.pairs.iter().zip(0u32..).map(|(&(left, right), place)| (place, left, right)).collect()
+        let mut merges: Vec<_> = self.places.iter().map(|((left, right), place)| (place, left, right)).collect();
+        merges.sort_unstable();
+        merges
     }
 
     /// Every way to split one of the first `count` tokens in two that are in the index: (its id, left, right), in this order.
@@ -323,11 +309,7 @@ impl Bpe {
     /// The place of the merge of two tokens; [`NONE`] where there is none.
     #[inline]
     fn place(&self, left: u32, right: u32) -> u32 {
-        let number = self.pair_index.get(&self.pairs, (left, right));
-        match &self.places {
-            Some(places) if number != NONE => places[number as usize],
-            _ => number,
-        }
+        self.places.get(left, right)
     }
 
     /// The token that the merge at `place` makes.

@@ -30,6 +30,11 @@ struct Token {
 impl Merging {
     /// Joins all that can be joined of `piece`. Bytes without a token are left out.
     pub(crate) fn run(&mut self, bpe: &Bpe, piece: &[u8]) {
+        self.run_before(bpe, piece, PLACES);
+    }
+
+    /// The same, but only with merges before `limit`. Returns the tokens where these are two.
+    pub(crate) fn run_before(&mut self, bpe: &Bpe, piece: &[u8], limit: u32) -> Option<(u32, u32)> {
         self.tokens.clear();
         let start = piece.iter().map(|&byte| bpe.byte(byte)).filter(|&id| id != NONE);
         self.tokens.extend(start.zip(0u32..).map(|(id, at)| Token {
@@ -38,9 +43,14 @@ impl Merging {
             next: at + 1,
         }));
         self.build(bpe);
-        while let Some((place, at)) = self.first() {
+        while let Some((place, at)) = self.first()
+            && place < limit
+        {
             self.join(bpe, place, at);
         }
+        let left = self.tokens.first()?;
+        let right = self.tokens.get(left.next as usize)?;
+        (right.next as usize == self.tokens.len()).then_some((left.id, right.id))
     }
 
     /// The tokens from left to right: where each begins, and its id. Where no byte was left out, the first is the place in the
