@@ -20,6 +20,14 @@ pub(crate) struct Merging {
     levels: Vec<Vec<u32>>,
 }
 
+/// What two tokens joined have changed: the merges of the token before them, of their own, and of the right one.
+struct Joined {
+    before: usize,
+    next: usize,
+    /// The place of the first of the new merges.
+    least: u32,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Token {
     id: u32,
@@ -43,10 +51,10 @@ impl Merging {
             next: at + 1,
         }));
         self.build(bpe);
-        while let Some((place, at)) = self.first()
+        while let Some((place, block)) = self.first()
             && place < limit
         {
-            self.join(bpe, place, at);
+            self.join_in_block(bpe, place, block);
         }
         let left = self.tokens.first()?;
         let right = self.tokens.get(left.next as usize)?;
@@ -91,52 +99,82 @@ impl Merging {
         }
     }
 
-    /// The merge that comes first: its place, and where its left token is.
+    /// The place of the merge that comes first, and the leftmost block where it is.
     #[inline]
     fn first(&self) -> Option<(u32, usize)> {
-        let mut at = 0;
+        let (mut at, mut block) = (0, 0);
         let mut found = NONE;
         for level in self.levels.iter().rev() {
-            found = least(level, at);
+            block = at;
+            found = least(level, block);
             if found == NONE {
                 return None;
             }
-            at = at * BLOCK + found as usize % BLOCK;
+            at = block * BLOCK + found as usize % BLOCK;
         }
-        Some((found >> BLOCK_BITS, at))
+        Some((found >> BLOCK_BITS, block))
     }
 
-    /// Joins the token at `at` with the next one.
+    /// Does the merges at `place` in `block`, from the left, as long as none that comes before them turns up.
     #[inline]
-    fn join(&mut self, bpe: &Bpe, place: u32, at: usize) {
+    fn join_in_block(&mut self, bpe: &Bpe, place: u32, block: usize) {
+        let (first, mut last) = (block * BLOCK, block);
+        for at in first..first + BLOCK {
+            // Each join changes what is behind it.
+            if self.levels[0][at] >> BLOCK_BITS != place {
+                continue;
+            }
+            let joined = self.join(bpe, place, at);
+            if self.levels.len() > 1 {
+                let before = joined.before / BLOCK;
+                if before != block {
+                    self.refresh(before);
+                }
+                last = joined.next / BLOCK;
+            }
+            if joined.least <= place {
+                break;
+            }
+        }
+        if self.levels.len() > 1 {
+            self.refresh(block);
+            if last != block {
+                self.refresh(last);
+            }
+        }
+    }
+
+    /// Joins the token at `at` with the next one. The upper levels are left as they are.
+    #[inline]
+    fn join(&mut self, bpe: &Bpe, place: u32, at: usize) -> Joined {
         let left = self.tokens[at];
         let (id, next) = (bpe.result(place), self.tokens[left.next as usize].next);
         self.tokens[at] = Token { id, next, ..left };
-        self.set(left.next as usize, PLACES);
-        let mut with_next = PLACES;
+        let (mut with_next, mut with_before, mut before) = (NONE, NONE, at);
         if let Some(after) = self.tokens.get_mut(next as usize) {
             after.previous = at as u32;
             with_next = bpe.place(id, after.id);
         }
-        self.set(at, with_next);
+        let merges = &mut self.levels[0];
+        merges[left.next as usize] = NONE;
+        merges[at] = entry(with_next, at);
         if left.previous != NONE {
-            let before = left.previous as usize;
-            self.set(before, bpe.place(self.tokens[before].id, id));
+            before = left.previous as usize;
+            with_before = bpe.place(self.tokens[before].id, id);
+            merges[before] = entry(with_before, before);
         }
+        Joined { before, next: left.next as usize, least: with_next.min(with_before) }
     }
 
-    /// Notes the place of the merge of the token at `at` with the next one.
-    #[inline]
-    fn set(&mut self, mut at: usize, place: u32) {
-        let mut place = place;
-        for level in &mut self.levels {
-            let entry = entry(place, at);
-            if level[at] == entry {
+    /// Tells the upper levels what the first merge of a block is now.
+    fn refresh(&mut self, mut block: usize) {
+        for level in 1..self.levels.len() {
+            let entry = entry(least(&self.levels[level - 1], block) >> BLOCK_BITS, block);
+            if self.levels[level][block] == entry {
                 break;
             }
-            level[at] = entry;
-            at /= BLOCK;
-            place = least(level, at) >> BLOCK_BITS;
+            self.levels[level][block] = entry;
+            block /= BLOCK;
         }
     }
 }
