@@ -127,7 +127,7 @@ impl Places {
     #[inline]
     fn slot(&self, slots: std::ops::Range<u32>, right: u32) -> usize {
         let hash = u64::from(right.wrapping_mul(MULTIPLIER as u32));
-        let mut slot = slots.start + (hash * u64::from(slots.end - slots.start) >> 32) as u32;
+        let mut slot = slots.start + ((hash * u64::from(slots.end - slots.start)) >> 32) as u32;
         loop {
             let there = self.slots[slot as usize].0;
             if there == right || there == NONE {
