@@ -15,7 +15,7 @@ use crate::tokens::{Merges, Tokens};
 use crate::{Error, Result};
 use cache::{Cache, Key};
 use index::{NONE, Places, TokenIndex};
-use merge::Merging;
+use merge::{Merging, Rules};
 use std::collections::HashMap;
 
 pub(crate) type FixedMap<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
@@ -67,29 +67,19 @@ impl Bpe {
     /// A vocabulary whose ranks are the first `ranks` of `tokens`. These must be distinct, not empty, and include every single
     /// byte.
     pub(crate) fn of_ranks(tokens: Tokens, ranks: usize) -> Result<Bpe> {
-        let ids = 0..ranks as u32;
-        let mut bpe = Bpe::without_merges(tokens, ids.clone(), NONE)?;
+        let mut bpe = Bpe::without_merges(tokens, 0..ranks as u32, NONE)?;
         if let Some(byte) = bpe.bytes.iter().position(|&id| id == NONE) {
             return Err(problem(format!("the byte `0x{byte:02x}` is not a token; all 256 must be")));
         }
         bpe.whole_pieces = true;
-        // In a trained vocabulary a token is made of two that come before it. Then that is the only pair it is ever made of:
-        // before its merge's turn, all earlier ones within its bytes have been done.
-        bpe.places =
-            Places::new(ranks, bpe.splits(ranks).into_iter().map(|(id, left, right)| ((left, right), id)));
-        let mut merging = Merging::default();
-        let mut pairs = Vec::with_capacity(ranks);
-        for id in ids {
-            if bpe.tokens[id as usize].len() == 1 {
-                continue;
+        let pairs = match trained_pairs(&bpe, ranks) {
+            Some(pairs) => {
+                bpe.stretches = true;
+                pairs
             }
-            match merging.run_before(&bpe, &bpe.tokens[id as usize], id) {
-                Some(pair) => pairs.push((pair, id)),
-                None => return Ok(bpe),
-            }
-        }
+            None => bpe.splits(ranks).into_iter().map(|(id, left, right)| ((left, right), id)).collect(),
+        };
         bpe.places = Places::new(ranks, pairs.iter().copied());
-        bpe.stretches = true;
         Ok(bpe)
     }
 
@@ -188,15 +178,23 @@ impl Bpe {
 
     /// Every way to split one of the first `count` tokens in two that are in the index: (its id, left, right), in this order.
     fn splits(&self, count: usize) -> Vec<(u32, u32, u32)> {
+        // Without a look at the lengths that there are, a single token of a megabyte would take hours.
+        let mut lengths: Vec<usize> = self.tokens.iter().map(<[u8]>::len).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
         let mut splits = Vec::new();
         for (token, id) in self.tokens.iter().take(count).zip(0u32..) {
             if self.id(token) != Some(id) {
                 continue;
             }
             let first = splits.len();
-            for middle in 1..token.len() {
+            for &middle in
+                lengths.iter().filter(|&&middle| middle > 0).take_while(|&&middle| middle < token.len())
+            {
                 let (left, right) = token.split_at(middle);
-                if let (Some(left), Some(right)) = (self.id(left), self.id(right)) {
+                if lengths.binary_search(&right.len()).is_ok()
+                    && let (Some(left), Some(right)) = (self.id(left), self.id(right))
+                {
                     splits.push((id, left, right));
                 }
             }
@@ -257,7 +255,7 @@ impl Bpe {
         } else if piece.len() > WINDOW && self.stretches {
             self.merge_stretches(piece, merging, out);
         } else {
-            merging.run(self, piece);
+            let _ = merging.run(self, piece);
             out.extend(merging.tokens().map(|(_, id)| id));
         }
     }
@@ -274,7 +272,7 @@ impl Bpe {
         let (mut begin, mut window) = (0, WINDOW);
         loop {
             let end = piece.len().min(begin + window);
-            merging.run(self, &piece[begin..end]);
+            let _ = merging.run(self, &piece[begin..end]);
             let mut tokens = merging.tokens();
             if out.len() > first && tokens.next().map(|(_, id)| id) != out.last().copied() {
                 // What follows changes the last token. It is taken back, and more is merged at once.
@@ -300,24 +298,58 @@ impl Bpe {
             }
         }
     }
+}
 
-    /// What a byte starts as.
+impl Rules for Bpe {
     #[inline]
     fn byte(&self, byte: u8) -> u32 {
         self.bytes[usize::from(byte)]
     }
 
-    /// The place of the merge of two tokens; [`NONE`] where there is none.
     #[inline]
     fn place(&self, left: u32, right: u32) -> u32 {
         self.places.get(left, right)
     }
 
-    /// The token that the merge at `place` makes.
     #[inline]
     fn result(&self, place: u32) -> u32 {
         self.results.as_ref().map_or(place, |results| results[place as usize])
     }
+}
+
+/// The ranks that are there so far while a vocabulary is read.
+struct Earlier {
+    bytes: [u32; 256],
+    places: FixedMap<(u32, u32), u32>,
+}
+
+impl Rules for Earlier {
+    fn byte(&self, byte: u8) -> u32 {
+        self.bytes[usize::from(byte)]
+    }
+
+    fn place(&self, left: u32, right: u32) -> u32 {
+        self.places.get(&(left, right)).copied().unwrap_or(NONE)
+    }
+
+    fn result(&self, place: u32) -> u32 {
+        place
+    }
+}
+
+/// For each of the first `ranks` tokens of several bytes the two that it is made of, where each is made of two that come before
+/// it, as in a trained vocabulary. Then these are the only ones that it is ever made of: before its merge's turn, all earlier
+/// ones within its bytes have been done.
+fn trained_pairs(bpe: &Bpe, ranks: usize) -> Option<Vec<((u32, u32), u32)>> {
+    let mut earlier = Earlier { bytes: bpe.bytes, places: FixedMap::default() };
+    let mut merging = Merging::default();
+    let mut pairs = Vec::with_capacity(ranks);
+    for (token, id) in bpe.tokens.iter().take(ranks).zip(0u32..).filter(|(token, _)| token.len() > 1) {
+        let pair = merging.run(&earlier, token)?;
+        earlier.places.insert(pair, id);
+        pairs.push((pair, id));
+    }
+    Some(pairs)
 }
 
 fn problem(problem: String) -> Error {
@@ -328,6 +360,8 @@ fn problem(problem: String) -> Error {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    type Pair = (Vec<u8>, Vec<u8>);
 
     /// Tokens over `alphabet` beyond the single bytes, and pieces over the same letters.
     fn vocabulary_and_piece(len: usize) -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<u8>)> {
@@ -364,7 +398,7 @@ mod tests {
         Bpe::of_ranks(tokens.iter().collect(), tokens.len())
     }
 
-    fn list(tokens: &[Vec<u8>], merges: &[(Vec<u8>, Vec<u8>)], rules: MergeRules) -> Result<Bpe> {
+    fn list(tokens: &[Vec<u8>], merges: &[Pair], rules: MergeRules) -> Result<Bpe> {
         let mut list = Merges::default();
         for (left, right) in merges {
             let [left, right] = [left, right].map(|side| side.iter().copied().map(Some));
@@ -385,15 +419,13 @@ mod tests {
     /// All of the piece at once, without a look at whether it is a token.
     fn merge(bpe: &Bpe, piece: &[u8]) -> Vec<u32> {
         let mut merging = Merging::default();
-        merging.run(bpe, piece);
+        let _ = merging.run(bpe, piece);
         merging.tokens().map(|(_, id)| id).collect()
     }
 
     /// A list of merges as training makes it: each joins two tokens that are there. With it, the tokens in an order that
     /// has nothing to do with the merges, and a piece.
-    fn merges_and_piece(
-        len: usize,
-    ) -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>)> {
+    fn merges_and_piece(len: usize) -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<Pair>, Vec<u8>)> {
         let pairs = proptest::collection::vec((any::<usize>(), any::<usize>()), 0..40);
         let letters = proptest::sample::select(b"abc".to_vec());
         (pairs, proptest::collection::vec(letters, 1..len)).prop_map(|(pairs, piece)| {
@@ -414,7 +446,7 @@ mod tests {
     }
 
     /// Merges one after the other over the whole piece, which is the same as the earliest first.
-    fn merge_oracle(tokens: &[Vec<u8>], merges: &[(Vec<u8>, Vec<u8>)], piece: &[u8]) -> Vec<u32> {
+    fn merge_oracle(tokens: &[Vec<u8>], merges: &[Pair], piece: &[u8]) -> Vec<u32> {
         let mut parts: Vec<Vec<u8>> = piece.iter().map(|&byte| vec![byte]).collect();
         let place = |pair: &[Vec<u8>]| merges.iter().position(|(l, r)| l[..] == pair[0] && r[..] == pair[1]);
         while let Some((_, at)) = parts.windows(2).enumerate().filter_map(|(i, w)| Some((place(w)?, i))).min()

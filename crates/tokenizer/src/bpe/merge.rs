@@ -1,6 +1,5 @@
 //! Joins the pairs of a piece in their order.
 
-use super::Bpe;
 use super::index::NONE;
 
 /// So many merges are looked through at once for the first of them.
@@ -9,6 +8,16 @@ const BLOCK_BITS: u32 = BLOCK.trailing_zeros();
 
 /// No merge can have this place or a later one: a place is kept beside where in a block it is.
 pub(crate) const PLACES: u32 = NONE >> BLOCK_BITS;
+
+/// What [`Merging`] asks a vocabulary.
+pub(crate) trait Rules {
+    /// What a byte starts as; [`NONE`] where it is left out.
+    fn byte(&self, byte: u8) -> u32;
+    /// The place of the merge of two tokens; [`NONE`] where there is none.
+    fn place(&self, left: u32, right: u32) -> u32;
+    /// The token that the merge at `place` makes.
+    fn result(&self, place: u32) -> u32;
+}
 
 /// A piece while its tokens are joined. Everything is by the place of a token's first byte.
 #[derive(Debug, Default)]
@@ -36,25 +45,18 @@ struct Token {
 }
 
 impl Merging {
-    /// Joins all that can be joined of `piece`. Bytes without a token are left out.
-    pub(crate) fn run(&mut self, bpe: &Bpe, piece: &[u8]) {
-        self.run_before(bpe, piece, PLACES);
-    }
-
-    /// The same, but only with merges before `limit`. Returns the tokens where these are two.
-    pub(crate) fn run_before(&mut self, bpe: &Bpe, piece: &[u8], limit: u32) -> Option<(u32, u32)> {
+    /// Joins all that can be joined of `piece`. Bytes without a token are left out. Returns the tokens where these are two.
+    pub(crate) fn run(&mut self, rules: &impl Rules, piece: &[u8]) -> Option<(u32, u32)> {
         self.tokens.clear();
-        let start = piece.iter().map(|&byte| bpe.byte(byte)).filter(|&id| id != NONE);
+        let start = piece.iter().map(|&byte| rules.byte(byte)).filter(|&id| id != NONE);
         self.tokens.extend(start.zip(0u32..).map(|(id, at)| Token {
             id,
             previous: at.wrapping_sub(1),
             next: at + 1,
         }));
-        self.build(bpe);
-        while let Some((place, block)) = self.first()
-            && place < limit
-        {
-            self.join_in_block(bpe, place, block);
+        self.build(rules);
+        while let Some((place, block)) = self.first() {
+            self.join_in_block(rules, place, block);
         }
         let left = self.tokens.first()?;
         let right = self.tokens.get(left.next as usize)?;
@@ -73,7 +75,7 @@ impl Merging {
         })
     }
 
-    fn build(&mut self, bpe: &Bpe) {
+    fn build(&mut self, rules: &impl Rules) {
         let mut len = self.tokens.len().max(1);
         let mut height = 0;
         loop {
@@ -90,7 +92,7 @@ impl Merging {
         }
         self.levels.truncate(height);
         for (at, two) in self.tokens.windows(2).enumerate() {
-            self.levels[0][at] = entry(bpe.place(two[0].id, two[1].id), at);
+            self.levels[0][at] = entry(rules.place(two[0].id, two[1].id), at);
         }
         for level in 1..height {
             for at in 0..self.levels[level - 1].len() / BLOCK {
@@ -117,14 +119,14 @@ impl Merging {
 
     /// Does the merges at `place` in `block`, from the left, as long as none that comes before them turns up.
     #[inline]
-    fn join_in_block(&mut self, bpe: &Bpe, place: u32, block: usize) {
+    fn join_in_block(&mut self, rules: &impl Rules, place: u32, block: usize) {
         let (first, mut last) = (block * BLOCK, block);
         for at in first..first + BLOCK {
             // Each join changes what is behind it.
             if self.levels[0][at] >> BLOCK_BITS != place {
                 continue;
             }
-            let joined = self.join(bpe, place, at);
+            let joined = self.join(rules, place, at);
             if self.levels.len() > 1 {
                 let before = joined.before / BLOCK;
                 if before != block {
@@ -146,21 +148,21 @@ impl Merging {
 
     /// Joins the token at `at` with the next one. The upper levels are left as they are.
     #[inline]
-    fn join(&mut self, bpe: &Bpe, place: u32, at: usize) -> Joined {
+    fn join(&mut self, rules: &impl Rules, place: u32, at: usize) -> Joined {
         let left = self.tokens[at];
-        let (id, next) = (bpe.result(place), self.tokens[left.next as usize].next);
+        let (id, next) = (rules.result(place), self.tokens[left.next as usize].next);
         self.tokens[at] = Token { id, next, ..left };
         let (mut with_next, mut with_before, mut before) = (NONE, NONE, at);
         if let Some(after) = self.tokens.get_mut(next as usize) {
             after.previous = at as u32;
-            with_next = bpe.place(id, after.id);
+            with_next = rules.place(id, after.id);
         }
         let merges = &mut self.levels[0];
         merges[left.next as usize] = NONE;
         merges[at] = entry(with_next, at);
         if left.previous != NONE {
             before = left.previous as usize;
-            with_before = bpe.place(self.tokens[before].id, id);
+            with_before = rules.place(self.tokens[before].id, id);
             merges[before] = entry(with_before, before);
         }
         Joined { before, next: left.next as usize, least: with_next.min(with_before) }

@@ -145,6 +145,8 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(40))]
+
         #[test]
         fn bits_say_what_the_table_says(
             text in r"([ -~]{0,90}|[a-z \n]{50,90}|\PC{0,20}|[0-9\s]{0,5}){0,40}",
