@@ -47,6 +47,6 @@ pub use options::EngineOptions;
 pub use request::{Event, Guess, Logprobs, Request, Task};
 pub use sampler::{FORBID, SamplingParams, sample};
 pub use scheduler::Counts;
-pub use score::Score;
+pub use score::{OnScored, Score, ScoredText};
 pub use service::{Handle, Service};
 pub use stop::StopText;

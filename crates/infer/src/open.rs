@@ -39,7 +39,7 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
     match Layout::of(path) {
         Ok(Some(_)) => Ok(path.to_owned()),
         Ok(None) if path.is_file() => {
-            Err(not_a_model(path, "it is a file, but no `.gguf`".into(), "name the folder that holds it"))
+            Err(not_a_model(path, "it is a file, but not in GGUF".into(), "name the folder that holds it"))
         }
         Ok(None) => latest_of_run(path),
         Err(WeightError::NotAModel { path, found, hint }) => Err(InferError::NotAModel { path, found, hint }),
@@ -78,7 +78,9 @@ fn latest_of_run(run: &Path) -> Result<PathBuf> {
             Ok(artifact) => finished.push(artifact),
             Err(ArtifactError::NotAnArtifact { .. }) => {}
             // The earliest unfinished stage is the one that the run has come to.
-            Err(error @ ArtifactError::Unfinished { .. }) => unfinished = Some(error),
+            Err(error @ (ArtifactError::Unfinished { .. } | ArtifactError::NoManifest { .. })) => {
+                unfinished = Some(error)
+            }
             Err(error) => return Err(error.into()),
         }
     }

@@ -92,16 +92,16 @@ impl Engine {
         // Pages and what is saved of them are in the same memory.
         let found = || memory::usable().map(|all| all.saturating_sub(host_bytes.unwrap_or(all / 5)));
         // A system that tells nothing gets a few contexts.
-        let pages = kv_bytes
-            .or_else(found)
-            .map_or(8 * context, |bytes| pages_in(bytes, self.page_bytes_with_draft()));
+        let pages =
+            kv_bytes.or_else(found).map_or(8 * context, |bytes| pages_in(bytes, self.kv_page_bytes()));
         let idle = prefix_bytes.map_or(context, |bytes| pages_in(bytes, page));
         let saved = host_bytes.map_or(pages / 4, |bytes| pages_in(bytes, page));
         Limits { rows, sequences, pages: pages.max(1), idle, saved }
     }
 
-    /// Bytes of a page, and of one of the draft model's: it has as many of them.
-    fn page_bytes_with_draft(&self) -> u64 {
+    /// Bytes of the keys and values of [`llamero_tensor::KV_PAGE`] tokens, the least that is kept of a request; those of the
+    /// draft model, which has as many pages, included.
+    pub fn kv_page_bytes(&self) -> u64 {
         self.page_bytes() + self.draft().map_or(0, Self::page_bytes)
     }
 
@@ -111,7 +111,7 @@ impl Engine {
         if needed <= limit {
             return Ok(());
         }
-        let page = self.page_bytes_with_draft();
+        let page = self.kv_page_bytes();
         Err(InferError::Memory { tokens, needed: needed as u64 * page, limit: limit as u64 * page })
     }
 }
