@@ -3,7 +3,6 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-
 /// Elements of a piece: 8 MiB of f32.
 const PIECE: usize = 1 << 21;
 

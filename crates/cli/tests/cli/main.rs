@@ -4,6 +4,7 @@
 
 mod bench;
 mod commands;
+mod conversations;
 mod convert;
 mod dry_run;
 mod errors;
