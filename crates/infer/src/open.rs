@@ -6,14 +6,14 @@ use std::sync::Arc;
 use llamero_artifact::{Artifact, ArtifactError, MANIFEST};
 use llamero_autograd::Param;
 use llamero_comm::{Comm, Solo};
-use llamero_model::gguf::{self, GgufFile, GgufVocabulary};
+use llamero_model::gguf::GgufFile;
 use llamero_model::hf::{CONFIG_FILE, WEIGHTS_FILE};
 use llamero_model::weights::Layout;
 use llamero_model::{Division, Group, Llama, ParamSpec, Placement, WeightError, Weights, meta};
 use llamero_tensor::{Backend, DType, Tensor};
 use llamero_tokenizer::{Release, Tokenizer};
 
-use crate::{InferError, Result};
+use crate::{InferError, Result, vocabulary};
 
 /// The stages of a run that make a model, the last one first. Each is made from the next one in this list that the run
 /// has.
@@ -118,41 +118,10 @@ pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
         }
         _ => return Ok(Tokenizer::load(path)?),
     };
-    let own = gguf::vocabulary(&GgufFile::open(&file)?)?;
-    let vocabulary = llamero_tokenizer::GgufVocabulary {
-        model: own.model,
-        pre: own.pre,
-        tokens: own.tokens,
-        token_types: own.token_types,
-        merges: own.merges,
-        bos: own.bos,
-        eos: own.eos,
-        eot: own.eot,
-        add_bos: own.add_bos,
-        chat_template: own.chat_template,
-    };
+    let contents = GgufFile::open(&file)?;
+    let vocabulary = vocabulary::read(&contents)?;
     let in_file = |source| llamero_tokenizer::Error::InFile { path: file.clone(), source: Box::new(source) };
     Ok(Tokenizer::from_gguf(vocabulary).map_err(in_file)?)
-}
-
-/// What a GGUF file is to say about a tokenizer.
-///
-/// # Errors
-/// One that the format has no name for.
-pub fn gguf_vocabulary(tokenizer: &Tokenizer) -> Result<GgufVocabulary> {
-    let own = tokenizer.to_gguf()?;
-    Ok(GgufVocabulary {
-        model: own.model,
-        pre: own.pre,
-        tokens: own.tokens,
-        token_types: own.token_types,
-        merges: own.merges,
-        bos: own.bos,
-        eos: own.eos,
-        eot: own.eot,
-        add_bos: own.add_bos,
-        chat_template: own.chat_template,
-    })
 }
 
 /// A model for inference: every matrix is arranged for it straight from the files, one at a time, so that no weight is in

@@ -22,7 +22,7 @@ mod write;
 pub use container::{Contents, GgufFile};
 pub use read::{GgufModel, parse_model};
 pub use value::{GgufArray, GgufStrings, GgufValue};
-pub use vocabulary::{GgufVocabulary, vocabulary};
+pub use vocabulary::GgufTokenizer;
 pub use write::{Writer, stored_as};
 
 /// What the file starts with.

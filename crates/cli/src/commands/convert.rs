@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use llamero_artifact::fsutil;
 use llamero_infer::{gguf_vocabulary, open_tokenizer, resolve_model};
-use llamero_model::gguf::{self, GgufVocabulary};
+use llamero_model::gguf::{self, GgufValue};
 use llamero_model::hf::{self, SaveOptions};
 use llamero_model::weights::{self, Layout, TensorInfo};
 use llamero_model::{Config, ParamSpec, StopTokens, WeightError, Weights};
@@ -175,7 +175,7 @@ fn to_gguf(args: &ConvertArgs, from: &Path, weights: &dyn Weights) -> Result<()>
             let vocabulary = tokenizer(from)?.map(|t| vocabulary(&t, weights.config())).transpose()?;
             let name = args.source.canonicalize().unwrap_or_else(|_| args.source.clone());
             let name = name.file_name().map_or_else(|| "llama".into(), |n| n.to_string_lossy());
-            writer.describe(&name, vocabulary.as_ref())
+            writer.describe(&name, vocabulary.into_iter().flatten())
         }
     };
     if let Some(parent) = args.out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -188,20 +188,15 @@ fn to_gguf(args: &ConvertArgs, from: &Path, weights: &dyn Weights) -> Result<()>
     Ok(())
 }
 
-/// A vocabulary of as many tokens as the embedding has rows, which llama.cpp insists on.
-fn vocabulary(tokenizer: &Tokenizer, config: &Config) -> Result<GgufVocabulary> {
-    /// The type of a token that no text is encoded to.
-    const UNUSED: i32 = 5;
-    let mut vocabulary = gguf_vocabulary(tokenizer)?;
-    let (tokens, rows) = (vocabulary.tokens.len(), config.vocab);
+/// What the file is to say about a tokenizer, which must not have more tokens than the model.
+fn vocabulary(tokenizer: &Tokenizer, config: &Config) -> Result<Vec<(String, GgufValue)>> {
+    let (tokens, rows) = (tokenizer.vocab_size(), config.vocab);
     if tokens > rows {
         bail!(
             "the tokenizer has {tokens} tokens, but the model {rows}\nhint: they belong to different models"
         );
     }
-    vocabulary.tokens.extend((tokens..rows).map(|id| format!("[PAD{id}]")));
-    vocabulary.token_types.resize(rows, UNUSED);
-    Ok(vocabulary)
+    Ok(gguf_vocabulary(tokenizer, rows)?)
 }
 
 /// A Hugging Face folder to write.
