@@ -28,6 +28,7 @@
 mod added;
 mod bpe;
 mod chat;
+mod cut;
 mod error;
 mod format;
 mod special;
