@@ -150,7 +150,7 @@ fn for_lines<T: for<'de> Deserialize<'de>>(
 }
 
 /// A run folder stands for its tokenizer, a GGUF file for the one inside.
-fn load(path: &Path) -> Result<Tokenizer> {
+pub(super) fn load(path: &Path) -> Result<Tokenizer> {
     if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
         return Ok(llamero_infer::open_tokenizer(&llamero_infer::resolve_model(path)?)?);
     }
