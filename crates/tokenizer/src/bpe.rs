@@ -7,33 +7,42 @@
 //!   merge's place.
 //! - **A list of merges**, as in Hugging Face's files and GGUF: the place in the list is the merge's, and ids are free.
 
+mod cache;
+mod index;
+mod merge;
+
+use crate::tokens::{Merges, Tokens};
 use crate::{Error, Result};
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use cache::{Cache, Key};
+use index::{NONE, PairIndex, TokenIndex};
+use merge::Merging;
+use std::collections::HashMap;
 
 pub(crate) type FixedMap<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 
-/// A string of bytes that is a token.
-pub(crate) type Token = Box<[u8]>;
-
-/// No token and no merge; also the end of a linked list.
-const NONE: u32 = u32::MAX;
-
-/// Up to this many bytes, scanning for the lowest rank beats a heap.
-const SHORT: usize = 128;
+/// How many bytes of a long piece are merged at once.
+const WINDOW: usize = 256;
 
 /// What turns the pieces of a text into ids.
 #[derive(Debug)]
 pub(crate) struct Bpe {
-    ids: FixedMap<Token, u32>,
-    /// The place of the merge of two tokens, for all pairs that have one.
-    places: FixedMap<(u32, u32), u32>,
+    /// By id.
+    tokens: Tokens,
+    index: TokenIndex,
+    /// Pairs that have a merge. With a list, those of the list; with ranks, by id the pair that becomes the token, or all
+    /// ways to split the tokens where `places` says which is which.
+    pairs: Vec<(u32, u32)>,
+    pair_index: PairIndex,
+    /// The place of the merge of each pair; nothing where it is the pair's number.
+    places: Option<Vec<u32>>,
     /// The token that the merge of each place makes; nothing where the place is the id.
     results: Option<Vec<u32>>,
     /// What each byte starts as; [`NONE`] for bytes that are left out.
     bytes: [u32; 256],
     /// Whether a piece that is a token is that token, whatever the merges would make of it.
     whole_pieces: bool,
+    /// Whether a long piece may be merged stretch by stretch, see [`Bpe::merge_stretches`].
+    stretches: bool,
 }
 
 /// What a list of merges needs beside it.
@@ -45,80 +54,168 @@ pub(crate) struct MergeRules {
     pub(crate) unknown: Option<u32>,
 }
 
-/// Memory that the encoding of one piece leaves for the next.
+/// Memory that the encoding of one piece leaves for the next, by the same tokenizer.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    /// (token, the place of its merge with its right neighbour)
-    parts: Vec<(u32, u32)>,
-    links: Vec<Link>,
-    /// (place of the merge, index of the left token)
-    queue: BinaryHeap<Reverse<(u32, u32)>>,
+    cache: Cache,
+    merging: Merging,
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Link {
-    id: u32,
-    /// The place of its merge with the next one.
-    place: u32,
-    previous: u32,
-    next: u32,
+impl Scratch {
+    /// Makes the memory fit for a text of `bytes`.
+    pub(crate) fn prepare(&mut self, bytes: usize) {
+        self.cache.prepare(bytes);
+    }
 }
 
 impl Bpe {
-    /// A vocabulary of ranks. The tokens must be distinct, not empty, and include every single byte.
-    pub(crate) fn of_ranks(tokens: &[Token]) -> Result<Bpe> {
-        if tokens.len() > crate::tokenizer::MAX_RANKS {
-            return Err(problem(format!("`{}` ranks do not fit 32-bit ids", tokens.len())));
-        }
-        let ids = index(tokens.iter().zip(0u32..).map(|(token, id)| (id, token)))?;
-        let bytes = bytes(&ids, NONE);
-        if let Some(byte) = bytes.iter().position(|&id| id == NONE) {
+    /// A vocabulary whose ranks are the first `ranks` of `tokens`. These must be distinct, not empty, and include every single
+    /// byte.
+    pub(crate) fn of_ranks(tokens: Tokens, ranks: usize) -> Result<Bpe> {
+        let ids = 0..ranks as u32;
+        let mut bpe = Bpe::without_merges(tokens, ids.clone(), NONE)?;
+        if let Some(byte) = bpe.bytes.iter().position(|&id| id == NONE) {
             return Err(problem(format!("the byte `0x{byte:02x}` is not a token; all 256 must be")));
         }
-        let mut places = FixedMap::default();
-        for (token, id) in tokens.iter().zip(0u32..) {
-            for middle in 1..token.len() {
-                let (left, right) = token.split_at(middle);
-                if let (Some(&left), Some(&right)) = (ids.get(left), ids.get(right)) {
-                    places.insert((left, right), id);
-                }
+        bpe.whole_pieces = true;
+        bpe.stretches = true;
+        bpe.pairs = vec![(NONE, NONE); ranks];
+        bpe.pair_index = PairIndex::with_capacity(ranks);
+        // In a trained vocabulary a token is made of two that come before it. Then that is the only pair it is ever made of:
+        // before its merge's turn, all earlier ones within its bytes have been done, which is what happens here.
+        let mut merging = Merging::default();
+        for id in ids {
+            if bpe.tokens[id as usize].len() == 1 {
+                continue;
             }
+            merging.run(&bpe, &bpe.tokens[id as usize]);
+            let mut parts = merging.tokens().map(|(_, part)| part);
+            let (Some(left), Some(right), None) = (parts.next(), parts.next(), parts.next()) else {
+                bpe.split_in_all_ways(ranks);
+                break;
+            };
+            bpe.pairs[id as usize] = (left, right);
+            bpe.pair_index.insert(&bpe.pairs, id);
         }
-        Ok(Bpe { ids, places, results: None, bytes, whole_pieces: true })
+        Ok(bpe)
     }
 
-    /// A vocabulary with a list of `merges`. The `tokens` must be distinct and not empty, and what a merge makes must be
+    /// Makes merges of all ways to split the ranks in two tokens.
+    fn split_in_all_ways(&mut self, ranks: usize) {
+        let merges = self.splits(ranks);
+        self.pairs = merges.iter().map(|&(_, left, right)| (left, right)).collect();
+        self.places = Some(merges.iter().map(|&(place, ..)| place).collect());
+        self.pair_index = PairIndex::with_capacity(self.pairs.len());
+        for number in 0..self.pairs.len() as u32 {
+            self.pair_index.insert(&self.pairs, number);
+        }
+        self.stretches = false;
+    }
+
+    /// A vocabulary with a list of `merges`. The tokens `ids` must be distinct and not empty, and what a merge makes must be
     /// among them.
-    pub(crate) fn of_merges<'a>(
-        tokens: impl Iterator<Item = (u32, &'a Token)>,
-        merges: &[(Token, Token)],
+    pub(crate) fn of_merges(
+        tokens: Tokens,
+        ids: impl Iterator<Item = u32>,
+        merges: &Merges,
         rules: MergeRules,
     ) -> Result<Bpe> {
-        let ids = index(tokens)?;
-        let bytes = bytes(&ids, rules.unknown.unwrap_or(NONE));
-        let mut places = FixedMap::with_capacity_and_hasher(merges.len(), Default::default());
+        let mut bpe = Bpe::without_merges(tokens, ids, rules.unknown.unwrap_or(NONE))?;
+        bpe.whole_pieces = rules.whole_pieces;
+        bpe.pair_index = PairIndex::with_capacity(merges.len());
+        // The last merge that makes each token.
+        let mut made_by = vec![None; bpe.tokens.len()];
+        let mut in_order = true;
         let mut results = Vec::with_capacity(merges.len());
         for ((left, right), place) in merges.iter().zip(0u32..) {
             let shown = || format!("merge `{place}`, `{} {}`", left.escape_ascii(), right.escape_ascii());
             let id = |token: &[u8]| {
-                ids.get(token)
-                    .copied()
+                bpe.id(token)
                     .ok_or_else(|| problem(format!("{}: `{}` is not a token", shown(), token.escape_ascii())))
             };
-            if let Some(other) = places.insert((id(left)?, id(right)?), place) {
+            let (left_id, right_id, result) = (id(left)?, id(right)?, id(&[left, right].concat())?);
+            bpe.pairs.push((left_id, right_id));
+            if let Some(other) = bpe.pair_index.insert(&bpe.pairs, place) {
                 return Err(problem(format!("{}: the same as merge `{other}`", shown())));
             }
-            results.push(id(&[&left[..], right].concat())?);
+            results.push(result);
+            made_by[result as usize] = Some(place);
         }
-        Ok(Bpe { ids, places, results: Some(results), bytes, whole_pieces: rules.whole_pieces })
+        for (&(left, right), place) in bpe.pairs.iter().zip(0u32..) {
+            in_order &= [left, right].iter().all(|&part| made_by[part as usize] < Some(place));
+        }
+        bpe.results = Some(results);
+        let own = |(byte, &id): (usize, &u32)| bpe.id(&[byte as u8]) == Some(id);
+        bpe.stretches = in_order && bpe.bytes.iter().enumerate().all(own);
+        Ok(bpe)
     }
 
-    /// Every merge in order: (its place, left, right).
+    /// A vocabulary of the tokens `ids`.
+    fn without_merges(
+        mut tokens: Tokens,
+        ids: impl Iterator<Item = u32>,
+        missing_byte: u32,
+    ) -> Result<Bpe> {
+        tokens.shrink();
+        if tokens.len() > merge::PLACES as usize {
+            let most = merge::PLACES;
+            return Err(problem(format!("`{}` tokens are too many, at most `{most}` are possible", tokens.len())));
+        }
+        let mut index = TokenIndex::with_capacity(tokens.len());
+        for id in ids {
+            if tokens[id as usize].is_empty() {
+                return Err(problem(format!("the token `{id}` is empty")));
+            }
+            if let Some(other) = index.insert(&tokens, id) {
+                let token = tokens[id as usize].escape_ascii();
+                return Err(problem(format!("`{other}` and `{id}` are the same token `{token}`")));
+            }
+        }
+        let byte = |byte: usize| index.get(&tokens, &[byte as u8]).unwrap_or(missing_byte);
+        let bytes = std::array::from_fn(byte);
+        Ok(Bpe {
+            tokens,
+            index,
+            pairs: Vec::new(),
+            pair_index: PairIndex::with_capacity(0),
+            places: None,
+            results: None,
+            bytes,
+            whole_pieces: false,
+            stretches: false,
+        })
+    }
+
+    /// The bytes of every id, those of added tokens included.
+    pub(crate) fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// Every merge in order: (its place, left, right). With ranks, every way to split a token in two tokens.
     pub(crate) fn merges(&self) -> Vec<(u32, u32, u32)> {
-        let mut merges: Vec<_> =
-            self.places.iter().map(|(&(left, right), &place)| (place, left, right)).collect();
-        merges.sort_unstable();
-        merges
+        if self.has_ranks() {
+            return self.splits(self.tokens.len());
+        }
+        self.pairs.iter().zip(0u32..).map(|(&(left, right), place)| (place, left, right)).collect()
+    }
+
+    /// Every way to split one of the first `count` tokens in two that are in the index: (its id, left, right), in this order.
+    fn splits(&self, count: usize) -> Vec<(u32, u32, u32)> {
+        let mut splits = Vec::new();
+        for (token, id) in self.tokens.iter().take(count).zip(0u32..) {
+            if self.id(token) != Some(id) {
+                continue;
+            }
+            let first = splits.len();
+            for middle in 1..token.len() {
+                let (left, right) = token.split_at(middle);
+                if let (Some(left), Some(right)) = (self.id(left), self.id(right)) {
+                    splits.push((id, left, right));
+                }
+            }
+            splits[first..].sort_unstable();
+        }
+        splits
     }
 
     /// Whether ids are ranks; otherwise there is a list of merges.
@@ -134,146 +231,114 @@ impl Bpe {
     /// Bytes of UTF-8 that are left out.
     pub(crate) fn missing_bytes(&self) -> Vec<u8> {
         let occurs = |byte: u8| !matches!(byte, 0xC0 | 0xC1 | 0xF5..=0xFF);
-        (0..=255).filter(|&byte| occurs(byte) && self.bytes[usize::from(byte)] == NONE).collect()
+        (0..=255).filter(|&byte| occurs(byte) && self.byte(byte) == NONE).collect()
     }
 
     /// The id of the token made of `bytes`.
+    #[inline]
     pub(crate) fn id(&self, bytes: &[u8]) -> Option<u32> {
-        self.ids.get(bytes).copied()
+        self.index.get(&self.tokens, bytes)
     }
 
-    /// Appends the ids of `piece`.
+    /// Appends the ids of the piece of `text` at `piece`.
     #[inline]
-    pub(crate) fn encode(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
+    pub(crate) fn encode(
+        &self,
+        text: &[u8],
+        piece: std::ops::Range<usize>,
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) {
+        if piece.len() > cache::LONGEST {
+            return self.encode_anew(&text[piece], &mut scratch.merging, out);
+        }
+        let key = Key::new(text, piece.start, piece.len());
+        if !scratch.cache.get(key, out) {
+            let before = out.len();
+            self.encode_anew(&text[piece], &mut scratch.merging, out);
+            scratch.cache.put(key, &out[before..]);
+        }
+    }
+
+    /// The same without a look at what was encoded before.
+    #[inline(never)]
+    fn encode_anew(&self, piece: &[u8], merging: &mut Merging, out: &mut Vec<u32>) {
         if self.whole_pieces
             && let Some(id) = self.id(piece)
         {
             out.push(id);
-        } else if piece.len() <= SHORT {
-            self.merge_short(piece, scratch, out);
+        } else if piece.len() > WINDOW && self.stretches {
+            self.merge_stretches(piece, merging, out);
         } else {
-            self.merge_long(piece, scratch, out);
+            merging.run(self, piece);
+            out.extend(merging.tokens().map(|(_, id)| id));
         }
     }
 
-    /// The place of the merge of two tokens.
+    /// Merges a long piece stretch by stretch, which takes time that is linear in its length and stays in the caches.
+    ///
+    /// A stretch begins with the last token of the one before and must begin with the same token again. When it does, both
+    /// may be put together. Why: two neighbours of a result are also the result for their bytes alone. And where merges come after
+    /// those of their parts, so that they happen in the order of their places, a row of tokens of which each two neighbours
+    /// are the result for their bytes is the result for all bytes: the first merge across a border would have happened in the
+    /// two neighbours alone as well.
+    fn merge_stretches(&self, piece: &[u8], merging: &mut Merging, out: &mut Vec<u32>) {
+        let first = out.len();
+        let (mut begin, mut window) = (0, WINDOW);
+        loop {
+            let end = piece.len().min(begin + window);
+            merging.run(self, &piece[begin..end]);
+            let mut tokens = merging.tokens();
+            if out.len() > first && tokens.next().map(|(_, id)| id) != out.last().copied() {
+                // What follows changes the last token. It is taken back, and more is merged at once.
+                out.pop();
+                begin -= out[first..].last().map_or(begin, |&id| self.tokens[id as usize].len());
+                window *= 2;
+                continue;
+            }
+            if end == piece.len() {
+                out.extend(tokens.map(|(_, id)| id));
+                return;
+            }
+            // The stretch's end most likely changes the last tokens.
+            let keep = window - window / 4;
+            let before = out.len();
+            let start = begin;
+            for (at, id) in tokens.take_while(|&(at, id)| at + self.tokens[id as usize].len() <= keep) {
+                out.push(id);
+                begin = start + at;
+            }
+            if out.len() == before {
+                window *= 2;
+            }
+        }
+    }
+
+    /// What a byte starts as.
+    #[inline]
+    fn byte(&self, byte: u8) -> u32 {
+        self.bytes[usize::from(byte)]
+    }
+
+    /// The place of the merge of two tokens; [`NONE`] where there is none.
+    #[inline]
     fn place(&self, left: u32, right: u32) -> u32 {
-        self.places.get(&(left, right)).copied().unwrap_or(NONE)
+        let number = self.pair_index.get(&self.pairs, (left, right));
+        match &self.places {
+            Some(places) if number != NONE => places[number as usize],
+            _ => number,
+        }
     }
 
     /// The token that the merge at `place` makes.
+    #[inline]
     fn result(&self, place: u32) -> u32 {
         self.results.as_ref().map_or(place, |results| results[place as usize])
-    }
-
-    /// What the bytes of a piece start as.
-    fn start<'a>(&'a self, piece: &'a [u8]) -> impl Iterator<Item = u32> + 'a {
-        piece.iter().map(|&byte| self.bytes[usize::from(byte)]).filter(|&id| id != NONE)
-    }
-
-    /// Quadratic, but quick for the short pieces that nearly all are.
-    fn merge_short(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        let parts = &mut scratch.parts;
-        parts.clear();
-        parts.extend(self.start(piece).map(|id| (id, NONE)));
-        for i in 1..parts.len() {
-            parts[i - 1].1 = self.place(parts[i - 1].0, parts[i].0);
-        }
-        loop {
-            let (mut first, mut at) = (NONE, 0);
-            for (i, &(_, place)) in parts.iter().enumerate() {
-                if place < first {
-                    (first, at) = (place, i);
-                }
-            }
-            if first == NONE {
-                break;
-            }
-            let joined = self.result(first);
-            parts.remove(at + 1);
-            let right = parts.get(at + 1).map_or(NONE, |&(right, _)| self.place(joined, right));
-            parts[at] = (joined, right);
-            if at > 0 {
-                parts[at - 1].1 = self.place(parts[at - 1].0, joined);
-            }
-        }
-        out.extend(parts.iter().map(|&(id, _)| id));
-    }
-
-    /// The same with a linked list and a heap: n log n.
-    fn merge_long(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
-        let Scratch { links, queue, .. } = scratch;
-        queue.clear();
-        links.clear();
-        links.extend(self.start(piece).zip(0u32..).map(|(id, i)| Link {
-            id,
-            place: NONE,
-            previous: i.wrapping_sub(1),
-            next: i + 1,
-        }));
-        let Some(last) = links.len().checked_sub(1) else { return };
-        links[last].next = NONE;
-        for i in 0..last {
-            self.consider(i as u32, links, queue);
-        }
-        while let Some(Reverse((place, at))) = queue.pop() {
-            let left = links[at as usize];
-            // The entry is out of date when either neighbour has been joined with another since.
-            if left.place != place {
-                continue;
-            }
-            let right = links[left.next as usize];
-            links[left.next as usize].place = NONE;
-            links[at as usize] = Link { id: self.result(place), next: right.next, ..left };
-            if right.next != NONE {
-                links[right.next as usize].previous = at;
-            }
-            self.consider(at, links, queue);
-            if left.previous != NONE {
-                self.consider(left.previous, links, queue);
-            }
-        }
-        let mut at = 0;
-        while at != NONE {
-            out.push(links[at as usize].id);
-            at = links[at as usize].next;
-        }
-    }
-
-    /// Finds the merge of the token at `at` with the next one, and queues it.
-    fn consider(&self, at: u32, links: &mut [Link], queue: &mut BinaryHeap<Reverse<(u32, u32)>>) {
-        let Link { id, next, .. } = links[at as usize];
-        let place = if next == NONE { NONE } else { self.place(id, links[next as usize].id) };
-        links[at as usize].place = place;
-        if place != NONE {
-            queue.push(Reverse((place, at)));
-        }
     }
 }
 
 fn problem(problem: String) -> Error {
     Error::Vocabulary { problem }
-}
-
-/// The ids of the tokens, which must be distinct and not empty.
-fn index<'a>(tokens: impl Iterator<Item = (u32, &'a Token)>) -> Result<FixedMap<Token, u32>> {
-    let mut ids = FixedMap::with_capacity_and_hasher(tokens.size_hint().0, Default::default());
-    for (id, token) in tokens {
-        if token.is_empty() {
-            return Err(problem(format!("the token `{id}` is empty")));
-        }
-        if let Some(other) = ids.insert(token.clone(), id) {
-            return Err(problem(format!(
-                "`{other}` and `{id}` are the same token `{}`",
-                token.escape_ascii()
-            )));
-        }
-    }
-    Ok(ids)
-}
-
-fn bytes(ids: &FixedMap<Token, u32>, missing: u32) -> [u32; 256] {
-    std::array::from_fn(|byte| ids.get([byte as u8].as_slice()).copied().unwrap_or(missing))
 }
 
 #[cfg(test)]
@@ -311,13 +376,35 @@ mod tests {
         parts.iter().map(|part| rank(part).unwrap() as u32).collect()
     }
 
-    fn boxed(tokens: &[Vec<u8>]) -> Vec<Token> {
-        tokens.iter().map(|token| token.clone().into_boxed_slice()).collect()
+    fn ranks(tokens: &[Vec<u8>]) -> Result<Bpe> {
+        Bpe::of_ranks(tokens.iter().collect(), tokens.len())
+    }
+
+    fn list(tokens: &[Vec<u8>], merges: &[(Vec<u8>, Vec<u8>)], rules: MergeRules) -> Result<Bpe> {
+        let mut list = Merges::default();
+        merges.iter().for_each(|(left, right)| list.push(left, right));
+        Bpe::of_merges(tokens.iter().collect(), 0..tokens.len() as u32, &list, rules)
+    }
+
+    fn encode(bpe: &Bpe, piece: &[u8]) -> Vec<u32> {
+        let (mut out, mut again) = (Vec::new(), Vec::new());
+        let mut scratch = Scratch::default();
+        bpe.encode(piece, 0..piece.len(), &mut scratch, &mut out);
+        bpe.encode(piece, 0..piece.len(), &mut scratch, &mut again);
+        assert_eq!(out, again);
+        out
+    }
+
+    /// All of the piece at once, without a look at whether it is a token.
+    fn merge(bpe: &Bpe, piece: &[u8]) -> Vec<u32> {
+        let mut merging = Merging::default();
+        merging.run(bpe, piece);
+        merging.tokens().map(|(_, id)| id).collect()
     }
 
     /// A list of merges as training makes it: each joins two tokens that are there. With it, the tokens in an order that
     /// has nothing to do with the merges, and a piece.
-    fn merges_and_piece(len: usize) -> impl Strategy<Value = (Vec<Token>, Vec<(Token, Token)>, Vec<u8>)> {
+    fn merges_and_piece(len: usize) -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>)> {
         let pairs = proptest::collection::vec((any::<usize>(), any::<usize>()), 0..40);
         let letters = proptest::sample::select(b"abc".to_vec());
         (pairs, proptest::collection::vec(letters, 1..len)).prop_map(|(pairs, piece)| {
@@ -329,16 +416,16 @@ mod tests {
                 let joined = [left.as_slice(), &right].concat();
                 if joined.len() < 9 && !tokens.contains(&joined) {
                     tokens.push(joined);
-                    merges.push((left.into_boxed_slice(), right.into_boxed_slice()));
+                    merges.push((left, right));
                 }
             }
             tokens.sort_by_key(|token| blake3::hash(token).to_hex().to_string());
-            (boxed(&tokens), merges, piece)
+            (tokens, merges, piece)
         })
     }
 
     /// Merges one after the other over the whole piece, which is the same as the earliest first.
-    fn merge_oracle(tokens: &[Token], merges: &[(Token, Token)], piece: &[u8]) -> Vec<u32> {
+    fn merge_oracle(tokens: &[Vec<u8>], merges: &[(Vec<u8>, Vec<u8>)], piece: &[u8]) -> Vec<u32> {
         let mut parts: Vec<Vec<u8>> = piece.iter().map(|&byte| vec![byte]).collect();
         let place = |pair: &[Vec<u8>]| merges.iter().position(|(l, r)| l[..] == pair[0] && r[..] == pair[1]);
         while let Some((_, at)) = parts.windows(2).enumerate().filter_map(|(i, w)| Some((place(w)?, i))).min()
@@ -349,74 +436,78 @@ mod tests {
         parts.iter().map(|part| tokens.iter().position(|t| t[..] == part[..]).unwrap() as u32).collect()
     }
 
+    /// Ranks as training makes them, of letters a, b and c, and a piece.
+    fn trained_and_piece(len: usize) -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<u8>)> {
+        let pairs = proptest::collection::vec((any::<usize>(), any::<usize>()), 0..40);
+        let letters = proptest::sample::select(b"aaaabbc".to_vec());
+        (pairs, proptest::collection::vec(letters, 1..len)).prop_map(|(pairs, piece)| {
+            let mut tokens: Vec<Vec<u8>> = (0..=255u8).map(|byte| vec![byte]).collect();
+            for (left, right) in pairs {
+                let choices: Vec<&Vec<u8>> = tokens[97..100].iter().chain(&tokens[256..]).collect();
+                let joined = [left, right].map(|at| &choices[at % choices.len()][..]).concat();
+                if joined.len() < 60 && !tokens.contains(&joined) && oracle(&tokens, &joined).len() == 2 {
+                    tokens.push(joined);
+                }
+            }
+            (tokens, piece)
+        })
+    }
+
     proptest! {
         #[test]
-        fn both_ways_of_merging_follow_the_rule((tokens, piece) in vocabulary_and_piece(40)) {
-            let bpe = Bpe::of_ranks(&boxed(&tokens)).unwrap();
-            let mut scratch = Scratch::default();
-            let expected = oracle(&tokens, &piece);
-            let mut out = Vec::new();
-            bpe.encode(&piece, &mut scratch, &mut out);
-            prop_assert_eq!(&out, &expected);
-            if bpe.id(&piece).is_none() {
-                out.clear();
-                bpe.merge_long(&piece, &mut scratch, &mut out);
-                prop_assert_eq!(&out, &expected);
-            }
+        fn ranks_of_any_order_follow_the_rule((tokens, piece) in vocabulary_and_piece(40)) {
+            let bpe = ranks(&tokens).unwrap();
+            prop_assert_eq!(encode(&bpe, &piece), oracle(&tokens, &piece));
         }
 
         #[test]
-        fn the_way_is_chosen_by_length_only((tokens, piece) in vocabulary_and_piece(400)) {
-            let bpe = Bpe::of_ranks(&boxed(&tokens)).unwrap();
-            let mut scratch = Scratch::default();
-            let (mut short, mut long) = (Vec::new(), Vec::new());
-            bpe.merge_short(&piece, &mut scratch, &mut short);
-            bpe.merge_long(&piece, &mut scratch, &mut long);
-            prop_assert_eq!(short, long);
+        fn trained_ranks_follow_the_rule((tokens, piece) in trained_and_piece(40)) {
+            let bpe = ranks(&tokens).unwrap();
+            prop_assert!(bpe.stretches);
+            prop_assert_eq!(encode(&bpe, &piece), oracle(&tokens, &piece));
+        }
+
+        #[test]
+        fn stretch_by_stretch_is_all_at_once((tokens, piece) in trained_and_piece(3_000)) {
+            let bpe = ranks(&tokens).unwrap();
+            let mut out = vec![7];
+            bpe.merge_stretches(&piece, &mut Merging::default(), &mut out);
+            prop_assert_eq!(&out[1..], merge(&bpe, &piece));
         }
 
         #[test]
         fn lists_of_merges_are_followed_in_order((tokens, merges, piece) in merges_and_piece(60)) {
-            let numbered = || (0u32..).zip(&tokens);
             let expected = merge_oracle(&tokens, &merges, &piece);
-            let mut scratch = Scratch::default();
-            let bpe = Bpe::of_merges(numbered(), &merges, MergeRules::default()).unwrap();
-            let (mut short, mut long) = (Vec::new(), Vec::new());
-            bpe.encode(&piece, &mut scratch, &mut short);
-            prop_assert_eq!(&short, &expected);
-            bpe.merge_long(&piece, &mut scratch, &mut long);
-            prop_assert_eq!(&long, &expected);
+            let bpe = list(&tokens, &merges, MergeRules::default()).unwrap();
+            prop_assert_eq!(&encode(&bpe, &piece), &expected);
+            prop_assert_eq!(&merge(&bpe, &piece), &expected);
 
             let rules = MergeRules { whole_pieces: true, unknown: None };
-            let mut whole = Vec::new();
-            Bpe::of_merges(numbered(), &merges, rules).unwrap().encode(&piece, &mut scratch, &mut whole);
-            let id = tokens.iter().position(|token| token[..] == piece[..]);
-            prop_assert_eq!(whole, id.map_or(expected, |id| vec![id as u32]));
+            let id = tokens.iter().position(|token| *token == piece);
+            let expected = id.map_or(expected, |id| vec![id as u32]);
+            prop_assert_eq!(encode(&list(&tokens, &merges, rules).unwrap(), &piece), expected);
         }
     }
 
     #[test]
     fn bytes_that_are_no_token_are_left_out_or_unknown() {
-        let tokens = boxed(&[b"a".to_vec(), b"aa".to_vec(), b"?".to_vec()]);
-        let merges = [(tokens[0].clone(), tokens[0].clone())];
-        let encode = |unknown, piece: &[u8]| {
-            let rules = MergeRules { whole_pieces: false, unknown };
-            let bpe = Bpe::of_merges((0u32..).zip(&tokens), &merges, rules).unwrap();
-            let (mut short, mut long) = (Vec::new(), Vec::new());
-            bpe.merge_short(piece, &mut Scratch::default(), &mut short);
-            bpe.merge_long(piece, &mut Scratch::default(), &mut long);
-            assert_eq!(short, long);
-            short
+        let tokens = [b"a".to_vec(), b"aa".to_vec(), b"?".to_vec()];
+        let merges = [(b"a".to_vec(), b"a".to_vec())];
+        let encoded = |unknown, piece: &[u8]| {
+            let bpe = list(&tokens, &merges, MergeRules { whole_pieces: false, unknown }).unwrap();
+            assert_eq!(bpe.missing_bytes().is_empty(), unknown.is_some());
+            encode(&bpe, piece)
         };
-        assert_eq!(encode(None, b"axa"), [1]);
-        assert!(encode(None, b"xx").is_empty());
-        assert_eq!(encode(Some(2), b"axa"), [0, 2, 0]);
+        assert_eq!(encoded(None, b"axa"), [1]);
+        assert!(encoded(None, b"xx").is_empty());
+        assert_eq!(encoded(Some(2), b"axa"), [0, 2, 0]);
+        assert_eq!(encoded(None, &b"ax".repeat(1_000)), [1; 500]);
     }
 
     #[test]
     fn bad_vocabularies_are_named() {
         let bytes = || (0..=255u8).map(|byte| vec![byte]);
-        let error = |tokens: Vec<Vec<u8>>| Bpe::of_ranks(&boxed(&tokens)).unwrap_err().to_string();
+        let error = |tokens: Vec<Vec<u8>>| ranks(&tokens).unwrap_err().to_string();
         assert_eq!(error(bytes().chain([vec![]]).collect()), "bad vocabulary: the token `256` is empty");
         assert_eq!(
             error(bytes().chain([b"a\n".to_vec(), b"a\n".to_vec()]).collect()),
@@ -426,11 +517,10 @@ mod tests {
             error(bytes().skip(1).collect()),
             "bad vocabulary: the byte `0x00` is not a token; all 256 must be"
         );
-        let tokens = boxed(&[b"a".to_vec(), b"b".to_vec(), b"ab".to_vec()]);
+        let tokens = [b"a".to_vec(), b"b".to_vec(), b"ab".to_vec()];
         let error = |merges: &[(&str, &str)]| {
-            let token = |text: &str| text.as_bytes().into();
-            let merges: Vec<_> = merges.iter().map(|(l, r)| (token(l), token(r))).collect();
-            Bpe::of_merges((0u32..).zip(&tokens), &merges, MergeRules::default()).unwrap_err().to_string()
+            let merges: Vec<_> = merges.iter().map(|(l, r)| (l.as_bytes().to_vec(), r.as_bytes().to_vec())).collect();
+            list(&tokens, &merges, MergeRules::default()).unwrap_err().to_string()
         };
         assert_eq!(error(&[("a", "b"), ("b", "c")]), "bad vocabulary: merge `1`, `b c`: `c` is not a token");
         assert_eq!(error(&[("b", "a")]), "bad vocabulary: merge `0`, `b a`: `ba` is not a token");

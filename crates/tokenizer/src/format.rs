@@ -62,7 +62,7 @@ pub(crate) fn write(path: &Path, contents: &[u8]) -> Result<()> {
 /// The contents of a `tokenizer.model`.
 pub(crate) fn model_file(tokenizer: &Tokenizer) -> Vec<u8> {
     let mut text = String::new();
-    for (rank, token) in tokenizer.tokens()[..tokenizer.num_ranks()].iter().enumerate() {
+    for (rank, token) in tokenizer.tokens().iter().take(tokenizer.num_ranks()).enumerate() {
         STANDARD.encode_string(token, &mut text);
         text.push_str(&format!(" {rank}\n"));
     }

@@ -36,8 +36,8 @@ mod split;
 mod stream;
 mod template;
 mod tokenizer;
+mod tokens;
 mod train;
-mod unicode_table;
 
 pub use chat::{CHAT_TEMPLATE, MaskedDialog, Message, Role};
 pub use error::Error;

@@ -4,8 +4,12 @@
 //! in the text and need no regex engine. The alternatives are tried in the pattern's order, each at the position where
 //! the last piece ended; together they cover every character.
 
-use crate::unicode_table::{LETTERS, NUMBERS, WHITE_SPACE};
-use std::sync::LazyLock;
+mod class;
+mod unicode_table;
+mod window;
+
+use class::{Class, Classes};
+use window::Window;
 
 /// Llama 3's split pattern, verbatim.
 pub const PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -32,7 +36,7 @@ pub enum Split {
 impl Split {
     /// Iterates over the pieces of `text`. Joined, they are `text`.
     pub fn pieces(self, text: &str) -> Pieces<'_> {
-        Pieces { text, position: 0, split: self, classes: &CLASSES }
+        Pieces { text, position: 0, split: self, classes: Classes::get(), window: Window::empty() }
     }
 }
 
@@ -48,6 +52,8 @@ pub struct Pieces<'a> {
     position: usize,
     split: Split,
     classes: &'static Classes,
+    /// Holds the byte at `position`, except before the first piece and behind the last.
+    window: Window,
 }
 
 impl<'a> Iterator for Pieces<'a> {
@@ -55,21 +61,57 @@ impl<'a> Iterator for Pieces<'a> {
 
     #[inline]
     fn next(&mut self) -> Option<&'a str> {
+        let piece = self.next_range()?;
+        Some(&self.text[piece])
+    }
+}
+
+/// Whether an ASCII character can stand before letters in [`PATTERN`]. The apostrophe is left out, for what follows it has
+/// to be looked at.
+const PREFIX: [bool; 256] = {
+    let mut prefix = [false; 256];
+    let mut byte = 0;
+    while byte < 0x80 {
+        let c = byte as u8;
+        prefix[byte] = !(c.is_ascii_alphanumeric() || c == b'\r' || c == b'\n' || c == b'\'');
+        byte += 1;
+    }
+    prefix
+};
+
+impl Pieces<'_> {
+    /// Where the next piece is.
+    #[inline]
+    pub(crate) fn next_range(&mut self) -> Option<std::ops::Range<usize>> {
         let start = self.position;
-        let (class, next) = self.class_at(start)?;
-        self.position = match self.split {
+        let first = *self.text.as_bytes().get(start)?;
+        if start >= self.window.end() {
+            self.window.fill(self.text.as_bytes(), start, self.classes);
+        }
+        // Nearly every piece of Llama 3's is a run of letters, with or without something before it.
+        let letters = start + usize::from(PREFIX[usize::from(first)]);
+        self.position = if self.split == Split::Llama3 && self.window.has(Class::Letter, letters) {
+            self.run_end(letters, Class::Letter)
+        } else {
+            self.rule_end(start)
+        };
+        Some(start..self.position)
+    }
+
+    /// Where the piece ends that begins at `start`.
+    fn rule_end(&self, start: usize) -> usize {
+        let Some((class, next)) = self.class_at(start) else { return start };
+        match self.split {
             Split::Llama3 => self.llama3(start, class, next),
             Split::SmolLm if class == Class::Number => next,
             Split::Gpt2 | Split::SmolLm => self.gpt2(start, class, next),
-        };
-        Some(&self.text[start..self.position])
+        }
     }
 }
 
 /// Where a piece ends that begins at `start` with a character of `class`, which ends at `next`.
 impl Pieces<'_> {
     /// By [`PATTERN`].
-    #[inline]
     fn llama3(&self, start: usize, class: Class, next: usize) -> usize {
         match class {
             Class::Letter => self.run_end(next, Class::Letter),
@@ -80,7 +122,6 @@ impl Pieces<'_> {
     }
 
     /// By [`GPT2_PATTERN`]; where numbers are split off, a number is the end of the text.
-    #[inline]
     fn gpt2(&self, start: usize, class: Class, next: usize) -> usize {
         let first = self.text.as_bytes()[start];
         if first == b'\''
@@ -102,13 +143,10 @@ impl Pieces<'_> {
     /// `\s+(?!\S)|\s+` at `start`, where there is white space: all of the run at the end of the text, otherwise all but
     /// its last character, if it has two.
     fn blank(&self, start: usize) -> usize {
-        let (mut at, mut last) = (start, start);
-        loop {
-            match self.class_in_stretch(at) {
-                Some((Class::Space | Class::Newline, next)) => (last, at) = (at, next),
-                Some(_) if last > start => return last,
-                _ => return at,
-            }
+        let run = self.white_space_run(start);
+        match self.class_in_stretch(run.end) {
+            Some(_) if run.last > start => run.last,
+            _ => run.end,
         }
     }
 
@@ -118,28 +156,32 @@ impl Pieces<'_> {
     }
 }
 
+/// A run of white space.
+struct WhiteSpace {
+    end: usize,
+    /// Where its last character begins.
+    last: usize,
+    /// Where its last newline ends.
+    after_newline: Option<usize>,
+}
+
 impl Pieces<'_> {
     /// The class of the character at `at` and where the next one begins; nothing at the end of the text.
     #[inline]
     fn class_at(&self, at: usize) -> Option<(Class, usize)> {
-        let bytes = self.text.as_bytes();
-        let lead = *bytes.get(at)?;
-        if lead < 0x80 {
-            return Some((self.classes.ascii[usize::from(lead)], at + 1));
-        }
-        // The text is valid UTF-8, so the continuation bytes are there.
-        let tail = |i: usize| u32::from(bytes[at + i] & 0x3F);
-        let (code, len) = match lead {
-            ..0xE0 => (u32::from(lead & 0x1F) << 6 | tail(1), 2),
-            0xE0..0xF0 => (u32::from(lead & 0x0F) << 12 | tail(1) << 6 | tail(2), 3),
-            0xF0.. => (u32::from(lead & 0x07) << 18 | tail(1) << 12 | tail(2) << 6 | tail(3), 4),
-        };
-        Some((self.classes.of(code), at + len))
+        self.classes.at(self.text.as_bytes(), at)
     }
 
     /// The end of the run of `wanted` characters that begins at `at`.
     #[inline]
-    fn run_end(&self, mut at: usize, wanted: Class) -> usize {
+    fn run_end(&self, at: usize, wanted: Class) -> usize {
+        let end = self.window.run_end(wanted, at);
+        if end < self.window.end() { end } else { self.run_end_outside(end, wanted) }
+    }
+
+    /// The same, character after character.
+    #[cold]
+    fn run_end_outside(&self, mut at: usize, wanted: Class) -> usize {
         while let Some((class, next)) = self.class_at(at)
             && class == wanted
         {
@@ -190,112 +232,45 @@ impl Pieces<'_> {
 
     /// `[^\s\p{L}\p{N}]+[\r\n]*` after its first character, which ends at `at`.
     fn symbols(&self, at: usize) -> usize {
-        self.run_end(self.run_end(at, Class::Other), Class::Newline)
+        let end = self.run_end(at, Class::Other);
+        self.run_end(end, Class::Newline)
     }
 
     /// `\s*[\r\n]+|\s+(?!\S)|\s+` at `start`, where there is white space: up to the last newline of the run if it has
     /// one; otherwise all of the run but its last character, which is left as prefix of what follows; otherwise all.
     fn white_space(&self, start: usize) -> usize {
-        let (mut at, mut last, mut after_newline) = (start, start, None);
-        while let Some((class @ (Class::Space | Class::Newline), next)) = self.class_at(at) {
-            if class == Class::Newline {
-                after_newline = Some(next);
-            }
-            (last, at) = (at, next);
-        }
-        match after_newline {
+        let run = self.white_space_run(start);
+        match run.after_newline {
             Some(end) => end,
-            None if at == self.text.len() || last == start => at,
-            None => last,
+            None if run.end == self.text.len() || run.last == start => run.end,
+            None => run.last,
         }
     }
-}
 
-/// What the pattern tells apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    Letter,
-    Number,
-    /// `\r` and `\n`.
-    Newline,
-    /// Other white space.
-    Space,
-    Other,
-}
+    /// The run of white space that begins at `start`.
+    fn white_space_run(&self, start: usize) -> WhiteSpace {
+        let newlines = self.window.bits(Class::Newline, start);
+        let len = (newlines | self.window.bits(Class::Space, start)).trailing_ones();
+        let end = start + len as usize;
+        if len == u64::BITS || end >= self.window.end() {
+            return self.white_space_run_outside(start);
+        }
+        let newlines = newlines & ((1 << len) - 1);
+        let after_newline = (newlines != 0).then(|| start + (u64::BITS - newlines.leading_zeros()) as usize);
+        let last = (start..end).rev().find(|&at| self.text.is_char_boundary(at)).unwrap_or(start);
+        WhiteSpace { end, last, after_newline }
+    }
 
-const PAGE: usize = 256;
-
-/// The class of every code point, in pages of which equal ones are kept once.
-#[derive(Debug)]
-struct Classes {
-    ascii: [Class; 128],
-    page_of: Vec<u16>,
-    pages: Vec<[Class; PAGE]>,
-}
-
-static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::new);
-
-impl Classes {
-    fn new() -> Classes {
-        let mut all = vec![Class::Other; 0x11_0000];
-        for (bounds, class) in
-            [(LETTERS, Class::Letter), (NUMBERS, Class::Number), (WHITE_SPACE, Class::Space)]
-        {
-            for range in bounds.chunks_exact(2) {
-                all[range[0] as usize..range[1] as usize].fill(class);
+    /// The same, character after character.
+    #[cold]
+    fn white_space_run_outside(&self, start: usize) -> WhiteSpace {
+        let mut run = WhiteSpace { end: start, last: start, after_newline: None };
+        while let Some((class @ (Class::Space | Class::Newline), next)) = self.class_at(run.end) {
+            if class == Class::Newline {
+                run.after_newline = Some(next);
             }
+            (run.last, run.end) = (run.end, next);
         }
-        all[usize::from(b'\r')] = Class::Newline;
-        all[usize::from(b'\n')] = Class::Newline;
-
-        let mut ascii = [Class::Other; 128];
-        ascii.copy_from_slice(&all[..128]);
-        let (mut page_of, mut pages) = (Vec::with_capacity(all.len() / PAGE), Vec::<[Class; PAGE]>::new());
-        for chunk in all.as_chunks::<PAGE>().0 {
-            let page = pages.iter().position(|page| page == chunk).unwrap_or_else(|| {
-                pages.push(*chunk);
-                pages.len() - 1
-            });
-            page_of.push(page as u16);
-        }
-        Classes { ascii, page_of, pages }
-    }
-
-    #[inline]
-    fn of(&self, code: u32) -> Class {
-        let code = code as usize;
-        self.pages[usize::from(self.page_of[code / PAGE])][code % PAGE]
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_character_has_the_class_that_the_regex_engine_gives_it() {
-        let mut expected = vec![Class::Other; 0x11_0000];
-        for (pattern, class) in [
-            (r"\p{L}", Class::Letter),
-            (r"\p{N}", Class::Number),
-            (r"\s", Class::Space),
-            (r"[\r\n]", Class::Newline),
-        ] {
-            let hir = regex_syntax::parse(pattern).unwrap();
-            let regex_syntax::hir::HirKind::Class(found) = hir.kind() else {
-                panic!("{pattern} is no class")
-            };
-            let regex_syntax::hir::Class::Unicode(found) = found else {
-                panic!("{pattern} is no Unicode class")
-            };
-            for range in found.ranges() {
-                expected[range.start() as usize..=range.end() as usize].fill(class);
-            }
-        }
-        for c in '\0'..=char::MAX {
-            let text = c.to_string();
-            let found = split(&text).class_at(0);
-            assert_eq!(found, Some((expected[c as usize], c.len_utf8())), "{c:?}");
-        }
+        run
     }
 }

@@ -1,13 +1,14 @@
 //! The tokenizer itself.
 
 use crate::added::{Added, AddedTokens, Finder, Found};
-use crate::bpe::{Bpe, MergeRules, Scratch, Token};
+use crate::bpe::{Bpe, MergeRules, Scratch};
 use crate::special::{NUM_SPECIAL, Said, SpecialTokens};
 use crate::template::ChatTemplate;
+use crate::tokens::{Merges, Tokens};
 use crate::{Error, Release, Result, Split, format};
 use rayon::prelude::*;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Ids are 32 bits, and the largest means "none" inside.
 pub(crate) const MAX_RANKS: usize = u32::MAX as usize - NUM_SPECIAL;
@@ -20,26 +21,26 @@ pub struct Tokenizer(Arc<Inner>);
 struct Inner {
     split: Split,
     bpe: Bpe,
-    /// The bytes of every id; of an added token those of its name.
-    tokens: Vec<Token>,
-    /// How many of them are neither added nor unused.
+    /// How many ids are neither added nor unused.
     ordinary: usize,
     added: AddedTokens,
     unused: Vec<u32>,
     special: SpecialTokens,
     template: Option<ChatTemplate>,
+    /// One for each thread that has encoded at the same time as others.
+    scratches: Mutex<Vec<Scratch>>,
 }
 
 /// A tokenizer as a file describes it.
 #[derive(Debug, Default)]
 pub(crate) struct Parts {
     pub(crate) split: Split,
-    /// By id; those of added tokens too.
-    pub(crate) tokens: Vec<Token>,
+    /// By id; of an added token its name.
+    pub(crate) tokens: Tokens,
     pub(crate) added: Vec<Added>,
     /// Ids that no text is encoded to, beside those of `added`.
     pub(crate) unused: Vec<u32>,
-    pub(crate) merges: Option<(Vec<(Token, Token)>, MergeRules)>,
+    pub(crate) merges: Option<(Merges, MergeRules)>,
     pub(crate) said: Said,
     /// Nothing where it is Llama 3's own, or where there is none.
     pub(crate) template: Option<String>,
@@ -61,9 +62,9 @@ impl Tokenizer {
     /// Those of [`Tokenizer::from_ranks`].
     pub fn from_ranks_of(ranks: Vec<Vec<u8>>, release: Release) -> Result<Tokenizer> {
         let first = ranks.len();
-        let mut tokens: Vec<Token> = ranks.into_iter().map(Vec::into_boxed_slice).collect();
         let names = release.names();
-        tokens.extend(names.iter().map(|name| name.as_bytes().into()));
+        let mut tokens: Tokens = ranks.iter().collect();
+        names.iter().for_each(|name| tokens.push(name.as_bytes()));
         if first > MAX_RANKS {
             return Err(Error::Vocabulary { problem: format!("`{first}` ranks do not fit 32-bit ids") });
         }
@@ -85,26 +86,24 @@ impl Tokenizer {
             ordinary[id as usize] = false;
         }
         let count = ordinary.iter().filter(|&&ordinary| ordinary).count();
+        let numbered = || (0u32..).zip(&ordinary).filter(|&(_, &ordinary)| ordinary).map(|(id, _)| id);
         let bpe = match merges {
-            None => Bpe::of_ranks(&tokens[..count])?,
+            None => Bpe::of_ranks(tokens, count)?,
             Some((merges, rules)) => match ranks_of(&tokens, &ordinary, count, (&merges, rules)) {
                 Some(bpe) => bpe,
-                None => {
-                    let numbered = (0u32..).zip(&tokens).filter(|&(id, _)| ordinary[id as usize]);
-                    Bpe::of_merges(numbered, &merges, rules)?
-                }
+                None => Bpe::of_merges(tokens, numbered(), &merges, rules)?,
             },
         };
         let template = template.map(|source| ChatTemplate::new(source, added.list(), &special));
         Ok(Tokenizer(Arc::new(Inner {
             split,
             bpe,
-            tokens,
             ordinary: count,
             added,
             unused,
             special,
             template,
+            scratches: Mutex::default(),
         })))
     }
 
@@ -181,15 +180,23 @@ impl Tokenizer {
 
     /// Appends the ids of `text`, in which the names that `finder` knows are tokens.
     pub(crate) fn encode_finding(&self, finder: &Finder, text: &str, out: &mut Vec<u32>) {
-        let mut scratch = Scratch::default();
+        let mut scratch = self.scratches().pop().unwrap_or_default();
+        scratch.prepare(text.len());
         finder.split(text, &mut |found| match found {
             Found::Token(id) => out.push(id),
             Found::Text(text) => {
-                for piece in self.0.split.pieces(text) {
-                    self.0.bpe.encode(piece.as_bytes(), &mut scratch, out);
+                let mut pieces = self.0.split.pieces(text);
+                while let Some(piece) = pieces.next_range() {
+                    self.0.bpe.encode(text.as_bytes(), piece, &mut scratch, out);
                 }
             }
         });
+        self.scratches().push(scratch);
+    }
+
+    fn scratches(&self) -> std::sync::MutexGuard<'_, Vec<Scratch>> {
+        // Whoever holds the lock only adds or takes one.
+        self.0.scratches.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The ids of each of `texts`, in the same order, computed by all threads of the current `rayon` pool.
@@ -235,7 +242,7 @@ impl Tokenizer {
 
     /// The number of ids: ordinary tokens, special tokens, and others that a file may have.
     pub fn vocab_size(&self) -> usize {
-        self.0.tokens.len()
+        self.0.bpe.tokens().len()
     }
 
     /// The number of ordinary tokens. In a tokenizer of ranks their ids come before those of the special tokens.
@@ -261,7 +268,7 @@ impl Tokenizer {
 
     /// The bytes of the token `id`; for a special token those of its name; nothing where there is no such token.
     pub fn token_bytes(&self, id: u32) -> Option<&[u8]> {
-        self.0.tokens.get(id as usize).map(|token| &**token)
+        self.0.bpe.tokens().get(id as usize)
     }
 
     /// A hash (blake3, hexadecimal) of all tokens and what else decides about ids: equal for two tokenizers exactly when
@@ -269,7 +276,7 @@ impl Tokenizer {
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&(self.num_ranks() as u64).to_le_bytes());
-        for token in &self.0.tokens {
+        for token in self.0.bpe.tokens().iter() {
             hasher.update(&(token.len() as u64).to_le_bytes()).update(token);
         }
         // What Llama 3's way has without saying is not hashed, so that its tokenizers keep their fingerprints.
@@ -292,8 +299,8 @@ impl Tokenizer {
         &self.0.bpe
     }
 
-    pub(crate) fn tokens(&self) -> &[Token] {
-        &self.0.tokens
+    pub(crate) fn tokens(&self) -> &Tokens {
+        self.0.bpe.tokens()
     }
 
     pub(crate) fn added(&self) -> &AddedTokens {
@@ -313,17 +320,17 @@ impl Tokenizer {
 /// The vocabulary of ranks that a list of merges describes, if it does: pieces that are tokens are these, ids are 0, 1, 2 …,
 /// and every way to join two tokens to a third is a merge, in the order of the third's id.
 fn ranks_of(
-    tokens: &[Token],
+    tokens: &Tokens,
     ordinary: &[bool],
     count: usize,
-    (merges, rules): (&[(Token, Token)], MergeRules),
+    (merges, rules): (&Merges, MergeRules),
 ) -> Option<Bpe> {
     if !rules.whole_pieces || !ordinary[..count].iter().all(|&ordinary| ordinary) {
         return None;
     }
-    let bpe = Bpe::of_ranks(&tokens[..count]).ok()?;
-    let triple = |(left, right): &(Token, Token)| {
-        Some((bpe.id(&[&left[..], right].concat())?, bpe.id(left)?, bpe.id(right)?))
+    let bpe = Bpe::of_ranks(tokens.clone(), count).ok()?;
+    let triple = |(left, right): (&[u8], &[u8])| {
+        Some((bpe.id(&[left, right].concat())?, bpe.id(left)?, bpe.id(right)?))
     };
     let mut found: Vec<_> = merges.iter().map(triple).collect::<Option<_>>()?;
     let in_order = found.is_sorted_by_key(|&(id, ..)| id);

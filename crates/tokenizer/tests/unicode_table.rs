@@ -1,4 +1,4 @@
-//! Generates `src/unicode_table.rs` from the `regex-syntax` crate's Unicode data, and fails when the two differ.
+//! Generates `src/split/unicode_table.rs` from the `regex-syntax` crate's Unicode data, and fails when the two differ.
 //!
 //! `LLAMERO_WRITE_UNICODE_TABLE=1 cargo test -p llamero-tokenizer --test unicode_table` writes the file anew.
 //! A different Unicode version changes how text is split, hence the ids of a trained tokenizer: write it on purpose only.
@@ -40,7 +40,7 @@ fn generate() -> String {
 
 #[test]
 fn committed_table_is_what_the_generator_writes() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/unicode_table.rs");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/split/unicode_table.rs");
     let generated = generate();
     if std::env::var_os("LLAMERO_WRITE_UNICODE_TABLE").is_some() {
         std::fs::write(path, &generated).unwrap();

@@ -2,9 +2,10 @@
 
 use super::hf::{byte_chars, spell};
 use crate::added::Added;
-use crate::bpe::{MergeRules, Token};
+use crate::bpe::MergeRules;
 use crate::special::Said;
 use crate::tokenizer::Parts;
+use crate::tokens::Merges;
 use crate::{CHAT_TEMPLATE, Error, Result, Split, Tokenizer};
 use std::collections::HashMap;
 
@@ -162,21 +163,20 @@ fn read_tokens(tokens: &[String], types: &[i32], parts: &mut Parts) -> Result<()
     for (id, token) in (0u32..).zip(tokens) {
         let kind = types.get(id as usize).copied().unwrap_or(NORMAL);
         match kind {
-            NORMAL => match read_token(token, &bytes) {
-                Some(token) => parts.tokens.push(token),
-                None => {
+            NORMAL => {
+                if !parts.tokens.push_all(read_token(token, &bytes)) {
                     let problem = format!("token `{id}`, `{token}`: a character in it stands for no byte");
                     return refuse("tokenizer.ggml.tokens", problem);
                 }
-            },
+            }
             UNKNOWN | CONTROL | USER_DEFINED => {
                 let special = kind != USER_DEFINED;
                 parts.added.push(Added { id, content: token.clone(), special, normalized: false });
-                parts.tokens.push(token.as_bytes().into());
+                parts.tokens.push(token.as_bytes());
             }
             UNUSED => {
                 parts.unused.push(id);
-                parts.tokens.push(token.as_bytes().into());
+                parts.tokens.push(token.as_bytes());
             }
             other => {
                 let problem =
@@ -192,18 +192,20 @@ fn bytes_of() -> HashMap<char, u8> {
     byte_chars().into_iter().zip(0..=255).collect()
 }
 
-fn read_token(text: &str, bytes: &HashMap<char, u8>) -> Option<Token> {
-    text.chars().map(|c| bytes.get(&c).copied()).collect()
+/// The bytes that the characters of `text` stand for.
+fn read_token(text: &str, bytes: &HashMap<char, u8>) -> impl Iterator<Item = Option<u8>> {
+    text.chars().map(|c| bytes.get(&c).copied())
 }
 
-fn read_merges(merges: &[String]) -> Result<Vec<(Token, Token)>> {
+fn read_merges(merges: &[String]) -> Result<Merges> {
     let bytes = bytes_of();
-    let read = |(at, merge): (usize, &String)| {
+    let mut read = Merges::default();
+    for (at, merge) in merges.iter().enumerate() {
         let pair = merge.split_once(' ');
-        match pair.and_then(|(left, right)| Some((read_token(left, &bytes)?, read_token(right, &bytes)?))) {
-            Some(pair) => Ok(pair),
-            None => refuse("tokenizer.ggml.merges", format!("merge `{at}`, `{merge}`: expected two tokens")),
+        let token = |text| read_token(text, &bytes);
+        if !pair.is_some_and(|(left, right)| read.push_all(token(left), token(right))) {
+            return refuse("tokenizer.ggml.merges", format!("merge `{at}`, `{merge}`: expected two tokens"));
         }
-    };
-    merges.iter().enumerate().map(read).collect()
+    }
+    Ok(read)
 }

@@ -129,7 +129,7 @@ pub(crate) fn tokenizer_json(tokenizer: &Tokenizer) -> Vec<u8> {
     let behind =
         (0..tokens.len() as u32).rev().zip(added.iter().rev()).take_while(|(id, a)| *id == a.id).count();
     let vocab: Vec<(String, u32)> = (0u32..)
-        .zip(&tokens[..tokens.len() - behind])
+        .zip(tokens.iter().take(tokens.len() - behind))
         .map(|(id, token)| match added.binary_search_by_key(&id, |token| token.id) {
             Ok(at) => (added[at].content.clone(), id),
             Err(_) => (spell(token, &chars), id),

@@ -2,10 +2,11 @@
 
 use super::byte_chars;
 use crate::added::Added;
-use crate::bpe::{MergeRules, Token};
+use crate::bpe::MergeRules;
 use crate::format::{in_file, io};
 use crate::special::Said;
 use crate::tokenizer::Parts;
+use crate::tokens::{Merges, Tokens};
 use crate::{CHAT_TEMPLATE, Error, GPT2_PATTERN, PATTERN, Result, Split, Tokenizer};
 use serde::Deserialize;
 use serde_json::Value;
@@ -279,7 +280,7 @@ fn read_added(added: Vec<ReadAdded>) -> Result<Vec<Added>, Refusal> {
 }
 
 /// The bytes of every id. Ids must be 0, 1, 2 …, each once, those of added tokens included.
-fn read_vocab(vocab: &HashMap<String, u32>, added: &[Added]) -> Result<Vec<Token>, Refusal> {
+fn read_vocab(vocab: &HashMap<String, u32>, added: &[Added]) -> Result<Tokens, Refusal> {
     // Sorted, so that which error is told does not depend on the map.
     let mut entries: Vec<(u32, bool, &str)> =
         vocab.iter().map(|(token, &id)| (id, false, token.as_str())).collect();
@@ -296,7 +297,7 @@ fn read_vocab(vocab: &HashMap<String, u32>, added: &[Added]) -> Result<Vec<Token
     entries.sort_unstable();
     let names: std::collections::HashSet<&str> = added.iter().map(|token| token.content.as_str()).collect();
     let bytes: HashMap<char, u8> = byte_chars().into_iter().zip(0..=255).collect();
-    let mut tokens = Vec::with_capacity(entries.len());
+    let mut tokens = Tokens::default();
     for (expected, (id, is_added, token)) in (0u32..).zip(entries) {
         let key = || if is_added { "added_tokens".to_owned() } else { format!("model.vocab.{token}") };
         if id != expected {
@@ -306,31 +307,28 @@ fn read_vocab(vocab: &HashMap<String, u32>, added: &[Added]) -> Result<Vec<Token
             return refuse(key(), problem);
         }
         if names.contains(token) {
-            tokens.push(token.as_bytes().into());
-            continue;
-        }
-        match token.chars().map(|c| bytes.get(&c).copied()).collect() {
-            Some(token) => tokens.push(token),
-            None => return refuse(key(), "a character in it stands for no byte"),
+            tokens.push(token.as_bytes());
+        } else if !tokens.push_all(token.chars().map(|c| bytes.get(&c).copied())) {
+            return refuse(key(), "a character in it stands for no byte");
         }
     }
     Ok(tokens)
 }
 
-fn read_merges(merges: &[Merge]) -> Result<Vec<(Token, Token)>, Refusal> {
+fn read_merges(merges: &[Merge]) -> Result<Merges, Refusal> {
     let bytes: HashMap<char, u8> = byte_chars().into_iter().zip(0..=255).collect();
-    let token = |text: &str| text.chars().map(|c| bytes.get(&c).copied()).collect::<Option<Token>>();
-    let read = |(at, merge): (usize, &Merge)| {
+    let token = |text| str::chars(text).map(|c| bytes.get(&c).copied());
+    let mut read = Merges::default();
+    for (at, merge) in merges.iter().enumerate() {
         let pair = match merge {
             Merge::Joined(both) => both.split_once(' '),
             Merge::Pair(left, right) => Some((left.as_str(), right.as_str())),
         };
-        match pair.and_then(|(left, right)| Some((token(left)?, token(right)?))) {
-            Some(pair) => Ok(pair),
-            None => refuse(format!("model.merges[{at}]"), "expected two tokens"),
+        if !pair.is_some_and(|(left, right)| read.push_all(token(left), token(right))) {
+            return refuse(format!("model.merges[{at}]"), "expected two tokens");
         }
-    };
-    merges.iter().enumerate().map(read).collect()
+    }
+    Ok(read)
 }
 
 /// A `tokenizer_config.json`.
@@ -361,7 +359,7 @@ fn add_config(parts: &mut Parts, config: Config) -> Result<(), Refusal> {
     let id = |key: &str, token: &Value| {
         // A string, or an object that holds it.
         let Some(name) = token.as_str().or(token["content"].as_str()) else { return Ok(None) };
-        match parts.tokens.iter().position(|token| token[..] == *name.as_bytes()) {
+        match parts.tokens.iter().position(|token| *token == *name.as_bytes()) {
             Some(id) => Ok(Some(id as u32)),
             None => refuse(key, format!("`{name}` is not in the vocabulary")),
         }
