@@ -151,15 +151,14 @@ impl Bpe {
     }
 
     /// A vocabulary of the tokens `ids`.
-    fn without_merges(
-        mut tokens: Tokens,
-        ids: impl Iterator<Item = u32>,
-        missing_byte: u32,
-    ) -> Result<Bpe> {
+    fn without_merges(mut tokens: Tokens, ids: impl Iterator<Item = u32>, missing_byte: u32) -> Result<Bpe> {
         tokens.shrink();
         if tokens.len() > merge::PLACES as usize {
             let most = merge::PLACES;
-            return Err(problem(format!("`{}` tokens are too many, at most `{most}` are possible", tokens.len())));
+            return Err(problem(format!(
+                "`{}` tokens are too many, at most `{most}` are possible",
+                tokens.len()
+            )));
         }
         let mut index = TokenIndex::with_capacity(tokens.len());
         for id in ids {
@@ -404,7 +403,9 @@ mod tests {
 
     /// A list of merges as training makes it: each joins two tokens that are there. With it, the tokens in an order that
     /// has nothing to do with the merges, and a piece.
-    fn merges_and_piece(len: usize) -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>)> {
+    fn merges_and_piece(
+        len: usize,
+    ) -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>)> {
         let pairs = proptest::collection::vec((any::<usize>(), any::<usize>()), 0..40);
         let letters = proptest::sample::select(b"abc".to_vec());
         (pairs, proptest::collection::vec(letters, 1..len)).prop_map(|(pairs, piece)| {
@@ -519,7 +520,8 @@ mod tests {
         );
         let tokens = [b"a".to_vec(), b"b".to_vec(), b"ab".to_vec()];
         let error = |merges: &[(&str, &str)]| {
-            let merges: Vec<_> = merges.iter().map(|(l, r)| (l.as_bytes().to_vec(), r.as_bytes().to_vec())).collect();
+            let merges: Vec<_> =
+                merges.iter().map(|(l, r)| (l.as_bytes().to_vec(), r.as_bytes().to_vec())).collect();
             list(&tokens, &merges, MergeRules::default()).unwrap_err().to_string()
         };
         assert_eq!(error(&[("a", "b"), ("b", "c")]), "bad vocabulary: merge `1`, `b c`: `c` is not a token");

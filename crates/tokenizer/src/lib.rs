@@ -28,7 +28,6 @@
 mod added;
 mod bpe;
 mod chat;
-mod cut;
 mod error;
 mod format;
 mod special;

@@ -12,8 +12,8 @@
 //!
 //! So what is left behind the last such place is less than a handful of runs of one class: a word and what clings to it.
 
+use super::class::{Class, Classes};
 use crate::Split;
-use crate::unicode_table::{LETTERS, NUMBERS, WHITE_SPACE};
 
 impl Split {
     /// The last position within `text` where a piece ends and another begins, whatever comes before and after `text`:
@@ -30,12 +30,12 @@ impl Split {
     /// assert_eq!(Split::Llama3.safe_cut("word"), None);
     /// ```
     pub fn safe_cut(self, text: &str) -> Option<usize> {
+        let classes = Classes::get();
         let mut right = None;
         // Whether only white space without a newline lies between here and a character that is no white space.
         let mut blank = false;
         for (at, c) in text.char_indices().rev() {
-            let left = Class::of(c);
-            let position = at + c.len_utf8();
+            let (left, position) = classes.at(text.as_bytes(), at)?;
             if let Some(right) = right
                 && (self.ends(c, left, right) || (blank && left == Class::Newline && self == Split::Llama3))
             {
@@ -60,34 +60,6 @@ impl Split {
             (Split::Gpt2 | Split::SmolLm, Other, Letter) => c != '\'',
             (Split::Gpt2 | Split::SmolLm, Other, Number | Space | Newline) => true,
             _ => false,
-        }
-    }
-}
-
-/// What the patterns tell apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Class {
-    Letter,
-    Number,
-    /// `\r` and `\n`.
-    Newline,
-    /// Other white space.
-    Space,
-    Other,
-}
-
-impl Class {
-    fn of(c: char) -> Class {
-        // The bounds of ranges: where one begins, where it ends, where the next begins.
-        let within = |bounds: &[u32]| bounds.partition_point(|&bound| bound <= u32::from(c)) % 2 == 1;
-        match c {
-            '\r' | '\n' => Class::Newline,
-            'a'..='z' | 'A'..='Z' => Class::Letter,
-            '0'..='9' => Class::Number,
-            _ if within(LETTERS) => Class::Letter,
-            _ if within(WHITE_SPACE) => Class::Space,
-            _ if within(NUMBERS) => Class::Number,
-            _ => Class::Other,
         }
     }
 }
