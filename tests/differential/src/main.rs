@@ -130,11 +130,7 @@ fn difference(peer: &Peer, text: &str) -> Option<String> {
 
 fn tiktoken(ours: &Tokenizer) -> Result<Peer> {
     let ranks = (0..ours.num_ranks() as u32).filter_map(|id| Some((ours.token_bytes(id)?.to_vec(), id)));
-    let bpe = CoreBPE::new::<_, _, std::iter::Empty<(String, (u32, u32))>>(
-        ranks.collect(),
-        HashMap::default(),
-        PATTERN,
-    )?;
+    let bpe = CoreBPE::new(ranks.collect(), HashMap::default(), PATTERN)?;
     let encode: Encode = Box::new(move |text| Ok(bpe.encode_ordinary(text)));
     Ok(Peer { name: "tiktoken-rs, Llama 3's split".into(), ours: ours.clone(), encode })
 }

@@ -144,7 +144,7 @@ impl Encoder<'_> {
         let stretches = self.tokenizer.stretches(reader);
         let stretches = if args.special { stretches.with_special() } else { stretches };
         self.begin()?;
-        for &id in self.bos.as_slice() {
+        if let Some(id) = self.bos {
             self.ids(&[id], &mut first)?;
         }
         let encoded = stretches.encode(&mut |ids, bytes| {
@@ -153,7 +153,7 @@ impl Encoder<'_> {
             self.ids(ids, &mut first)
         });
         encoded.with_context(|| name.clone())?;
-        for &id in self.eos.as_slice() {
+        if let Some(id) = self.eos {
             self.ids(&[id], &mut first)?;
         }
         self.end()?;

@@ -185,7 +185,7 @@ fn say(report: &Report) -> Result<()> {
         ("bytes without a token", some(report.missing_bytes.iter().map(|b| format!("0x{b:02x}")).collect())),
         ("fingerprint", report.fingerprint.clone()),
     ] {
-        print(format!("{name:<22}{value}"))?;
+        print(format!("{name:<24}{value}"))?;
     }
     print("\nordinary tokens by bytes")?;
     for (len, count) in &report.lengths {
