@@ -92,6 +92,22 @@ pub enum Error {
         /// What is wrong with its contents.
         source: Box<Error>,
     },
+    /// A text could not be read on.
+    #[error("cannot read the text: {source}")]
+    Read {
+        /// The reason the system gave.
+        source: std::io::Error,
+    },
+    /// A text is not UTF-8.
+    #[error(
+        "the text is not UTF-8: an invalid byte at offset {offset}, in line {line}. hint: give plain text, or convert it to UTF-8"
+    )]
+    NotUtf8 {
+        /// Bytes before the invalid one.
+        offset: u64,
+        /// Its line, counted from 1.
+        line: u64,
+    },
     /// An id is not in the vocabulary.
     #[error(
         "token id `{id}` is not below the vocabulary size `{vocab_size}`: are the ids of another tokenizer?"

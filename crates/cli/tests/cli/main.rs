@@ -16,4 +16,5 @@ mod mpi;
 mod pull;
 mod ranks;
 mod runs;
+mod tokenizer;
 mod world;
