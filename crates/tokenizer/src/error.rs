@@ -121,4 +121,26 @@ pub enum Error {
         /// The reason.
         reason: String,
     },
+    /// Training does not fit into the memory that it may take.
+    #[error(
+        "{what} take {needed} bytes of memory, and training may take {cap}. hint: raise the cap (`--memory`), leave out rare \
+         words (`--min-word-count 2`), or give less text"
+    )]
+    Memory {
+        /// What needs the memory.
+        what: &'static str,
+        /// How many bytes it needs, at least.
+        needed: u64,
+        /// How many bytes training may take.
+        cap: u64,
+    },
+    /// The distinct words are more than places in them can be numbered.
+    #[error(
+        "the distinct words take {cells} cells, and there can be 4294967294. hint: leave out rare words (`--min-word-count \
+         2`), or give less text"
+    )]
+    TooManyWords {
+        /// Bytes of the distinct words, and one more for each.
+        cells: usize,
+    },
 }
