@@ -46,7 +46,7 @@ impl WordList {
     /// The places of the words, the most frequent first.
     pub(super) fn by_count(&self) -> Vec<u32> {
         let mut order: Vec<u32> = (0..self.len() as u32).collect();
-        order.sort_unstable_by_key(|&index| std::cmp::Reverse(self.words[index as usize].count));
+        order.sort_by_key(|&index| std::cmp::Reverse(self.words[index as usize].count));
         order
     }
 

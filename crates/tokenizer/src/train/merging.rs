@@ -17,6 +17,9 @@ use std::rc::Rc;
 /// The end of a word, and the inside of a token.
 const NONE: u32 = u32::MAX;
 
+/// How many places are looked at before they are replaced.
+const LOOK_AHEAD: usize = 64;
+
 pub(super) type Pair = (u32, u32);
 
 type Map<T> = HashMap<Pair, T, foldhash::fast::FixedState>;
@@ -153,7 +156,7 @@ impl<'a> Merger<'a> {
             found.len = 0;
         }
         self.places = vec![0; sum];
-        self.full = sum + sum / 4 + (1 << 16);
+        self.full = sum * 2 + (1 << 16);
         for (place, two) in (0u32..).zip(cells.windows(2)) {
             if two[0] != NONE
                 && two[1] != NONE
@@ -229,21 +232,31 @@ impl<'a> Merger<'a> {
         self.right.begin(self.tokens.len());
         let Corpus { cells, counts, tokens } = &mut self.corpus;
         let mut weights = Weights::new(counts);
-        for &place in &self.places[found.start..][..found.len as usize] {
-            let (first, second) = (place as usize, place as usize + a);
-            if cells[first] != pair.0 || cells[second] != pair.1 {
-                continue;
+        // Places are looked at some at a time without a branch, so that the latencies of the memory overlap.
+        let mut ahead = [0; LOOK_AHEAD];
+        for places in self.places[found.start..][..found.len as usize].chunks(LOOK_AHEAD) {
+            let mut len = 0;
+            for &place in places {
+                ahead[len] = place;
+                len += usize::from(cells[place as usize] == pair.0);
             }
-            let count = weights.at(place);
-            *tokens -= count;
-            let (before, after) = (cells[first - 1], cells[second + b]);
-            (cells[second - 1], cells[second]) = (NONE, NONE);
-            (cells[first], cells[second + b - 1]) = (new, new);
-            if before != NONE {
-                self.left.add(before, count, place - self.widths[before as usize]);
-            }
-            if after != NONE {
-                self.right.add(after, count, place);
+            for &place in &ahead[..len] {
+                let (first, second) = (place as usize, place as usize + a);
+                // The first token may be gone by now: in `aaa`, both places have been looked at before one is replaced.
+                if cells[first] != pair.0 || cells[second] != pair.1 {
+                    continue;
+                }
+                let count = weights.at(place);
+                *tokens -= count;
+                let (before, after) = (cells[first - 1], cells[second + b]);
+                (cells[second - 1], cells[second]) = (NONE, NONE);
+                (cells[first], cells[second + b - 1]) = (new, new);
+                if before != NONE {
+                    self.left.add(before, count, place - self.widths[before as usize]);
+                }
+                if after != NONE {
+                    self.right.add(after, count, place);
+                }
             }
         }
     }
@@ -282,7 +295,7 @@ impl<'a> Merger<'a> {
             (found.start, found.len) = (start, (end - start) as u32);
         }
         self.places.truncate(end);
-        self.full = self.full.max(end + end / 4);
+        self.full = self.full.max(end * 2);
     }
 }
 
