@@ -143,4 +143,23 @@ pub enum Error {
         /// Bytes of the distinct words, and one more for each.
         cells: usize,
     },
+    /// The wanted vocabulary is not larger than the one that is to be extended, or too large.
+    #[error(
+        "vocabulary size `{wanted}` is out of range: the base has `{base}` ids with the special tokens, and there can be \
+         `{max}`. hint: name the size of the extended vocabulary, not the number of new tokens"
+    )]
+    ExtendedSize {
+        /// The wanted size.
+        wanted: usize,
+        /// The size of the base.
+        base: usize,
+        /// The largest size that is possible.
+        max: usize,
+    },
+    /// A tokenizer that training cannot extend.
+    #[error(
+        "this tokenizer cannot be extended: only those in Llama 3's way can, whose ids are ranks and end with Llama 3's \
+         256 special tokens. hint: give a `tokenizer.model`"
+    )]
+    NotExtensible,
 }

@@ -57,7 +57,9 @@ mod tests {
     use proptest::prelude::*;
 
     fn texts() -> impl Strategy<Value = String> {
-        let chars = proptest::sample::select(" \t\n\r\u{a0}\u{3000}\u{85}aé's中1٣!-\u{200d}".chars().collect::<Vec<_>>());
+        let chars = proptest::sample::select(
+            " \t\n\r\u{a0}\u{3000}\u{85}aé's中1٣!-\u{200d}".chars().collect::<Vec<_>>(),
+        );
         proptest::collection::vec(chars, 0..40).prop_map(|chars| chars.into_iter().collect())
     }
 

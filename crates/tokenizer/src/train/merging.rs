@@ -143,7 +143,8 @@ impl<'a> Merger<'a> {
         let mut weights = Weights::new(counts);
         for (place, two) in (0u32..).zip(cells.windows(2)) {
             if two[0] != NONE && two[1] != NONE {
-                let found = self.pairs.entry((two[0], two[1])).or_insert(Occurrences { count: 0, start: 0, len: 0 });
+                let found =
+                    self.pairs.entry((two[0], two[1])).or_insert(Occurrences { count: 0, start: 0, len: 0 });
                 found.count += weights.at(place);
                 found.len += 1;
             }
@@ -279,7 +280,8 @@ impl<'a> Merger<'a> {
 
     /// Keeps the places where pairs still are.
     fn remove_stale_places(&mut self) {
-        let mut order: Vec<(usize, Pair)> = self.pairs.iter().map(|(&pair, found)| (found.start, pair)).collect();
+        let mut order: Vec<(usize, Pair)> =
+            self.pairs.iter().map(|(&pair, found)| (found.start, pair)).collect();
         order.sort_unstable();
         let (cells, mut end) = (&self.corpus.cells, 0);
         for (_, pair) in order {
