@@ -46,7 +46,7 @@ pub use split::{GPT2_PATTERN, PATTERN, Pieces, Split, split};
 pub use stream::StreamDecoder;
 pub use template::{ChatOptions, Date};
 pub use tokenizer::Tokenizer;
-pub use train::{TrainReport, Trainer, last_cut};
+pub use train::{Fit, Sample, Survey, TrainReport, Trainer, last_cut};
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

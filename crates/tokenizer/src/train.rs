@@ -12,8 +12,10 @@ mod extension;
 mod merging;
 mod queue;
 mod runs;
+mod survey;
 
 pub use cut::last_cut;
+pub use survey::{Fit, Sample, Survey};
 
 use crate::format::hf::byte_chars;
 use crate::special::NUM_SPECIAL;

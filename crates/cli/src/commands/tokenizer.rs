@@ -1,48 +1,26 @@
 //! `llamero tokenizer train|encode|decode`.
 
+mod train;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use llamero_artifact::fsutil;
 use llamero_model::weights::Layout;
-use llamero_tokenizer::{Tokenizer, Trainer};
+use llamero_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 
-use super::{print, print_json};
-use crate::progress::Progress;
+use super::print;
 
 #[derive(Subcommand)]
 pub(crate) enum TokenizerCommand {
     /// Learn a byte-level BPE vocabulary from text files.
-    Train(TrainArgs),
+    Train(train::TrainArgs),
     /// Text to token ids.
     Encode(EncodeArgs),
     /// Token ids to text.
     Decode(DecodeArgs),
-}
-
-#[derive(Args)]
-#[command(
-    after_help = "Example:\n  llamero tokenizer train --input a.txt b.txt --vocab-size 8192 --out my-tokenizer"
-)]
-pub(crate) struct TrainArgs {
-    /// Text files in UTF-8, each one document.
-    #[arg(long, required = true, num_args = 1..)]
-    input: Vec<PathBuf>,
-    /// Size of the vocabulary, the 256 bytes and the 256 special tokens included.
-    #[arg(long)]
-    vocab_size: usize,
-    /// Pairs seen less often are not merged.
-    #[arg(long, default_value_t = 2)]
-    min_frequency: u64,
-    /// Folder to write `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json` into.
-    #[arg(long)]
-    out: PathBuf,
-    /// Print the report as JSON.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Args)]
@@ -87,40 +65,10 @@ struct IdsLine {
 
 pub(crate) fn tokenizer(command: &TokenizerCommand) -> Result<()> {
     match command {
-        TokenizerCommand::Train(args) => train(args),
+        TokenizerCommand::Train(args) => train::train(args),
         TokenizerCommand::Encode(args) => encode(args),
         TokenizerCommand::Decode(args) => decode(args),
     }
-}
-
-fn train(args: &TrainArgs) -> Result<()> {
-    let texts = args.input.iter().map(|p| super::score::read_text(p)).collect::<Result<Vec<String>>>()?;
-    let mut trainer = Trainer::new(args.vocab_size);
-    trainer.min_frequency = args.min_frequency;
-    let bar = Progress::new("tokenizer", args.vocab_size as u64, "merges");
-    let trained = trainer.train(texts.iter().map(String::as_str), &mut |done, wanted| {
-        if wanted > 0 {
-            bar.at(done, "merges");
-        }
-    });
-    bar.finish();
-    let (tokenizer, report) = trained?;
-    std::fs::create_dir_all(&args.out).with_context(|| format!("`{}`", args.out.display()))?;
-    tokenizer.save_hf(&args.out)?;
-    tokenizer.save_model(args.out.join("tokenizer.model"))?;
-    fsutil::sync_tree(&args.out)?;
-    if !report.reached_size() {
-        say!(
-            "note: the text has only enough frequent pairs for {} of {} entries; give more text for more",
-            report.vocab_size,
-            report.wanted_vocab_size
-        );
-    }
-    if args.json {
-        return print_json(&report);
-    }
-    let per_token = report.bytes as f64 / report.tokens.max(1) as f64;
-    print(format!("{} entries, {per_token:.2} bytes per token: {}", report.vocab_size, args.out.display()))
 }
 
 fn reader(file: Option<&Path>) -> Result<Box<dyn BufRead>> {

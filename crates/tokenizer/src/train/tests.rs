@@ -129,6 +129,84 @@ fn a_long_word_is_no_problem() {
     assert_eq!(report.tokens, 4);
 }
 
+/// Many distinct words, some of them often.
+fn varied(words: u32) -> Vec<String> {
+    let word =
+        |i: u32| format!(" {:x}{}", i.wrapping_mul(2_654_435_761) >> (i % 20), "ab".repeat(i as usize % 5));
+    (0..8).map(|doc| (0..words).map(|i| word(i * (1 + doc % 3))).collect()).collect()
+}
+
+#[test]
+fn counts_that_go_to_disk_give_the_same_result() {
+    let docs = varied(40_000);
+    let trainer = Trainer { threads: Some(2), ..Trainer::new(900) };
+    let (expected, in_memory) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let counting =
+        Counting { split: Split::Llama3, threads: 2, memory: Some(1 << 16), scratch: scratch.path().into() };
+    let counted = counting.count(docs.iter(), &mut |_| ()).unwrap();
+    assert!(counted.spilled_bytes > 0);
+    let words = counted.into_words(&counting, 1, &|_| Ok(())).unwrap();
+    let corpus = trainer.corpus(words, &mut TrainReport::default()).unwrap();
+    let (ranks, tokens) = trainer.learn(byte_tokens(), corpus, &mut |_, _| false, &mut |_, _| ()).unwrap();
+    assert_eq!(Tokenizer::from_ranks(ranks).unwrap().fingerprint(), expected.fingerprint());
+    assert_eq!(tokens, in_memory.tokens);
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_cap_that_is_too_small_is_an_error_that_says_what_to_do() {
+    let docs = varied(20_000);
+    let scratch = tempfile::tempdir().unwrap();
+    let trainer =
+        Trainer { memory: Some(1 << 20), scratch: Some(scratch.path().into()), ..Trainer::new(900) };
+    let error = trainer.train(docs.iter(), &mut |_, _| ()).unwrap_err().to_string();
+    assert!(error.contains("1048576") && error.contains("--min-word-count"), "{error}");
+    let (roomy, _) = Trainer { memory: Some(1 << 30), ..trainer }.train(docs.iter(), &mut |_, _| ()).unwrap();
+    let (free, _) = Trainer::new(900).train(docs.iter(), &mut |_, _| ()).unwrap();
+    assert_eq!(roomy.fingerprint(), free.fingerprint());
+}
+
+#[test]
+fn a_scratch_folder_that_is_not_there_is_named() {
+    let scratch = tempfile::tempdir().unwrap().path().join("gone");
+    let trainer = Trainer { memory: Some(1 << 16), scratch: Some(scratch), ..Trainer::new(900) };
+    let error = trainer.train(varied(5000).iter(), &mut |_, _| ()).unwrap_err().to_string();
+    assert!(error.contains("gone") && error.starts_with("cannot write into"), "{error}");
+}
+
+#[test]
+fn rare_words_can_be_left_out() {
+    let docs = ["xy xy ab", "ab xy zz zz".to_owned().leak()];
+    let trainer = Trainer { min_frequency: 1, min_word_count: 2, ..Trainer::new(600) };
+    let (tokenizer, report) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
+    let learned: Vec<_> =
+        tokenizer.tokens()[256..tokenizer.num_ranks()].iter().map(|token| &**token).collect();
+    // Only " xy" occurs twice.
+    assert_eq!(learned, [&b"xy"[..], b" xy"]);
+    assert_eq!((report.distinct_words, report.reached_size()), (1, false));
+}
+
+proptest! {
+    #[test]
+    fn merged_runs_have_the_sums(lists in proptest::collection::vec(proptest::collection::vec(("[ab]{0,3}", 1u64..300), 0..20), 0..70)) {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut expected = BTreeMap::new();
+        let mut all = Vec::new();
+        for list in &lists {
+            let mut counts = counts::WordCounts::default();
+            for (word, count) in list {
+                counts.add(word.as_bytes(), *count);
+                *expected.entry(word.as_bytes().to_vec()).or_insert(0) += count;
+            }
+            all.push(runs::Run::write(&counts.into_list(), scratch.path()).unwrap());
+        }
+        let mut found = Vec::new();
+        runs::merge(all, &mut |word, count| { found.push((word.to_vec(), count)); Ok(()) }).unwrap();
+        prop_assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
+    }
+}
+
 /// The corpus, vocabulary and merges of Stanford's CS336, with GPT-2's split pattern.
 #[test]
 fn learns_the_reference_vocabulary_of_cs336() {
