@@ -11,13 +11,14 @@ mod options;
 mod session;
 mod table;
 mod train;
+mod train_tokenizer;
 
 use std::path::Path;
 
 use options::{Options, What};
 use session::Session;
 
-pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curves|attention|infer|all] OPTIONS
+pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curves|attention|infer|tokenizer-train|all] OPTIONS
 
   gemm       bf16 and f32 products of the layers of a 125M and a 1B model, and small and odd ones
   train      tokens per second of whole training steps, against the best variant of the peer
@@ -25,7 +26,8 @@ pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curv
   curves     losses from the same weights and tokens: ours in bf16 and f32, the peer's in bf16
   attention  ours alone: whether time follows the sum of the squared lengths
   infer      reading prompts, decoding, and eight requests at once, against llama.cpp and transformers on the same weights
-  all        everything but `infer`, in this order but `memory` with `train` (the default)
+  tokenizer-train  learning a vocabulary, against tokenizers and rustbpe on the same text
+  all        everything but `infer` and `tokenizer-train`, in this order but `memory` with `train` (the default)
 
   --python PATH    a Python that has benches/peers/requirements.txt; not needed for `attention`, and for
                    `infer` only with `--hf`
@@ -40,7 +42,9 @@ pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curv
   --model A,B      infer: GGUF files; the targets go by the encoding in the file's name
   --llamacpp DIR   infer: a folder with `llama-bench` and `llama-server`
   --hf FOLDER      infer: the bf16 weights as a Hugging Face folder, for transformers beside files of bf16
-  --text FILE      curves: what to train on; the Rust sources of this repository when absent
+  --text FILE      curves: what to train on; the Rust sources of this repository when absent; tokenizer-train: lines
+                   {"text": …} or plain text
+  --vocab-size N   tokenizer-train: ids to learn, the 256 special tokens included (32768)
 
 Examples:
   cargo xtask bench gemm --python peers/bin/python --filter bf16
@@ -62,6 +66,7 @@ pub(crate) fn run(root: &Path, args: &[&str]) -> Result<String, String> {
         What::Curves => &[curves::run],
         What::Attention => &[attention::run],
         What::Infer => &[infer::run],
+        What::TrainTokenizer => &[train_tokenizer::run],
         What::All => &[gemm::run, train::both, curves::run, attention::run],
     };
     for part in parts {

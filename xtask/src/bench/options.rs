@@ -11,6 +11,7 @@ pub(super) enum What {
     Curves,
     Attention,
     Infer,
+    TrainTokenizer,
     All,
 }
 
@@ -30,6 +31,7 @@ pub(super) struct Options {
     pub(super) models: Vec<PathBuf>,
     pub(super) llamacpp: Option<PathBuf>,
     pub(super) hf: Option<PathBuf>,
+    pub(super) vocab_size: usize,
 }
 
 impl Options {
@@ -53,6 +55,7 @@ impl Options {
             models: Vec::new(),
             llamacpp: None,
             hf: None,
+            vocab_size: 32_768,
         };
         for pair in rest.chunks(2) {
             let [key, value] = pair else { return Err(format!("`{}` has no value", pair[0])) };
@@ -72,6 +75,9 @@ impl Options {
                 self.python.get_or_insert("python3".into());
             }
         }
+        if self.what == What::TrainTokenizer && (self.text.is_none() || self.python.is_none()) {
+            return Err("`--text` and `--python` are needed (benches/peers/README.md)".into());
+        }
         if self.python.is_none() && self.what != What::Attention {
             return Err("`--python` is needed: a Python that has PyTorch (benches/peers/README.md)".into());
         }
@@ -81,7 +87,7 @@ impl Options {
     /// Modules that the Python must have.
     pub(super) fn modules(&self) -> Option<&'static str> {
         match (self.what, &self.hf) {
-            (What::Attention, _) | (What::Infer, None) => None,
+            (What::Attention | What::TrainTokenizer, _) | (What::Infer, None) => None,
             (What::Infer, Some(_)) => Some("torch, transformers"),
             (What::Curves | What::All, _) => Some("torch, numpy, safetensors"),
             (What::Gemm | What::Train | What::Memory, _) => Some("torch"),
@@ -101,6 +107,7 @@ impl Options {
             "--samples" => self.samples = number()?,
             "--threads" => self.threads = Some(number()?),
             "--json" => self.json = Some(value.into()),
+            "--vocab-size" => self.vocab_size = number()?,
             "--filter" => self.filter = value.to_owned(),
             "--shape" => self.shapes = list(','),
             "--steps" => self.steps = Some(number()?),
@@ -125,6 +132,7 @@ fn what(name: &str) -> Result<What, String> {
         "curves" => What::Curves,
         "attention" => What::Attention,
         "infer" => What::Infer,
+        "tokenizer-train" => What::TrainTokenizer,
         "all" => What::All,
         _ => return Err(format!("unknown benchmark `{name}`")),
     })
@@ -154,6 +162,7 @@ mod tests {
         );
         for (args, says) in [
             (&["infer", "--model", "a.gguf"][..], "`--llamacpp`"),
+            (&["tokenizer-train", "--python", "py"], "`--text`"),
             (&["gemm"], "--python"),
             (&["gems", "--python", "py"], "`gems`"),
             (&["gemm", "--python"], "no value"),

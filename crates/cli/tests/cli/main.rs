@@ -15,4 +15,5 @@ mod mpi;
 mod pull;
 mod ranks;
 mod runs;
+mod tokenizer_train;
 mod world;
