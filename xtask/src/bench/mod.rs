@@ -42,8 +42,8 @@ pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curv
   --model A,B      infer: GGUF files; the targets go by the encoding in the file's name
   --llamacpp DIR   infer: a folder with `llama-bench` and `llama-server`
   --hf FOLDER      infer: the bf16 weights as a Hugging Face folder, for transformers beside files of bf16
-  --text FILE      curves: what to train on; the Rust sources of this repository when absent; tokenizer-train: lines
-                   {"text": …} or plain text
+  --text FILE      curves: what to train on; the Rust sources of this repository when absent; tokenizer-train: JSONL
+                   with a `text` in each line, or plain text
   --vocab-size N   tokenizer-train: ids to learn, the 256 special tokens included (32768)
 
 Examples:

@@ -34,9 +34,12 @@ pub(super) fn run(session: &mut Session) -> Result<String, String> {
 }
 
 fn measure(session: &mut Session, text: &str, size: &str, out: &Path) -> Result<Vec<Series>, String> {
-    let mut all: Vec<Series> = ["llamero"].into_iter().chain(PEERS.map(|(by, _)| by)).map(Series::new).collect();
-    let ours = ["tokenizer", "train", "--input", text, "--vocab-size", size, "--force", "--no-report", "--out"];
-    let ours: Vec<String> = ours.map(str::to_owned).into_iter().chain([out.to_string_lossy().into_owned()]).collect();
+    let mut all: Vec<Series> =
+        ["llamero"].into_iter().chain(PEERS.map(|(by, _)| by)).map(Series::new).collect();
+    let ours =
+        ["tokenizer", "train", "--input", text, "--vocab-size", size, "--force", "--no-report", "--out"];
+    let ours: Vec<String> =
+        ours.map(str::to_owned).into_iter().chain([out.to_string_lossy().into_owned()]).collect();
     for round in 0..session.options.samples {
         let label = |by| Label { bench: "tokenizer-train", case: size, by, round };
         all[0].add(&session.timed(&label("llamero"), &ours)?)?;
@@ -103,9 +106,7 @@ mod tests {
     #[test]
     fn rounds_become_a_table_of_times() {
         let mut all: Vec<Series> = ["llamero", "tokenizers", "rustbpe"].map(Series::new).into();
-        let value = |seconds: f64, fit: f64, command: Option<&str>| {
-            json!({ "train_seconds": seconds, "peak_memory_bytes": 1 << 30, "bytes_per_token": fit, "command": command })
-        };
+        let value = |seconds: f64, fit: f64, command: Option<&str>| json!({ "train_seconds": seconds, "peak_memory_bytes": 1 << 30, "bytes_per_token": fit, "command": command });
         for seconds in [2.0, 1.0, 1.5] {
             all[0].add(&value(seconds, 4.0, None)).unwrap();
         }
