@@ -20,8 +20,9 @@ fn model(out: &Path) -> String {
 }
 
 fn prose(seed: usize) -> String {
+    // More than a piece.
     let word = |i: usize| format!("w{} ", i.wrapping_mul(2_654_435_761) % (31 + seed));
-    (0..4000).map(|i| word(i + seed) + if i % 9 == 0 { "\n" } else { "" }).collect()
+    (0..400_000).map(|i| word(i + seed) + if i % 9 == 0 { "\n" } else { "" }).collect()
 }
 
 #[test]
@@ -36,6 +37,7 @@ fn the_result_does_not_depend_on_how_texts_are_laid_out() {
     let other = train(&[&lines], "600", &second, &["--json", "--threads", "1", "--memory", "1GiB"]).json();
     assert_eq!(model(&first), model(&second));
     for (report, languages) in [(&report, 0), (&other, 1)] {
+        assert_eq!(report["documents"], 1);
         assert_eq!(report["fit"]["all"]["tokens"], report["tokens"]);
         assert_eq!(report["fit"]["domains"]["laws"], report["fit"]["all"]);
         assert_eq!(report["fit"]["languages"].as_object().unwrap().len(), languages);

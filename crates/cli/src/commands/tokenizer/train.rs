@@ -144,7 +144,7 @@ fn learn(args: &TrainArgs, base: Option<&Tokenizer>, inputs: &Inputs) -> Result<
         ..Trainer::new(args.vocab_size)
     };
     let texts = inputs.read(args.limit_bytes);
-    let (done, failure) = (texts.done(), texts.failure());
+    let (done, documents, failure) = (texts.done(), texts.documents(), texts.failure());
     let reading = Progress::new("read", inputs.bytes, "bytes");
     let mut merging = None;
     let mut progress = |learned: u64, wanted: u64| {
@@ -171,7 +171,12 @@ fn learn(args: &TrainArgs, base: Option<&Tokenizer>, inputs: &Inputs) -> Result<
     // What could not be read comes first: what was learned is from the texts before it.
     match failure.take() {
         Some(error) => Err(error),
-        None => Ok(learned?),
+        None => {
+            let (tokenizer, mut report) = learned?;
+            // The trainer was given pieces of them.
+            report.documents = documents.get();
+            Ok((tokenizer, report))
+        }
     }
 }
 

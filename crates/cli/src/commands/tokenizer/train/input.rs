@@ -79,6 +79,7 @@ impl Inputs {
             open: None,
             left: limit.unwrap_or(u64::MAX),
             done: Rc::default(),
+            documents: Rc::default(),
             failure: Rc::default(),
         }
     }
@@ -90,6 +91,7 @@ pub(super) struct Reading<'a> {
     open: Option<Open>,
     left: u64,
     done: Rc<Cell<u64>>,
+    documents: Rc<Cell<u64>>,
     failure: Rc<RefCell<Option<Error>>>,
 }
 
@@ -97,6 +99,11 @@ impl Reading<'_> {
     /// Bytes of files read so far; it counts on while the iterator is elsewhere.
     pub(super) fn done(&self) -> Rc<Cell<u64>> {
         Rc::clone(&self.done)
+    }
+
+    /// Documents begun so far.
+    pub(super) fn documents(&self) -> Rc<Cell<u64>> {
+        Rc::clone(&self.documents)
     }
 
     /// Where the reason is put if a file cannot be read.
@@ -132,6 +139,7 @@ impl Iterator for Reading<'_> {
                     self.left = 0;
                 }
                 self.left -= self.left.min(sample.text.len() as u64);
+                self.documents.set(self.documents.get() + u64::from(sample.begins));
                 Some(sample)
             }
             Err(error) => {
