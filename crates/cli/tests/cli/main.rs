@@ -17,4 +17,5 @@ mod pull;
 mod ranks;
 mod runs;
 mod tokenizer;
+mod tokenizer_train;
 mod world;
