@@ -16,6 +16,9 @@ pub struct MappedFile {
     map: memmap2::Mmap,
 }
 
+/// How many bytes around a page the system maps with it, when they are in memory: Linux's default.
+const AROUND: usize = 64 << 10;
+
 impl MappedFile {
     /// Maps a whole file.
     pub fn open(path: &Path) -> io::Result<Self> {
@@ -38,12 +41,14 @@ impl MappedFile {
     }
 
     /// Says that these bytes are not needed for now: they need not stay resident, and are read from the file again when they
-    /// are looked at. Nothing but a hint.
+    /// are looked at. Nothing but a hint, which goes for up to 64 KiB on both sides as well.
     pub fn release(&self, range: Range<usize>) {
-        let (start, end) = (range.start.min(self.map.len()), range.end.min(self.map.len()));
-        if start >= end {
+        if range.is_empty() {
             return;
         }
+        // Reading one page maps those around it too, so what was released before would be back beside each new range.
+        let start = (range.start / AROUND * AROUND).min(self.map.len());
+        let end = range.end.next_multiple_of(AROUND).min(self.map.len());
         #[cfg(unix)]
         {
             let advice = memmap2::UncheckedAdvice::DontNeed;

@@ -19,8 +19,8 @@ pub(crate) struct TokenIndex {
 impl TokenIndex {
     /// An index that has room for `count` strings.
     pub(crate) fn with_capacity(count: usize) -> TokenIndex {
-        // At most half of the slots are taken.
-        let slots = (2 * count).next_power_of_two().max(2);
+        // At most three quarters of the slots are taken, and one is free.
+        let slots = (count + count / 3 + 1).next_power_of_two();
         TokenIndex { slots: vec![(0, NONE); slots], shift: u64::BITS - slots.trailing_zeros() }
     }
 
