@@ -40,7 +40,7 @@ impl Default for EngineOptions {
             kv_bytes: None,
             host_bytes: None,
             prefix_bytes: None,
-            rows: 512,
+            rows: 256,
             sequences: 256,
             guess: Guess::Off,
         }

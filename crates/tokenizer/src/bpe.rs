@@ -13,9 +13,9 @@ mod merge;
 
 use crate::tokens::{Merges, Tokens};
 use crate::{Error, Result};
-use cache::{Cache, Key};
+use cache::{Cache, Key, ShortTokens};
 use index::{NONE, Places, TokenIndex};
-use merge::{Merging, Rules};
+use merge::{Merging, Rules, merge_short};
 use std::collections::HashMap;
 
 pub(crate) type FixedMap<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
@@ -36,6 +36,8 @@ pub(crate) struct Bpe {
     bytes: [u32; 256],
     /// Whether a piece that is a token is that token, whatever the merges would make of it.
     whole_pieces: bool,
+    /// With that, the short tokens.
+    short_tokens: Option<ShortTokens>,
     /// Whether a long piece may be merged stretch by stretch, see [`Bpe::merge_stretches`].
     stretches: bool,
 }
@@ -71,7 +73,7 @@ impl Bpe {
         if let Some(byte) = bpe.bytes.iter().position(|&id| id == NONE) {
             return Err(problem(format!("the byte `0x{byte:02x}` is not a token; all 256 must be")));
         }
-        bpe.whole_pieces = true;
+        bpe.treat_whole_pieces_as_tokens();
         let pairs = match trained_pairs(&bpe, ranks) {
             Some(pairs) => {
                 bpe.stretches = true;
@@ -92,7 +94,9 @@ impl Bpe {
         rules: MergeRules,
     ) -> Result<Bpe> {
         let mut bpe = Bpe::without_merges(tokens, ids, rules.unknown.unwrap_or(NONE))?;
-        bpe.whole_pieces = rules.whole_pieces;
+        if rules.whole_pieces {
+            bpe.treat_whole_pieces_as_tokens();
+        }
         // The last merge that makes each token.
         let mut made_by = vec![None; bpe.tokens.len()];
         let (mut pairs, mut results) = (Vec::with_capacity(merges.len()), Vec::with_capacity(merges.len()));
@@ -156,8 +160,15 @@ impl Bpe {
             results: None,
             bytes,
             whole_pieces: false,
+            short_tokens: None,
             stretches: false,
         })
+    }
+
+    fn treat_whole_pieces_as_tokens(&mut self) {
+        let ids = (0u32..).zip(self.tokens.iter()).filter(|&(id, token)| self.id(token) == Some(id));
+        self.short_tokens = Some(ShortTokens::new(ids));
+        self.whole_pieces = true;
     }
 
     /// The bytes of every id, those of added tokens included.
@@ -235,19 +246,28 @@ impl Bpe {
         out: &mut Vec<u32>,
     ) {
         if piece.len() > cache::LONGEST {
-            return self.encode_anew(&text[piece], &mut scratch.merging, out);
+            return self.encode_long(&text[piece], &mut scratch.merging, out);
         }
         let key = Key::new(text, piece.start, piece.len());
         if !scratch.cache.get(key, out) {
             let before = out.len();
-            self.encode_anew(&text[piece], &mut scratch.merging, out);
+            self.encode_short(&text[piece], key, out);
             scratch.cache.put(key, &out[before..]);
         }
     }
 
-    /// The same without a look at what was encoded before.
+    /// Appends the ids of a short piece.
     #[inline(never)]
-    fn encode_anew(&self, piece: &[u8], merging: &mut Merging, out: &mut Vec<u32>) {
+    fn encode_short(&self, piece: &[u8], key: Key, out: &mut Vec<u32>) {
+        match self.short_tokens.as_ref().and_then(|tokens| tokens.get(key)) {
+            Some(id) => out.push(id),
+            None => merge_short(self, piece, out),
+        }
+    }
+
+    /// Appends the ids of a long piece.
+    #[inline(never)]
+    fn encode_long(&self, piece: &[u8], merging: &mut Merging, out: &mut Vec<u32>) {
         if self.whole_pieces
             && let Some(id) = self.id(piece)
         {

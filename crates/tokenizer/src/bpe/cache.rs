@@ -1,6 +1,6 @@
-//! What short pieces were encoded to before.
+//! Short pieces as numbers: which of them are tokens, and what others were encoded to before.
 
-/// The longest piece that is kept, in bytes.
+/// The longest piece that is a number, in bytes.
 pub(crate) const LONGEST: usize = 15;
 
 /// The most ids of a piece that is kept.
@@ -60,6 +60,54 @@ impl Key {
     fn hash(self) -> u64 {
         let (low, high) = (self.0 as u64, (self.0 >> 64) as u64);
         low.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ high.wrapping_mul(0xD6E8_FEB8_6659_FD93).rotate_left(32)
+    }
+}
+
+/// The tokens of at most [`LONGEST`] bytes. Unlike in the index of all tokens, a look into one line of memory tells.
+#[derive(Debug)]
+pub(crate) struct ShortTokens {
+    keys: Vec<Key>,
+    ids: Vec<u32>,
+    shift: u32,
+}
+
+impl ShortTokens {
+    pub(crate) fn new<'a>(tokens: impl Iterator<Item = (u32, &'a [u8])> + Clone) -> ShortTokens {
+        let short = tokens.filter(|(_, token)| token.len() <= LONGEST);
+        let count = short.clone().count();
+        let slots = (count + count / 3 + 1).next_power_of_two().max(2);
+        let mut index = ShortTokens {
+            keys: vec![EMPTY.key; slots],
+            ids: vec![0; slots],
+            shift: u64::BITS - slots.trailing_zeros(),
+        };
+        for (id, token) in short {
+            let key = Key::new(token, 0, token.len());
+            let (slot, _) = index.slot(key);
+            index.keys[slot] = key;
+            index.ids[slot] = id;
+        }
+        index
+    }
+
+    /// The id of the token `key`.
+    #[inline]
+    pub(crate) fn get(&self, key: Key) -> Option<u32> {
+        let (slot, found) = self.slot(key);
+        found.then(|| self.ids[slot])
+    }
+
+    /// The slot of `key`, or the empty one where it would be, and which of the two.
+    #[inline]
+    fn slot(&self, key: Key) -> (usize, bool) {
+        let mut slot = (key.hash() >> self.shift) as usize;
+        loop {
+            let there = self.keys[slot];
+            if there == key || there == EMPTY.key {
+                return (slot, there == key);
+            }
+            slot = (slot + 1) % self.keys.len();
+        }
     }
 }
 

@@ -181,6 +181,48 @@ impl Merging {
     }
 }
 
+/// The most bytes that [`merge_short`] takes.
+pub(crate) const SHORT: usize = super::cache::LONGEST;
+
+/// What [`Merging::run`] finds, for a piece that is so short that looking through all merges each time is quickest.
+#[inline]
+pub(crate) fn merge_short(rules: &impl Rules, piece: &[u8], out: &mut Vec<u32>) {
+    let mut ids = [0; SHORT];
+    // The place of the merge of each token with the next one.
+    let mut places = [NONE; SHORT];
+    let mut count = 0;
+    for id in piece.iter().map(|&byte| rules.byte(byte)).filter(|&id| id != NONE) {
+        ids[count] = id;
+        count += 1;
+    }
+    for at in 1..count {
+        places[at - 1] = rules.place(ids[at - 1], ids[at]);
+    }
+    while count > 1 {
+        let (mut place, mut at) = (places[0], 0);
+        for (other, &next) in places[..count - 1].iter().enumerate().skip(1) {
+            if next < place {
+                (place, at) = (next, other);
+            }
+        }
+        if place == NONE {
+            break;
+        }
+        let id = rules.result(place);
+        count -= 1;
+        ids[at] = id;
+        for after in at + 1..count {
+            ids[after] = ids[after + 1];
+            places[after] = places[after + 1];
+        }
+        places[at] = if at + 1 < count { rules.place(id, ids[at + 1]) } else { NONE };
+        if at > 0 {
+            places[at - 1] = rules.place(ids[at - 1], id);
+        }
+    }
+    out.extend_from_slice(&ids[..count]);
+}
+
 #[inline]
 fn entry(place: u32, at: usize) -> u32 {
     if place >= PLACES { NONE } else { place << BLOCK_BITS | (at % BLOCK) as u32 }
