@@ -139,7 +139,7 @@ pub enum Error {
     },
     /// Training does not fit into the memory that it may take.
     #[error(
-        "{what} take {needed} bytes of memory, and training may take {cap}. hint: raise the cap (`--memory`), leave out rare \
+        "{what} take {needed} bytes of memory or more, and training may take {cap}. hint: raise the cap (`--memory`), leave out rare \
          words (`--min-word-count 2`), or give less text"
     )]
     Memory {

@@ -167,9 +167,8 @@ impl Trainer {
         refuse: &mut dyn FnMut((u32, u32), u32) -> bool,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<(Vec<Vec<u8>>, u64)> {
-        let merger = Merger::new(tokens, corpus, self.min_frequency, refuse);
-        self.afford("the pairs of the distinct words", merger.memory())?;
-        Ok(merger.learn(self.vocab_size - NUM_SPECIAL, progress))
+        let merger = Merger::new(tokens, corpus, (self.min_frequency, self.memory), refuse)?;
+        merger.learn(self.vocab_size - NUM_SPECIAL, progress)
     }
 
     fn afford(&self, what: &'static str, needed: usize) -> Result<()> {

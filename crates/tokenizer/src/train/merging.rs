@@ -81,6 +81,8 @@ pub(super) struct Merger<'a> {
     full: usize,
     queue: Queue,
     least: u64,
+    /// Bytes of memory that learning may take.
+    cap: Option<u64>,
     left: Side,
     right: Side,
     /// Whether a pair must not become a token; called once for each that would.
@@ -106,13 +108,14 @@ struct Group {
 }
 
 impl<'a> Merger<'a> {
-    /// `tokens` are those that the words consist of; pairs less frequent than `least` are not made tokens.
+    /// `tokens` are those that the words consist of; pairs less frequent than `least` are not made tokens, and
+    /// there are `cap` bytes of memory.
     pub(super) fn new(
         tokens: Vec<Rc<[u8]>>,
         corpus: Corpus,
-        least: u64,
+        (least, cap): (u64, Option<u64>),
         refuse: &'a mut dyn FnMut(Pair, u32) -> bool,
-    ) -> Merger<'a> {
+    ) -> Result<Merger<'a>> {
         let mut merger = Merger {
             widths: vec![1; tokens.len()],
             tokens,
@@ -122,23 +125,41 @@ impl<'a> Merger<'a> {
             full: 0,
             queue: Queue::default(),
             least: least.max(1),
+            cap,
             left: Side::default(),
             right: Side::default(),
             refuse,
         };
-        merger.find_pairs();
-        merger
+        merger.find_pairs()?;
+        Ok(merger)
     }
 
-    /// Bytes of memory that learning takes at most from here on, about.
-    pub(super) fn memory(&self) -> usize {
-        // A slot of the map with its byte of control, seven of eight used at most and half of them after growth.
-        let pair = size_of::<(Pair, Occurrences)>() + 1;
-        self.corpus.cells.capacity() * 4 + self.full * 4 + self.pairs.len() * (pair * 2 + Queue::ENTRY)
+    /// Bytes of memory that the next merge may take.
+    fn memory(&self) -> usize {
+        // Seven of eight slots of the table are used at most, and each has a byte of control. When it is full, there is one
+        // of twice the size for a while beside it, and then for good.
+        let slots = self.pairs.capacity() / 7 * 8;
+        let is_full = self.pairs.len() + self.pairs.len() / 64 >= self.pairs.capacity();
+        let slots = if is_full { slots * 3 } else { slots };
+        self.corpus.cells.capacity() * size_of::<u32>()
+            + self.full.max(self.places.len()) * size_of::<u32>()
+            + slots * (size_of::<(Pair, Occurrences)>() + 1)
+            + self.queue.memory()
+    }
+
+    /// An error if learning takes more memory than it may.
+    fn afford(&self) -> Result<()> {
+        let needed = self.memory() as u64;
+        match self.cap {
+            Some(cap) if needed > cap => {
+                Err(Error::Memory { what: "the pairs of the distinct words", needed, cap })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Finds all pairs and their places.
-    fn find_pairs(&mut self) {
+    fn find_pairs(&mut self) -> Result<()> {
         let Corpus { cells, counts, .. } = &self.corpus;
         let mut weights = Weights::new(counts);
         for (place, two) in (0u32..).zip(cells.windows(2)) {
@@ -156,8 +177,9 @@ impl<'a> Merger<'a> {
             sum += found.len as usize;
             found.len = 0;
         }
-        self.places = vec![0; sum];
         self.full = sum * 2 + (1 << 16);
+        self.afford()?;
+        self.places = vec![0; sum];
         for (place, two) in (0u32..).zip(cells.windows(2)) {
             if two[0] != NONE
                 && two[1] != NONE
@@ -169,21 +191,27 @@ impl<'a> Merger<'a> {
         }
         let all = self.pairs.iter().map(|(&pair, found)| (found.count, pair));
         self.queue = all.collect();
+        Ok(())
     }
 
     /// Makes tokens until there are `wanted` or no pair is frequent enough. Gives them in the order of their ids, and
     /// how many of them the text takes.
-    pub(super) fn learn(mut self, wanted: usize, progress: &mut dyn FnMut(u64, u64)) -> (Vec<Vec<u8>>, u64) {
+    pub(super) fn learn(
+        mut self,
+        wanted: usize,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(Vec<Vec<u8>>, u64)> {
         let first = self.tokens.len();
         let merges = wanted.saturating_sub(first) as u64;
         progress(0, merges);
         while self.tokens.len() < wanted {
+            self.afford()?;
             let count = |pair: Pair| self.pairs.get(&pair).map_or(0, |found| found.count);
             let Some(best) = self.queue.pop(&count, &|pair| candidate(&self.tokens, pair)) else { break };
             self.merge(best);
             progress((self.tokens.len() - first) as u64, merges);
         }
-        (self.tokens.iter().map(|token| token.to_vec()).collect(), self.corpus.tokens)
+        Ok((self.tokens.iter().map(|token| token.to_vec()).collect(), self.corpus.tokens))
     }
 
     /// Makes a token of `best` and replaces the pair everywhere. No two pairs make the same token: inside a stretch of text
@@ -223,6 +251,9 @@ impl<'a> Merger<'a> {
         (self.left, self.right) = (before, after);
         if self.places.len() > self.full {
             self.remove_stale_places();
+        }
+        if self.queue.len() > 2 * self.pairs.len() + (1 << 16) {
+            self.queue.retain(&|pair| self.pairs.contains_key(&pair));
         }
     }
 

@@ -30,8 +30,21 @@ impl FromIterator<(u64, Pair)> for Queue {
 }
 
 impl Queue {
-    /// Bytes of memory of an entry.
-    pub(super) const ENTRY: usize = size_of::<(u64, Pair)>();
+    /// Pairs that wait, wanted or not.
+    pub(super) fn len(&self) -> usize {
+        self.pairs.len() + self.level.len()
+    }
+
+    /// Bytes of memory.
+    pub(super) fn memory(&self) -> usize {
+        self.pairs.capacity() * size_of::<(u64, Pair)>() + self.level.capacity() * size_of::<Candidate>()
+    }
+
+    /// Removes pairs that are not wanted any more.
+    pub(super) fn retain(&mut self, wanted: &dyn Fn(Pair) -> bool) {
+        self.pairs.retain(|&(_, pair)| wanted(pair));
+        self.pairs.shrink_to(self.pairs.len() * 2);
+    }
 
     /// Adds a pair, which must not be there. Its count must not be greater than that of the last pair taken.
     pub(super) fn push(&mut self, count: u64, pair: Pair, candidate: &dyn Fn(Pair) -> Candidate) {
