@@ -57,7 +57,7 @@ impl Tokenizer {
     pub fn encode_reader<E: From<Error>>(
         &self,
         reader: impl Read,
-        on: &mut dyn FnMut(&[u32], usize) -> Result<(), E>,
+        on: impl FnMut(&[u32], usize) -> Result<(), E>,
     ) -> Result<(), E> {
         self.stretches(reader).encode(on)
     }
@@ -82,7 +82,7 @@ impl<R: Read> Stretches<R> {
     /// Those of [`Stretches::next`], and what `on` returns.
     pub fn encode<E: From<Error>>(
         mut self,
-        on: &mut dyn FnMut(&[u32], usize) -> Result<(), E>,
+        mut on: impl FnMut(&[u32], usize) -> Result<(), E>,
     ) -> Result<(), E> {
         let (tokenizer, special) = (self.tokenizer.clone(), self.special);
         let encode = |text: &String| {
