@@ -12,6 +12,7 @@
 
 mod config;
 mod corpus;
+mod document;
 mod error;
 mod inventory;
 mod output;
@@ -23,6 +24,7 @@ mod version;
 
 pub use config::CurateConfig;
 pub use corpus::{CurateReport, DroppedTally, Tally, curate};
+pub use document::{Document, Dropped, Filter};
 pub use error::CurateError;
 pub use inventory::{Inventory, SourceFile, inventory};
 pub use output::{COLUMNS, DOCUMENTS_FILE, DROPPED_FILE, DroppedRecord, REPORT_FILE};

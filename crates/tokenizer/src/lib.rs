@@ -48,7 +48,7 @@ pub use stream::StreamDecoder;
 pub use stretches::Stretches;
 pub use template::{ChatOptions, Date};
 pub use tokenizer::Tokenizer;
-pub use train::{TrainReport, Trainer};
+pub use train::{Fit, Sample, Survey, TrainReport, Trainer};
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

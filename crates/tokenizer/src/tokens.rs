@@ -83,11 +83,6 @@ impl Merges {
         self.0.len() / 2
     }
 
-    pub(crate) fn push(&mut self, left: &[u8], right: &[u8]) {
-        self.0.push(left);
-        self.0.push(right);
-    }
-
     /// Appends what the two sides make; `false`, and nothing appended, where a byte is missing.
     pub(crate) fn push_all<I: Iterator<Item = Option<u8>>>(&mut self, left: I, right: I) -> bool {
         if !self.0.push_all(left) {

@@ -49,6 +49,21 @@ const TELLING: &[char] = &[
 ];
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    /// Longer than what is looked at once, with runs across the borders.
+    #[test]
+    fn equal_the_regex_on_long_texts(
+        runs in proptest::collection::vec((proptest::sample::select(TELLING), 0usize..90), 40..90),
+    ) {
+        let text: String = runs.into_iter().flat_map(|(c, count)| std::iter::repeat_n(c, count)).collect();
+        for split in SPLITS {
+            prop_assert_eq!(found(split, &text), expected(split, &text), "{:?}", split);
+        }
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
     #[test]

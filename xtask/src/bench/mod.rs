@@ -12,13 +12,14 @@ mod session;
 mod table;
 mod tokenizer;
 mod train;
+mod train_tokenizer;
 
 use std::path::Path;
 
 use options::{Options, What};
 use session::Session;
 
-pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curves|attention|infer|tokenizer|all] OPTIONS
+pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curves|attention|infer|tokenizer|tokenizer-train|all] OPTIONS
 
   gemm       bf16 and f32 products of the layers of a 125M and a 1B model, and small and odd ones
   train      tokens per second of whole training steps, against the best variant of the peer
@@ -27,7 +28,8 @@ pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curv
   attention  ours alone: whether time follows the sum of the squared lengths
   infer      reading prompts, decoding, and eight requests at once, against llama.cpp and transformers on the same weights
   tokenizer  encoding text with Llama 3's ranks, against quicktok, tiktoken and tokenizers on the same documents
-  all        everything but `infer` and `tokenizer`, in this order but `memory` with `train` (the default)
+  tokenizer-train  learning a vocabulary, against tokenizers and rustbpe on the same text
+  all        everything but `infer` and the tokenizer's, in this order but `memory` with `train` (the default)
 
   --python PATH    a Python that has benches/peers/requirements.txt; not needed for `attention`, and for
                    `infer` only with `--hf`
@@ -44,7 +46,11 @@ pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curv
   --hf FOLDER      infer: the bf16 weights as a Hugging Face folder, for transformers beside files of bf16
   --tokenizer FILE tokenizer: a `tokenizer.model`
   --text FILE      tokenizer: what to encode, a document in each line of a `.jsonl`;
-                   curves: what to train on; the Rust sources of this repository when absent
+                   curves: what to train on; the Rust sources of this repository when absent;
+                   tokenizer-train: JSONL with a `text` in each line, or plain text
+  --text FILE      curves: what to train on; the Rust sources of this repository when absent; tokenizer-train: JSONL
+                   with a `text` in each line, or plain text
+  --vocab-size N   tokenizer-train: ids to learn, the 256 special tokens included (32768)
 
 Examples:
   cargo xtask bench gemm --python peers/bin/python --filter bf16
@@ -68,6 +74,7 @@ pub(crate) fn run(root: &Path, args: &[&str]) -> Result<String, String> {
         What::Attention => &[attention::run],
         What::Infer => &[infer::run],
         What::Tokenizer => &[tokenizer::run],
+        What::TrainTokenizer => &[train_tokenizer::run],
         What::All => &[gemm::run, train::both, curves::run, attention::run],
     };
     for part in parts {

@@ -12,6 +12,7 @@ pub(super) enum What {
     Attention,
     Infer,
     Tokenizer,
+    TrainTokenizer,
     All,
 }
 
@@ -34,6 +35,7 @@ pub(super) struct Options {
     pub(super) llamacpp: Option<PathBuf>,
     pub(super) hf: Option<PathBuf>,
     pub(super) tokenizer: Option<PathBuf>,
+    pub(super) vocab_size: usize,
 }
 
 impl Options {
@@ -59,6 +61,7 @@ impl Options {
             llamacpp: None,
             hf: None,
             tokenizer: None,
+            vocab_size: 32_768,
         };
         for pair in rest.chunks(2) {
             let [key, value] = pair else { return Err(format!("`{}` has no value", pair[0])) };
@@ -92,6 +95,9 @@ impl Options {
             }
             self.threads = Some(*first);
         }
+        if self.what == What::TrainTokenizer && (self.text.is_none() || self.python.is_none()) {
+            return Err("`--text` and `--python` are needed (benches/peers/README.md)".into());
+        }
         if self.python.is_none() && self.what != What::Attention {
             return Err("`--python` is needed: a Python that has the peers (benches/peers/README.md)".into());
         }
@@ -101,7 +107,7 @@ impl Options {
     /// Modules that the Python must have.
     pub(super) fn modules(&self) -> Option<&'static str> {
         match (self.what, &self.hf) {
-            (What::Attention | What::Tokenizer, _) | (What::Infer, None) => None,
+            (What::Attention | What::Tokenizer | What::TrainTokenizer, _) | (What::Infer, None) => None,
             (What::Infer, Some(_)) => Some("torch, transformers"),
             (What::Curves | What::All, _) => Some("torch, numpy, safetensors"),
             (What::Gemm | What::Train | What::Memory, _) => Some("torch"),
@@ -118,6 +124,7 @@ impl Options {
             "--samples" => self.samples = number()?,
             "--threads" => self.thread_counts = counts(key, value)?,
             "--json" => self.json = Some(value.into()),
+            "--vocab-size" => self.vocab_size = number()?,
             "--filter" => self.filter = value.to_owned(),
             "--shape" => self.shapes = list(','),
             "--steps" => self.steps = Some(number()?),
@@ -155,6 +162,7 @@ fn what(name: &str) -> Result<What, String> {
         "attention" => What::Attention,
         "infer" => What::Infer,
         "tokenizer" => What::Tokenizer,
+        "tokenizer-train" => What::TrainTokenizer,
         "all" => What::All,
         _ => return Err(format!("unknown benchmark `{name}`")),
     })
@@ -198,6 +206,7 @@ mod tests {
         assert_eq!(Options::parse(&["attention", "--threads", "3"]).unwrap().threads, Some(3));
         for (args, says) in [
             (&["infer", "--model", "a.gguf"][..], "`--llamacpp`"),
+            (&["tokenizer-train", "--python", "py"], "`--text`"),
             (&["gemm"], "--python"),
             (&["gemm", "--python", "py", "--threads", "1,2"], "only `tokenizer`"),
             (&["tokenizer", "--python", "py", "--text", "t.jsonl"], "`--tokenizer`"),

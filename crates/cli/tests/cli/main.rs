@@ -4,6 +4,7 @@
 
 mod bench;
 mod commands;
+mod conversations;
 mod convert;
 mod dry_run;
 mod errors;
@@ -16,4 +17,5 @@ mod pull;
 mod ranks;
 mod runs;
 mod tokenizer;
+mod tokenizer_train;
 mod world;

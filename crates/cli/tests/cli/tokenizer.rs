@@ -100,7 +100,7 @@ fn long_files_are_encoded_as_they_are_read() {
 fn bad_input_is_located() {
     let tmp = tempfile::tempdir().unwrap();
     let file = tmp.path().join("bad.txt");
-    write(&file, b"one\ntwo \xff three".to_vec());
+    write(&file, b"one\ntwo \xff three");
     let bad =
         coder("encode", &["--count", arg(&file)], "").fails(1, &["bad.txt", "offset 8", "line 2", "hint:"]);
     assert!(bad.contains("not UTF-8"), "{bad}");

@@ -1,6 +1,5 @@
 //! Joins the pairs of a piece in their order.
 
-use super::Bpe;
 use super::index::NONE;
 
 /// So many merges are looked through at once for the first of them.
@@ -9,6 +8,16 @@ const BLOCK_BITS: u32 = BLOCK.trailing_zeros();
 
 /// No merge can have this place or a later one: a place is kept beside where in a block it is.
 pub(crate) const PLACES: u32 = NONE >> BLOCK_BITS;
+
+/// What [`Merging`] asks a vocabulary.
+pub(crate) trait Rules {
+    /// What a byte starts as; [`NONE`] where it is left out.
+    fn byte(&self, byte: u8) -> u32;
+    /// The place of the merge of two tokens; [`NONE`] where there is none.
+    fn place(&self, left: u32, right: u32) -> u32;
+    /// The token that the merge at `place` makes.
+    fn result(&self, place: u32) -> u32;
+}
 
 /// A piece while its tokens are joined. Everything is by the place of a token's first byte.
 #[derive(Debug, Default)]
@@ -20,6 +29,14 @@ pub(crate) struct Merging {
     levels: Vec<Vec<u32>>,
 }
 
+/// What two tokens joined have changed: the merges of the token before them, of their own, and of the right one.
+struct Joined {
+    before: usize,
+    next: usize,
+    /// The place of the first of the new merges.
+    least: u32,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Token {
     id: u32,
@@ -28,19 +45,22 @@ struct Token {
 }
 
 impl Merging {
-    /// Joins all that can be joined of `piece`. Bytes without a token are left out.
-    pub(crate) fn run(&mut self, bpe: &Bpe, piece: &[u8]) {
+    /// Joins all that can be joined of `piece`. Bytes without a token are left out. Returns the tokens where these are two.
+    pub(crate) fn run(&mut self, rules: &impl Rules, piece: &[u8]) -> Option<(u32, u32)> {
         self.tokens.clear();
-        let start = piece.iter().map(|&byte| bpe.byte(byte)).filter(|&id| id != NONE);
+        let start = piece.iter().map(|&byte| rules.byte(byte)).filter(|&id| id != NONE);
         self.tokens.extend(start.zip(0u32..).map(|(id, at)| Token {
             id,
             previous: at.wrapping_sub(1),
             next: at + 1,
         }));
-        self.build(bpe);
-        while let Some((place, at)) = self.first() {
-            self.join(bpe, place, at);
+        self.build(rules);
+        while let Some((place, block)) = self.first() {
+            self.join_in_block(rules, place, block);
         }
+        let left = self.tokens.first()?;
+        let right = self.tokens.get(left.next as usize)?;
+        (right.next as usize == self.tokens.len()).then_some((left.id, right.id))
     }
 
     /// The tokens from left to right: where each begins, and its id. Where no byte was left out, the first is the place in the
@@ -55,7 +75,7 @@ impl Merging {
         })
     }
 
-    fn build(&mut self, bpe: &Bpe) {
+    fn build(&mut self, rules: &impl Rules) {
         let mut len = self.tokens.len().max(1);
         let mut height = 0;
         loop {
@@ -72,7 +92,7 @@ impl Merging {
         }
         self.levels.truncate(height);
         for (at, two) in self.tokens.windows(2).enumerate() {
-            self.levels[0][at] = entry(bpe.place(two[0].id, two[1].id), at);
+            self.levels[0][at] = entry(rules.place(two[0].id, two[1].id), at);
         }
         for level in 1..height {
             for at in 0..self.levels[level - 1].len() / BLOCK {
@@ -81,52 +101,82 @@ impl Merging {
         }
     }
 
-    /// The merge that comes first: its place, and where its left token is.
+    /// The place of the merge that comes first, and the leftmost block where it is.
     #[inline]
     fn first(&self) -> Option<(u32, usize)> {
-        let mut at = 0;
+        let (mut at, mut block) = (0, 0);
         let mut found = NONE;
         for level in self.levels.iter().rev() {
-            found = least(level, at);
+            block = at;
+            found = least(level, block);
             if found == NONE {
                 return None;
             }
-            at = at * BLOCK + found as usize % BLOCK;
+            at = block * BLOCK + found as usize % BLOCK;
         }
-        Some((found >> BLOCK_BITS, at))
+        Some((found >> BLOCK_BITS, block))
     }
 
-    /// Joins the token at `at` with the next one.
+    /// Does the merges at `place` in `block`, from the left, as long as none that comes before them turns up.
     #[inline]
-    fn join(&mut self, bpe: &Bpe, place: u32, at: usize) {
-        let left = self.tokens[at];
-        let (id, next) = (bpe.result(place), self.tokens[left.next as usize].next);
-        self.tokens[at] = Token { id, next, ..left };
-        self.set(left.next as usize, PLACES);
-        let mut with_next = PLACES;
-        if let Some(after) = self.tokens.get_mut(next as usize) {
-            after.previous = at as u32;
-            with_next = bpe.place(id, after.id);
-        }
-        self.set(at, with_next);
-        if left.previous != NONE {
-            let before = left.previous as usize;
-            self.set(before, bpe.place(self.tokens[before].id, id));
-        }
-    }
-
-    /// Notes the place of the merge of the token at `at` with the next one.
-    #[inline]
-    fn set(&mut self, mut at: usize, place: u32) {
-        let mut place = place;
-        for level in &mut self.levels {
-            let entry = entry(place, at);
-            if level[at] == entry {
+    fn join_in_block(&mut self, rules: &impl Rules, place: u32, block: usize) {
+        let (first, mut last) = (block * BLOCK, block);
+        for at in first..first + BLOCK {
+            // Each join changes what is behind it.
+            if self.levels[0][at] >> BLOCK_BITS != place {
+                continue;
+            }
+            let joined = self.join(rules, place, at);
+            if self.levels.len() > 1 {
+                let before = joined.before / BLOCK;
+                if before != block {
+                    self.refresh(before);
+                }
+                last = joined.next / BLOCK;
+            }
+            if joined.least <= place {
                 break;
             }
-            level[at] = entry;
-            at /= BLOCK;
-            place = least(level, at) >> BLOCK_BITS;
+        }
+        if self.levels.len() > 1 {
+            self.refresh(block);
+            if last != block {
+                self.refresh(last);
+            }
+        }
+    }
+
+    /// Joins the token at `at` with the next one. The upper levels are left as they are.
+    #[inline]
+    fn join(&mut self, rules: &impl Rules, place: u32, at: usize) -> Joined {
+        let left = self.tokens[at];
+        let (id, next) = (rules.result(place), self.tokens[left.next as usize].next);
+        self.tokens[at] = Token { id, next, ..left };
+        let (mut with_next, mut with_before, mut before) = (NONE, NONE, at);
+        if let Some(after) = self.tokens.get_mut(next as usize) {
+            after.previous = at as u32;
+            with_next = rules.place(id, after.id);
+        }
+        let merges = &mut self.levels[0];
+        merges[left.next as usize] = NONE;
+        merges[at] = entry(with_next, at);
+        if left.previous != NONE {
+            before = left.previous as usize;
+            with_before = rules.place(self.tokens[before].id, id);
+            merges[before] = entry(with_before, before);
+        }
+        Joined { before, next: left.next as usize, least: with_next.min(with_before) }
+    }
+
+    /// Tells the upper levels what the first merge of a block is now.
+    fn refresh(&mut self, mut block: usize) {
+        for level in 1..self.levels.len() {
+            let entry = entry(least(&self.levels[level - 1], block) >> BLOCK_BITS, block);
+            if self.levels[level][block] == entry {
+                break;
+            }
+            self.levels[level][block] = entry;
+            block /= BLOCK;
         }
     }
 }

@@ -48,6 +48,21 @@ impl Split {
         None
     }
 
+    /// The first position behind `from`, the boundary of a character, where two neighbouring characters say that a piece ends;
+    /// otherwise the end of `text`.
+    pub(crate) fn next_cut(self, text: &str, from: usize) -> usize {
+        let classes = Classes::get();
+        let mut before = None;
+        for (at, c) in text[from..].char_indices().map(|(at, c)| (from + at, c)) {
+            let Some((class, _)) = classes.at(text.as_bytes(), at) else { break };
+            if before.is_some_and(|(c, left)| self.ends(c, left, class)) {
+                return at;
+            }
+            before = Some((c, class));
+        }
+        text.len()
+    }
+
     /// Whether a piece always ends between `c`, which is of class `left`, and a character of class `right`.
     fn ends(self, c: char, left: Class, right: Class) -> bool {
         use Class::{Letter, Newline, Number, Other, Space};

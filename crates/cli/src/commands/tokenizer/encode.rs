@@ -147,7 +147,7 @@ impl Encoder<'_> {
         if let Some(id) = self.bos {
             self.ids(&[id], &mut first)?;
         }
-        let encoded = stretches.encode(|ids, bytes| {
+        let encoded = stretches.encode(|ids: &[u32], bytes| {
             counts.add(0, bytes, ids.len());
             self.progress.add(bytes);
             self.ids(ids, &mut first)

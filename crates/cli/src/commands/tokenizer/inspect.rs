@@ -155,9 +155,8 @@ fn report(tokenizer: &Tokenizer) -> Report {
 /// The script of the first letter that has one; otherwise what the token is made of.
 fn script(bytes: &[u8]) -> String {
     let Ok(text) = std::str::from_utf8(bytes) else { return "parts of characters".into() };
-    let scripts = text.chars().map(|c| c.script());
-    let of_letter =
-        scripts.filter(|s| !matches!(s, Script::Common | Script::Inherited | Script::Unknown)).next();
+    let mut scripts = text.chars().map(|c| c.script());
+    let of_letter = scripts.find(|s| !matches!(s, Script::Common | Script::Inherited | Script::Unknown));
     match of_letter {
         Some(script) => script.full_name().replace('_', " "),
         None if text.chars().all(char::is_whitespace) => "white space".into(),

@@ -1,0 +1,56 @@
+//! A document on its way through curation.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// A text and what is known of it.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct Document {
+    /// Unique in a corpus, and the same in every run.
+    pub id: String,
+    /// Where it was found.
+    pub url: String,
+    /// What it came with: a crate, a dump, a file.
+    pub source: String,
+    /// When it was fetched or written, as ISO 8601; empty where unknown.
+    pub date: String,
+    /// Its language, an ISO 639 code; empty where unknown.
+    pub lang: String,
+    /// What kind of text it is, such as `prose` or `code`; empty where unknown.
+    pub domain: String,
+    /// The text.
+    pub text: String,
+    /// What steps measured, such as `lang.score` or `quality`.
+    pub tags: BTreeMap<String, f64>,
+    /// What its source said of it, as text.
+    pub meta: BTreeMap<String, String>,
+}
+
+/// Why a document is not kept.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// The rule, in snake case: what reports count by.
+    pub reason: String,
+    /// What was found and what was allowed.
+    pub detail: String,
+    /// The id of the document that is kept in its place, where it is a duplicate.
+    pub survivor: Option<String>,
+}
+
+impl Dropped {
+    /// Dropped for `reason`.
+    pub fn new(reason: &str, detail: impl Into<String>) -> Dropped {
+        Dropped { reason: reason.to_owned(), detail: detail.into(), survivor: None }
+    }
+}
+
+/// A step that looks at one document at a time.
+pub trait Filter: Send + Sync {
+    /// Its name in recipes and reports.
+    fn name(&self) -> &'static str;
+
+    /// Judges, tags or edits a document; what it returns is why the document is not kept. Nothing but the document and the
+    /// filter's settings may decide.
+    fn apply(&self, document: &mut Document) -> Option<Dropped>;
+}
