@@ -29,7 +29,7 @@ libfuzzer_sys::fuzz_target!(|input: (u8, bool, &[u8])| {
         let stretches = tokenizer.stretches(bytes).with_size(size.into());
         let stretches = if special { stretches.with_special() } else { stretches };
         let mut ids = Vec::new();
-        let encoded = stretches.encode(&mut |some, _| {
+        let encoded = stretches.encode(|some, _| {
             ids.extend_from_slice(some);
             Ok::<_, Error>(())
         });

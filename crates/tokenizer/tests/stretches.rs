@@ -72,7 +72,7 @@ proptest! {
                 let stretches = if special { stretches.with_special() } else { stretches };
                 let (mut ids, mut bytes) = (Vec::new(), 0);
                 stretches
-                    .encode(&mut |some, len| {
+                    .encode(|some, len| {
                         ids.extend_from_slice(some);
                         bytes += len;
                         Ok::<_, Error>(())
@@ -131,7 +131,7 @@ fn a_reader_that_fails_is_told() {
         }
     }
     let mut seen = 0;
-    let error = ALL[0].encode_reader("some words".as_bytes().chain(Broken), &mut |_, len| {
+    let error = ALL[0].encode_reader("some words".as_bytes().chain(Broken), |_, len| {
         seen += len;
         Ok::<_, Error>(())
     });
