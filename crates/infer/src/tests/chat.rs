@@ -168,10 +168,23 @@ fn a_template_of_the_tokenizer_is_used() {
     let prompt = tokenizer.encode_dialog_prompt(&[Message::new(Role::User, "Say <|eot_id|>")]).unwrap();
     assert_eq!(tokenizer.decode(&prompt).unwrap(), text);
 
+    let refused = ChatSession::new(&engine, params(5), Some("Be brief.")).err().unwrap().to_string();
+    assert_eq!(refused, "chat template: line 1: no instructions");
+}
+
+#[test]
+fn a_message_that_the_template_refuses_leaves_the_conversation_as_it_was() {
+    let engine = templated(
+        "{% for m in messages %}{% if m.content == 'No.' %}{{ raise_exception('not that') }}{% endif %}\
+         [{{ m.role }}] {{ m.content }}{% endfor %}",
+    );
     let mut chat = ChatSession::new(&engine, params(5), Some("Be brief.")).unwrap();
-    let error = chat.reply("Hello", &mut ignore).unwrap_err().to_string();
-    assert_eq!(error, "chat template: line 1: no instructions");
-    assert_eq!(roles(&chat), [Role::System], "the conversation is as it was");
+    let mut ignore = |_: &str| ControlFlow::Continue(());
+    let error = chat.reply("No.", &mut ignore).unwrap_err().to_string();
+    assert_eq!(error, "chat template: line 1: not that");
+    assert_eq!(roles(&chat), [Role::System]);
+    chat.reply("Yes.", &mut ignore).unwrap();
+    assert_eq!(roles(&chat), [Role::System, Role::User, Role::Assistant]);
 }
 
 #[test]
@@ -195,11 +208,4 @@ fn an_answer_can_be_ended_from_outside() {
     assert_eq!(reply.finish, Finish::Cancelled);
     assert!(reply.tokens < 200 && !reply.text.is_empty(), "{reply:?}");
     assert_eq!(roles(&chat), [Role::User, Role::Assistant]);
-}
-
-#[test]
-fn a_chat_format_that_refuses_is_said_at_once() {
-    let engine = templated("{{ raise_exception('no dialogs') }}");
-    let error = ChatSession::new(&engine, params(5), None).err().unwrap().to_string();
-    assert!(error.contains("no dialogs"), "{error}");
 }

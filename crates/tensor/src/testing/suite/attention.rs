@@ -1,9 +1,7 @@
 //! Causal attention inside packed documents, and its gradient.
 
-use std::ops::Range;
-
 use super::attention_bounds::Case;
-use super::check::{Bench, DTYPES, Input, rounded, same_bits};
+use super::check::{Bench, DTYPES, Input, same_bits};
 use crate::testing::random;
 use crate::{Attention, Backend, DType, Heads, Segments, Shape, Tensor};
 
