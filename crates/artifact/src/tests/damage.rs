@@ -125,7 +125,8 @@ fn not_an_artifact() {
     }
     fs::remove_file(artifact.path().join(MANIFEST)).unwrap();
     let error = Artifact::open(artifact.path(), None).unwrap_err();
-    assert!(matches!(&error, ArtifactError::Unfinished { .. }), "{error}");
+    assert!(matches!(&error, ArtifactError::NoManifest { files: 2, .. }), "{error}");
+    assert!(!error.to_string().contains("resumes"), "{error}");
     let error = run.begin("words", &key(1)).unwrap_err();
     assert!(
         matches!(error, ArtifactError::InTheWay { .. }),
