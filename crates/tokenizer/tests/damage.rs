@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 fn trained() -> Tokenizer {
-    let trainer = Trainer { vocab_size: 540, min_frequency: 1, threads: None };
+    let trainer = Trainer { vocab_size: 540, min_frequency: 1, ..Trainer::new(0) };
     trainer.train(["the thin thing in there, it's 1999"].iter(), &mut |_, _| ()).unwrap().0
 }
 

@@ -23,7 +23,7 @@ impl Read for Sips<'_> {
 
 fn trained() -> Tokenizer {
     let text = "the thin thing in there, it's 1999\n\n  it isn't <|eot_id|>";
-    Trainer { vocab_size: 600, min_frequency: 1, threads: None }
+    Trainer { vocab_size: 600, min_frequency: 1, ..Trainer::new(0) }
         .train([text].iter(), &mut |_, _| ())
         .unwrap()
         .0
