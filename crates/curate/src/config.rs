@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::CurateError;
+use crate::dedup::MinHash;
+use crate::dedup::lines::CommonLines;
 use crate::source::REGISTRY;
 
 /// Where the documents come from and which of them are kept. Every field changes the result.
@@ -35,6 +37,12 @@ pub struct CurateConfig {
     pub max_repeated_share: f64,
     /// Drop code that says it was generated, as `generated`.
     pub drop_generated: bool,
+    /// Keep one of documents that are nearly the same, by MinHash; the others are dropped as `near_duplicate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub near_duplicates: Option<MinHash>,
+    /// Take lines out that many documents share; a document with no other lines is dropped as `common_lines`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub common_lines: Option<CommonLines>,
 }
 
 impl Default for CurateConfig {
@@ -52,6 +60,8 @@ impl Default for CurateConfig {
             min_letter_share: 0.3,
             max_repeated_share: 0.6,
             drop_generated: true,
+            near_duplicates: None,
+            common_lines: None,
         }
     }
 }
@@ -83,7 +93,9 @@ impl CurateConfig {
         integer("max_unbroken_run", self.max_unbroken_run, 1, u64::MAX)?;
         share("max_control_share", self.max_control_share)?;
         share("min_letter_share", self.min_letter_share)?;
-        share("max_repeated_share", self.max_repeated_share)
+        share("max_repeated_share", self.max_repeated_share)?;
+        self.near_duplicates.as_ref().map_or(Ok(()), MinHash::validate)?;
+        self.common_lines.as_ref().map_or(Ok(()), CommonLines::validate)
     }
 }
 

@@ -55,6 +55,62 @@ pub enum CurateError {
         /// What is different.
         found: String,
     },
+    /// A plan does not hang together.
+    #[error("the plan's `{name}` {problem}")]
+    Plan {
+        /// The task.
+        name: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A function of a plan is not known, or its parameters do not fit.
+    #[error("function `{name}`: {problem}")]
+    Function {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// An input is broken. A runner counts it and goes on, unless it is told to stop.
+    #[error("`{input}` is broken: {problem}")]
+    BrokenInput {
+        /// The file or address, with the place in it.
+        input: String,
+        /// What was found.
+        problem: String,
+    },
+    /// A stage had no records where there must be some.
+    #[error("`{stage}` came out empty\nhint: look at what the steps before it dropped")]
+    EmptyOutput {
+        /// The stage.
+        stage: String,
+    },
+    /// The work folder belongs to something else.
+    #[error("the work folder `{}` {problem}\nhint: {hint}", path.display())]
+    Work {
+        /// The folder.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A partition in the work folder cannot be used.
+    #[error("the partition `{}` is damaged: {problem}\nhint: remove the work folder and run again", path.display())]
+    Damaged {
+        /// The partition's file.
+        path: PathBuf,
+        /// What was found.
+        problem: String,
+    },
+    /// A record is not what a function expects.
+    #[error("a record of `{what}` cannot be read: {problem}")]
+    Record {
+        /// What it should be.
+        what: &'static str,
+        /// What was found.
+        problem: String,
+    },
     /// An output file cannot be written.
     #[error("cannot write `{}`: {cause}", path.display())]
     Write {

@@ -1,21 +1,28 @@
 //! Curation: from folders of files to a clean corpus of documents.
 //!
-//! Two steps. [`inventory`] finds and hashes every candidate file and gives the input an id that depends on content
-//! and on paths below the source, never on where the source lies on this machine. [`curate`] reads the files, drops
-//! what the rules reject, keeps one of each group of equal documents, and writes three files:
+//! [`inventory`] finds and hashes every candidate file and gives the input an id that depends on content and on paths below
+//! the source, never on where the source lies on this machine. [`plan()`] turns the recipe into a plan of maps, shuffles and
+//! reduces ([`plan`](mod@plan)): filters judge documents one by one, dedups group small sketches of them ([`dedup`]), and at
+//! the end all verdicts meet the documents. [`curate`] runs the plan on this machine ([`local`]) and writes three files:
 //!
 //! - `documents.parquet`: the kept documents, sorted by id ([`COLUMNS`]);
 //! - `dropped.jsonl`: every dropped document with its reason ([`DroppedRecord`]), sorted by id;
 //! - `report.json`: the counts ([`CurateReport`]).
 //!
-//! The three files depend on the recipe and the inventory alone: not on threads, file order, time or machine paths.
+//! The three files depend on the recipe and the inventory alone: not on threads, partitions, file order, time or machine
+//! paths.
 
 mod config;
-mod corpus;
+pub mod dedup;
 mod document;
 mod error;
+mod files;
 mod inventory;
+mod item;
+pub mod local;
 mod output;
+mod pipeline;
+pub mod plan;
 mod rules;
 mod source;
 #[cfg(test)]
@@ -23,11 +30,14 @@ mod tests;
 mod version;
 
 pub use config::CurateConfig;
-pub use corpus::{CurateReport, DroppedTally, Tally, curate};
 pub use document::{Document, Dropped, Filter};
 pub use error::CurateError;
 pub use inventory::{Inventory, SourceFile, inventory};
+pub use item::{FILTERS, Item, Sketch, Value, decode, encode};
 pub use output::{COLUMNS, DOCUMENTS_FILE, DROPPED_FILE, DroppedRecord, REPORT_FILE};
+pub use pipeline::{
+    CurateReport, DroppedTally, RunOptions, SOURCE, Tally, curate, curate_with, plan, registry,
+};
 pub use source::{REGISTRY, registry_crates};
 
 /// Told how far a stage has come. `()` listens to nothing.
@@ -38,6 +48,10 @@ pub trait Progress: Sync {
     fn phase(&self, name: &str, total_bytes: u64);
     /// `bytes` more bytes of the current phase are done.
     fn advance(&self, bytes: u64);
+    /// `done` of `total` partitions of the current phase are finished.
+    fn partition(&self, done: u64, total: u64) {
+        let _ = (done, total);
+    }
 }
 
 impl Progress for () {

@@ -14,7 +14,7 @@ use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 use serde::{Deserialize, Serialize};
 
-use crate::CurateError;
+use crate::{CurateError, Document};
 
 /// Columns of [`DOCUMENTS_FILE`], in order, all UTF-8 and never null.
 ///
@@ -44,18 +44,9 @@ pub struct DroppedRecord {
     pub reason: String,
     /// What the rule found.
     pub detail: String,
-    /// For `exact_duplicate`: url of the document kept in its place.
+    /// For duplicates: id of the document that was kept in its place by that step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub survivor: Option<String>,
-}
-
-/// One row of [`DOCUMENTS_FILE`]; `date` and `lang` stay empty.
-pub(crate) struct Row<'a> {
-    pub(crate) id: &'a str,
-    pub(crate) url: &'a str,
-    pub(crate) source: &'a str,
-    pub(crate) domain: &'a str,
-    pub(crate) text: String,
 }
 
 /// Writes [`DOCUMENTS_FILE`] one row group at a time; equal rows give equal bytes.
@@ -89,17 +80,17 @@ impl DocumentWriter {
     }
 
     /// Writes the rows as one row group.
-    pub(crate) fn write(&mut self, rows: &[Row]) -> Result<(), CurateError> {
-        let column = |cell: for<'r> fn(&'r Row<'r>) -> &'r str| -> ArrayRef {
+    pub(crate) fn write(&mut self, rows: &[Document]) -> Result<(), CurateError> {
+        let column = |cell: fn(&Document) -> &str| -> ArrayRef {
             Arc::new(StringArray::from_iter_values(rows.iter().map(cell)))
         };
         let columns = vec![
-            column(|row| row.id),
-            column(|row| row.url),
-            column(|row| row.source),
-            column(|_| ""),
-            column(|_| ""),
-            column(|row| row.domain),
+            column(|row| &row.id),
+            column(|row| &row.url),
+            column(|row| &row.source),
+            column(|row| &row.date),
+            column(|row| &row.lang),
+            column(|row| &row.domain),
             column(|row| &row.text),
         ];
         RecordBatch::try_new(Arc::clone(&self.schema), columns)
@@ -120,17 +111,29 @@ impl DocumentWriter {
     }
 }
 
-/// Writes one JSON value per line.
-pub(crate) fn write_lines<T: Serialize>(path: &Path, values: &[T]) -> Result<(), CurateError> {
-    let write = || -> std::io::Result<()> {
-        let mut file = BufWriter::new(File::create(path)?);
-        for value in values {
-            serde_json::to_writer(&mut file, value)?;
-            file.write_all(b"\n")?;
-        }
-        file.flush()
-    };
-    write().map_err(|error| CurateError::write(path, error))
+/// Writes [`DROPPED_FILE`], one JSON value a line.
+pub(crate) struct LineWriter {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl LineWriter {
+    pub(crate) fn create(path: PathBuf) -> Result<Self, CurateError> {
+        let file = File::create(&path).map_err(|error| CurateError::write(&path, error))?;
+        Ok(Self { path, file: BufWriter::new(file) })
+    }
+
+    pub(crate) fn write(&mut self, value: &impl Serialize) -> Result<(), CurateError> {
+        let write = |file: &mut BufWriter<File>| -> std::io::Result<()> {
+            serde_json::to_writer(&mut *file, value)?;
+            file.write_all(b"\n")
+        };
+        write(&mut self.file).map_err(|error| CurateError::write(&self.path, error))
+    }
+
+    pub(crate) fn finish(mut self) -> Result<(), CurateError> {
+        self.file.flush().map_err(|error| CurateError::write(&self.path, error))
+    }
 }
 
 /// Writes one JSON value, indented.

@@ -1,11 +1,14 @@
-//! The quality rules: small pure functions over one document, in the order in which they are asked.
+//! The rules for plain files: some for bytes, asked while a file is read, and filters for its text.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
 
-use crate::CurateConfig;
+use serde::{Deserialize, Serialize};
 
-/// Everything a rule may look at.
+use crate::plan::{Registry, Step};
+use crate::{CurateConfig, CurateError, Document, Dropped, Filter};
+
+/// Everything a rule for files may look at.
 pub(crate) struct Subject<'a> {
     /// Why the file could not be read.
     pub(crate) problem: Option<&'a str>,
@@ -13,33 +16,51 @@ pub(crate) struct Subject<'a> {
     pub(crate) size: u64,
     /// Content; empty when the file could not be read or is above the size limit.
     pub(crate) bytes: &'a [u8],
-    /// Content as text, normalised; empty when it is not UTF-8.
-    pub(crate) text: &'a str,
-    /// [`PROSE`] or [`CODE`].
-    pub(crate) domain: &'static str,
 }
 
 /// Says with a short detail why the document is dropped, or `None` to let it pass.
 type Check = fn(&Subject, &CurateConfig) -> Option<String>;
 
-/// Reason and check, in order. The first that speaks decides, so a rule may rely on those above it: from `too_short`
-/// on, `text` is the whole document.
-pub(crate) const RULES: [(&str, Check); 10] = [
+/// Reason and check of the rules for files, in order: what passes them is text. The first that speaks decides.
+const FILE_RULES: [(&str, Check); 5] = [
     ("unreadable", unreadable),
     ("huge", huge),
     ("empty", empty),
     ("binary", binary),
     ("not_utf8", not_utf8),
-    ("too_short", too_short),
-    ("long_lines", long_lines),
-    ("low_letters", low_letters),
-    ("repeated_lines", repeated_lines),
-    ("generated", generated),
 ];
 
-/// The first rule that drops the document, and its detail.
-pub(crate) fn judge(subject: &Subject, config: &CurateConfig) -> Option<(&'static str, String)> {
-    RULES.iter().find_map(|&(reason, check)| check(subject, config).map(|detail| (reason, detail)))
+/// The first rule that drops the file.
+pub(crate) fn judge_file(subject: &Subject, config: &CurateConfig) -> Option<Dropped> {
+    FILE_RULES.iter().find_map(|&(reason, check)| Some(Dropped::new(reason, check(subject, config)?)))
+}
+
+/// The rules for texts as steps of the map `filters`, in order.
+pub(crate) fn text_rules(config: &CurateConfig) -> Result<Vec<Step>, CurateError> {
+    let long_lines = LongLines {
+        max_unbroken_run: config.max_unbroken_run,
+        max_code_line: config.max_code_line,
+        max_code_mean_line: config.max_code_mean_line,
+    };
+    let mut steps = vec![
+        Step::with("too_short", &TooShort { min_characters: config.min_characters })?,
+        Step::with("long_lines", &long_lines)?,
+        Step::with("low_letters", &LowLetters { min_share: config.min_letter_share })?,
+        Step::with("repeated_lines", &RepeatedLines { max_share: config.max_repeated_share })?,
+    ];
+    if config.drop_generated {
+        steps.push(Step::new("generated"));
+    }
+    Ok(steps)
+}
+
+/// Registers the rules for texts.
+pub(crate) fn register(registry: &mut Registry) {
+    registry.filter_of::<TooShort>("too_short");
+    registry.filter_of::<LongLines>("long_lines");
+    registry.filter_of::<LowLetters>("low_letters");
+    registry.filter_of::<RepeatedLines>("repeated_lines");
+    registry.filter_of::<Generated>("generated");
 }
 
 fn unreadable(subject: &Subject, _: &CurateConfig) -> Option<String> {
@@ -71,79 +92,154 @@ fn not_utf8(subject: &Subject, _: &CurateConfig) -> Option<String> {
     Some(format!("an invalid byte at {}", error.valid_up_to()))
 }
 
-fn too_short(subject: &Subject, config: &CurateConfig) -> Option<String> {
-    let limit = config.min_characters;
-    let found = subject.text.trim().chars().count() as u64;
-    (found < limit).then(|| format!("{found} characters, at least {limit} wanted"))
+/// Drops texts of few characters.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TooShort {
+    min_characters: u64,
 }
 
-fn long_lines(subject: &Subject, config: &CurateConfig) -> Option<String> {
-    let is_graphic = |byte: &u8| byte.is_ascii_graphic();
-    // Only ASCII counts: scripts without spaces between words have long runs by nature.
-    let run = subject.bytes.split(|byte| !is_graphic(byte)).map(<[u8]>::len).max().unwrap_or(0) as u64;
-    if run > config.max_unbroken_run {
-        return Some(format!("{run} characters without white space, limit {}", config.max_unbroken_run));
+impl Filter for TooShort {
+    fn name(&self) -> &'static str {
+        "too_short"
     }
-    if subject.domain != CODE {
-        return None;
+
+    fn apply(&self, document: &mut Document) -> Option<Dropped> {
+        let limit = self.min_characters;
+        let found = document.text.trim().chars().count() as u64;
+        (found < limit)
+            .then(|| Dropped::new(self.name(), format!("{found} characters, at least {limit} wanted")))
     }
-    let (mut lines, mut total, mut longest) = (0, 0, 0);
-    for line in subject.text.lines() {
-        let length = line.chars().count() as u64;
-        lines += 1;
-        total += length;
-        longest = longest.max(length);
-    }
-    if longest > config.max_code_line {
-        return Some(format!("a line of {longest} characters, limit {}", config.max_code_line));
-    }
-    let mean = total / lines.max(1);
-    (mean > config.max_code_mean_line)
-        .then(|| format!("{mean} characters per line, limit {}", config.max_code_mean_line))
 }
 
-fn low_letters(subject: &Subject, config: &CurateConfig) -> Option<String> {
-    let (mut letters, mut visible) = (0, 0);
-    for c in subject.text.chars().filter(|c| !c.is_whitespace()) {
-        visible += 1;
-        letters += usize::from(c.is_alphabetic());
-    }
-    let found = share(letters, visible);
-    (found < config.min_letter_share).then(|| format!("{found:.3} letters"))
+/// Drops minified code and encoded data.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LongLines {
+    max_unbroken_run: u64,
+    max_code_line: u64,
+    max_code_mean_line: u64,
 }
 
-fn repeated_lines(subject: &Subject, config: &CurateConfig) -> Option<String> {
-    let mut seen = HashSet::new();
-    let (mut repeated, mut total) = (0, 0);
-    // Short lines, such as a closing brace, repeat in every good program.
-    for line in subject.text.lines().map(str::trim).filter(|line| line.len() >= SHORT_LINE) {
-        total += line.len();
-        if !seen.insert(line) {
-            repeated += line.len();
+impl LongLines {
+    fn found(&self, document: &Document) -> Option<String> {
+        let is_graphic = |byte: u8| byte.is_ascii_graphic();
+        // Only ASCII counts: scripts without spaces between words have long runs by nature.
+        let runs = document.text.as_bytes().split(|&byte| !is_graphic(byte));
+        let run = runs.map(<[u8]>::len).max().unwrap_or(0) as u64;
+        if run > self.max_unbroken_run {
+            return Some(format!("{run} characters without white space, limit {}", self.max_unbroken_run));
         }
+        if document.domain != CODE {
+            return None;
+        }
+        let (mut lines, mut total, mut longest) = (0, 0, 0);
+        for line in document.text.lines() {
+            let length = line.chars().count() as u64;
+            lines += 1;
+            total += length;
+            longest = longest.max(length);
+        }
+        if longest > self.max_code_line {
+            return Some(format!("a line of {longest} characters, limit {}", self.max_code_line));
+        }
+        let mean = total / lines.max(1);
+        (mean > self.max_code_mean_line)
+            .then(|| format!("{mean} characters per line, limit {}", self.max_code_mean_line))
     }
-    let found = share(repeated, total);
-    (found > config.max_repeated_share).then(|| format!("{found:.3} of the text is in lines seen before"))
+}
+
+impl Filter for LongLines {
+    fn name(&self) -> &'static str {
+        "long_lines"
+    }
+
+    fn apply(&self, document: &mut Document) -> Option<Dropped> {
+        self.found(document).map(|detail| Dropped::new(self.name(), detail))
+    }
+}
+
+/// Drops texts of few letters.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LowLetters {
+    min_share: f64,
+}
+
+impl Filter for LowLetters {
+    fn name(&self) -> &'static str {
+        "low_letters"
+    }
+
+    fn apply(&self, document: &mut Document) -> Option<Dropped> {
+        let (mut letters, mut visible) = (0, 0);
+        for c in document.text.chars().filter(|c| !c.is_whitespace()) {
+            visible += 1;
+            letters += usize::from(c.is_alphabetic());
+        }
+        let found = share(letters, visible);
+        (found < self.min_share).then(|| Dropped::new(self.name(), format!("{found:.3} letters")))
+    }
+}
+
+/// Drops texts whose lines come again.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RepeatedLines {
+    max_share: f64,
+}
+
+impl Filter for RepeatedLines {
+    fn name(&self) -> &'static str {
+        "repeated_lines"
+    }
+
+    fn apply(&self, document: &mut Document) -> Option<Dropped> {
+        let mut seen = HashSet::new();
+        let (mut repeated, mut total) = (0, 0);
+        // Short lines, such as a closing brace, repeat in every good program.
+        for line in document.text.lines().map(str::trim).filter(|line| line.len() >= SHORT_LINE) {
+            total += line.len();
+            if !seen.insert(line) {
+                repeated += line.len();
+            }
+        }
+        let found = share(repeated, total);
+        (found > self.max_share)
+            .then(|| Dropped::new(self.name(), format!("{found:.3} of the text is in lines seen before")))
+    }
 }
 
 /// Lines of fewer bytes are not counted as repetition.
 const SHORT_LINE: usize = 16;
 
-fn generated(subject: &Subject, config: &CurateConfig) -> Option<String> {
-    if !config.drop_generated || subject.domain != CODE {
-        return None;
+/// Drops code that says it was generated.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Generated {}
+
+impl Filter for Generated {
+    fn name(&self) -> &'static str {
+        "generated"
     }
-    let head = subject.text.lines().take(HEAD_LINES).map(str::to_ascii_lowercase);
-    for line in head {
-        // Cargo rewrites every published manifest and says so; those are worth keeping.
-        if line.contains("generated by cargo") {
+
+    fn apply(&self, document: &mut Document) -> Option<Dropped> {
+        if document.domain != CODE {
             return None;
         }
-        if let Some(marker) = GENERATED_MARKERS.into_iter().find(|&marker| line.contains(marker)) {
-            return Some(format!("`{marker}` in the first {HEAD_LINES} lines"));
+        let head = document.text.lines().take(HEAD_LINES).map(str::to_ascii_lowercase);
+        for line in head {
+            // Cargo rewrites every published manifest and says so; those are worth keeping.
+            if line.contains("generated by cargo") {
+                return None;
+            }
+            if let Some(marker) = GENERATED_MARKERS.into_iter().find(|&marker| line.contains(marker)) {
+                let detail = format!("`{marker}` in the first {HEAD_LINES} lines");
+                return Some(Dropped::new(self.name(), detail));
+            }
         }
+        None
     }
-    None
 }
 
 /// A file says that it is generated within so many lines.
@@ -228,15 +324,4 @@ const BOM: &str = "\u{feff}";
 pub(crate) fn normalise(text: &str) -> Cow<'_, str> {
     let text = text.strip_prefix(BOM).unwrap_or(text);
     if text.contains("\r\n") { Cow::Owned(text.replace("\r\n", "\n")) } else { Cow::Borrowed(text) }
-}
-
-/// blake3 of normalised text without white space at the ends of lines and of the text: equal for documents that
-/// differ in nothing a reader can see.
-pub(crate) fn fingerprint(text: &str) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new();
-    for line in text.trim_end().lines() {
-        hasher.update(line.trim_end().as_bytes());
-        hasher.update(b"\n");
-    }
-    *hasher.finalize().as_bytes()
 }

@@ -30,6 +30,31 @@ impl Version {
         }
         Some(Self { core, pre: pre.to_owned(), build: build.to_owned() })
     }
+
+    /// Bytes that compare as versions do.
+    pub(crate) fn sortable(&self) -> Vec<u8> {
+        let mut bytes: Vec<u8> = self.core.iter().flat_map(|number| number.to_be_bytes()).collect();
+        // Each part of a pre-release begins with a 1 or 2, its end is a 0, and a release is behind them all.
+        if self.pre.is_empty() {
+            bytes.push(0xFF);
+        } else {
+            for part in self.pre.split('.') {
+                match part.parse::<u64>() {
+                    Ok(number) => {
+                        bytes.push(1);
+                        bytes.extend_from_slice(&number.to_be_bytes());
+                    }
+                    Err(_) => bytes.push(2),
+                }
+                bytes.extend_from_slice(part.as_bytes());
+                bytes.push(0);
+            }
+            bytes.push(0);
+        }
+        bytes.extend_from_slice(self.build.as_bytes());
+        bytes.push(0);
+        bytes
+    }
 }
 
 /// Pre-releases come before their release; their dotted parts compare as numbers where both are numbers.
@@ -135,6 +160,7 @@ mod tests {
         for (i, left) in ordered.iter().enumerate() {
             for (j, right) in ordered.iter().enumerate() {
                 assert_eq!(left.cmp(right), i.cmp(&j), "{left:?} {right:?}");
+                assert_eq!(left.sortable().cmp(&right.sortable()), i.cmp(&j), "{left:?} {right:?}");
             }
         }
     }

@@ -3,8 +3,8 @@
 use std::cell::RefCell;
 
 use anyhow::{Context, Result, bail};
-use llamero_artifact::{Artifact, InputRef, Outcome};
-use llamero_curate::CurateConfig;
+use llamero_artifact::{Artifact, InputRef, Outcome, WORK_STATE};
+use llamero_curate::{CurateConfig, RunOptions};
 use llamero_data::{documents, hash_fraction};
 use llamero_tokenizer::{Tokenizer, Trainer};
 
@@ -23,7 +23,9 @@ impl Run {
         let input = InputRef { name: "sources".into(), kind: "sources".into(), id: inventory.id.clone() };
         let rules = CurateConfig { sources: Vec::new(), crates: None, ..config.clone() };
         let artifact = self.stage("curate", rules, vec![input], |_, draft| {
-            let report = llamero_curate::curate(&config, &inventory, draft.path(), &progress)?;
+            let options = RunOptions { work: Some(draft.path().join(WORK_STATE)), ..RunOptions::default() };
+            let report =
+                llamero_curate::curate_with(&config, &inventory, draft.path(), &options, &progress)?;
             if report.documents_kept < MIN_DOCUMENTS {
                 bail!(
                     "{} of {} documents were kept; a model cannot be trained and measured on fewer than {MIN_DOCUMENTS}\n\

@@ -145,9 +145,9 @@ fn check(outcome: &Outcome, config: &CurateConfig) {
     }
     for record in dropped {
         assert!(!record.detail.is_empty(), "{record:?}");
-        assert_eq!(record.survivor.is_some(), record.reason == "exact_duplicate");
+        assert_eq!(record.survivor.is_some(), record.reason.ends_with("_duplicate"));
         assert!(
-            record.survivor.as_ref().is_none_or(|url| inventory.files.iter().any(|file| file.url == *url))
+            record.survivor.as_ref().is_none_or(|id| inventory.files.iter().any(|file| file.id() == *id))
         );
     }
     for row in rows {

@@ -60,7 +60,7 @@ fn every_reason_is_counted_and_listed() {
     assert!(id(kept).as_str() < id(lost).as_str());
     assert_eq!(
         outcome.dropped.iter().find(|record| record.url == lost).unwrap().survivor.as_deref(),
-        Some(kept)
+        Some(&id(kept)[..32])
     );
     let row = |url: &str| outcome.rows.iter().find(|row| row[1] == url).unwrap();
     assert_eq!((row(kept)[2].as_str(), row(kept)[5].as_str()), ("docs", "prose"));
@@ -264,7 +264,8 @@ fn progress_reaches_its_totals() {
     curate(&config, &inventory, &out.path().join("new/folder"), &sum).unwrap();
     let phases = sum.0.into_inner().unwrap();
     let names: Vec<_> = phases.iter().map(|phase| phase.0.as_str()).collect();
-    assert_eq!(names, ["inventory", "judge", "write"]);
+    assert_eq!(names[..3], ["inventory", "documents", "sketches"]);
+    assert_eq!(names.last(), Some(&"write"));
     assert!(phases.iter().all(|phase| phase.1 == phase.2 && phase.1 > 0), "{phases:?}");
 }
 

@@ -1,0 +1,290 @@
+//! Semantic duplicates (SemDeDup, Abbas et al. 2023): embeddings are clustered by k-means; of documents nearer than a
+//! threshold inside a cluster one is kept.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_64;
+
+use super::label::{id_of, id_text, label, newness};
+use crate::item::{Value, decode, encode};
+use crate::plan::{Emit, Input, Map, Plan, Record, Reduce, Registry, Step, Values, parameters};
+use crate::{CurateError, Dropped};
+
+/// Turns texts into vectors. Equal texts must give equal vectors, whatever the machine does beside.
+pub trait Embed: Send + Sync {
+    /// The vector of a text; all have the same length.
+    ///
+    /// # Errors
+    /// Whatever keeps it from being worked out.
+    fn embed(&self, text: &str) -> Result<Vec<f32>, CurateError>;
+}
+
+pub(super) fn register(registry: &mut Registry) {
+    registry.map("sample", |found, _| Ok(Box::new(parameters::<Sample>("sample", found)?)));
+    registry.reduce_of::<KMeans>("k-means");
+    registry.map("nearest", |_, side| Ok(Box::new(Nearest::new(side)?)));
+    registry.reduce_of::<Semantic>("semantic");
+}
+
+impl Registry {
+    /// Gives plans the map `embed`, which semantic dedup needs.
+    pub fn embedder(&mut self, embed: Arc<dyn Embed>) {
+        self.map("embed", move |_, _| Ok(Box::new(Embedder(Arc::clone(&embed)))));
+    }
+}
+
+/// Of near documents, which is kept.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Keep {
+    /// The one farthest from the centroid, as SemDeDup does.
+    #[default]
+    Farthest,
+    /// The one nearest to the centroid.
+    Nearest,
+}
+
+/// How semantic duplicates are found.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Semantic {
+    /// Clusters.
+    pub clusters: u32,
+    /// Rounds of k-means at most.
+    pub rounds: u32,
+    /// Documents, drawn by a hash of their id, that k-means learns from; they are held in memory.
+    pub sample: u32,
+    /// Documents of a cosine above this are duplicates.
+    pub threshold: f64,
+    /// Which is kept.
+    pub keep: Keep,
+    /// Seed of the draw.
+    pub seed: u64,
+}
+
+impl Default for Semantic {
+    fn default() -> Self {
+        Self { clusters: 1_000, rounds: 20, sample: 100_000, threshold: 0.95, keep: Keep::Farthest, seed: 1 }
+    }
+}
+
+impl Semantic {
+    /// Appends stages up to `semantic`, which has the documents of the task `documents`, judged.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn append(&self, plan: &mut Plan, documents: &str) -> Result<(), CurateError> {
+        plan.stage("semantic-embeddings", vec![Input::through(documents, vec![Step::new("embed")])], None);
+        let sample = Step::with("sample", &Sample { seed: self.seed })?;
+        let kmeans = KMeans { clusters: self.clusters, rounds: self.rounds, sample: self.sample };
+        let embeddings = "semantic-embeddings";
+        plan.stage(
+            "semantic-centroids",
+            vec![Input::through(embeddings, vec![sample])],
+            Some(Step::with("k-means", &kmeans)?),
+        );
+        let mut nearest = Input::through(embeddings, vec![Step::new("nearest")]);
+        nearest.side = Some("semantic-centroids".to_owned());
+        plan.stage("semantic-verdicts", vec![nearest], Some(Step::with("semantic", self)?));
+        let inputs = vec![Input::all(documents), Input::all("semantic-verdicts")];
+        plan.stage("semantic", inputs, Some(Step::new("judge")));
+        Ok(())
+    }
+}
+
+/// A document's vector, of length 1.
+#[derive(Serialize, Deserialize)]
+struct Embedding {
+    label: Vec<u8>,
+    vector: Vec<f32>,
+}
+
+struct Embedder(Arc<dyn Embed>);
+
+impl Map for Embedder {
+    fn map(&self, key: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
+        let item = Value::item(value)?;
+        if item.dropped.is_some() {
+            return Ok(());
+        }
+        let mut vector = self.0.embed(&item.document.text)?;
+        normalise(&mut vector);
+        let embedding = Embedding { label: label(&newness(&item.document), key), vector };
+        emit(key, &encode("an embedding", &embedding)?)
+    }
+}
+
+/// Puts all vectors under one key, in the order of a hash of their ids.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sample {
+    seed: u64,
+}
+
+impl Map for Sample {
+    fn map(&self, key: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
+        let order = XxHash3_64::oneshot(key) ^ self.seed;
+        let order = XxHash3_64::oneshot(&order.to_be_bytes()).to_be_bytes();
+        emit(&[], &[&order, value].concat())
+    }
+}
+
+/// Spherical k-means over the first vectors: centroids begin at the first ones and sums follow the vectors' order, so the
+/// result is one.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KMeans {
+    clusters: u32,
+    rounds: u32,
+    sample: u32,
+}
+
+impl Reduce for KMeans {
+    fn reduce(&self, _: &[u8], values: &mut dyn Values, emit: &mut Emit) -> Result<(), CurateError> {
+        let mut vectors = Vec::new();
+        while vectors.len() < self.sample as usize
+            && let Some(value) = values.next()?
+        {
+            let embedding: Embedding = decode("an embedding", value.get(8..).unwrap_or_default())?;
+            if vectors.first().is_some_and(|first: &Vec<f32>| first.len() != embedding.vector.len()) {
+                let problem = "vectors differ in length".to_owned();
+                return Err(CurateError::Record { what: "an embedding", problem });
+            }
+            vectors.push(embedding.vector);
+        }
+        for (at, centroid) in self.centroids(&vectors).iter().enumerate() {
+            emit(&(at as u32).to_be_bytes(), &encode("a centroid", centroid)?)?;
+        }
+        Ok(())
+    }
+}
+
+impl KMeans {
+    fn centroids(&self, vectors: &[Vec<f32>]) -> Vec<Vec<f32>> {
+        let mut centroids: Vec<Vec<f32>> = Vec::new();
+        for vector in vectors {
+            if centroids.len() == self.clusters as usize {
+                break;
+            }
+            if !centroids.contains(vector) {
+                centroids.push(vector.clone());
+            }
+        }
+        let mut before = Vec::new();
+        for _ in 0..self.rounds {
+            let nearest: Vec<usize> = vectors.iter().map(|vector| nearest(&centroids, vector)).collect();
+            if nearest == before {
+                break;
+            }
+            let mut sums = vec![vec![0.0_f64; vectors.first().map_or(0, Vec::len)]; centroids.len()];
+            for (vector, &cluster) in vectors.iter().zip(&nearest) {
+                sums[cluster].iter_mut().zip(vector).for_each(|(sum, &value)| *sum += f64::from(value));
+            }
+            for (centroid, sum) in centroids.iter_mut().zip(sums) {
+                let mut mean: Vec<f32> = sum.into_iter().map(|value| value as f32).collect();
+                // A centroid without vectors stays where it is.
+                if normalise(&mut mean) {
+                    *centroid = mean;
+                }
+            }
+            before = nearest;
+        }
+        centroids
+    }
+}
+
+/// Index of the centroid with the greatest cosine; of equals the first.
+fn nearest(centroids: &[Vec<f32>], vector: &[f32]) -> usize {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (at, centroid) in centroids.iter().enumerate() {
+        let cosine = dot(centroid, vector);
+        if cosine > best.1 {
+            best = (at, cosine);
+        }
+    }
+    best.0
+}
+
+/// Sends each vector to its nearest centroid.
+struct Nearest {
+    centroids: Vec<Vec<f32>>,
+}
+
+impl Nearest {
+    fn new(side: &[Record]) -> Result<Nearest, CurateError> {
+        let centroids = side.iter().map(|record| decode("a centroid", &record.value));
+        Ok(Nearest { centroids: centroids.collect::<Result<_, _>>()? })
+    }
+}
+
+impl Map for Nearest {
+    fn map(&self, _: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
+        let embedding: Embedding = decode("an embedding", value)?;
+        let cluster = nearest(&self.centroids, &embedding.vector);
+        let Some(centroid) = self.centroids.get(cluster) else { return Ok(()) };
+        let cosine = dot(centroid, &embedding.vector);
+        emit(&(cluster as u32).to_be_bytes(), &encode("a member", &(cosine, embedding))?)
+    }
+}
+
+impl Reduce for Semantic {
+    fn reduce(&self, _: &[u8], values: &mut dyn Values, emit: &mut Emit) -> Result<(), CurateError> {
+        let mut members: Vec<(f32, Embedding)> = Vec::new();
+        while let Some(value) = values.next()? {
+            members.push(decode("a member", value)?);
+        }
+        members.sort_by(|(a, left), (b, right)| {
+            let order = match self.keep {
+                Keep::Farthest => a.total_cmp(b),
+                Keep::Nearest => b.total_cmp(a),
+            };
+            order.then_with(|| left.label.cmp(&right.label))
+        });
+        let mut survivors: Vec<usize> = Vec::with_capacity(members.len());
+        for at in 0..members.len() {
+            let vector = &members[at].1.vector;
+            let cosines = members[..at].iter().map(|(_, earlier)| dot(&earlier.vector, vector));
+            let nearest = cosines.enumerate().reduce(|best, next| {
+                if next.1.total_cmp(&best.1) == Ordering::Greater { next } else { best }
+            });
+            let duplicate = nearest.filter(|(_, cosine)| f64::from(*cosine) > self.threshold);
+            survivors.push(duplicate.map_or(at, |(earlier, _)| survivors[earlier]));
+            if let Some((_, cosine)) = duplicate {
+                let dropped = Dropped {
+                    survivor: Some(id_text(&members[survivors[at]].1.label)?),
+                    ..Dropped::new(
+                        "semantic_duplicate",
+                        format!("a cosine of {cosine:.3}, limit {}", self.threshold),
+                    )
+                };
+                emit(id_of(&members[at].1.label)?, &Value::Verdict(dropped).encode()?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes a vector's length 1; `false` for a vector of zeros.
+fn normalise(vector: &mut [f32]) -> bool {
+    let square: f64 = vector.iter().map(|&value| f64::from(value) * f64::from(value)).sum();
+    if square <= 0.0 {
+        return false;
+    }
+    let length = square.sqrt();
+    vector.iter_mut().for_each(|value| *value = (f64::from(*value) / length) as f32);
+    true
+}
+
+/// Sums in eight lanes and then over them, always in this order.
+fn dot(left: &[f32], right: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; 8];
+    let (left, right) = (left.chunks(8), right.chunks(8));
+    for (a, b) in left.zip(right) {
+        for (lane, (x, y)) in lanes.iter_mut().zip(a.iter().zip(b)) {
+            *lane += x * y;
+        }
+    }
+    lanes.iter().sum()
+}

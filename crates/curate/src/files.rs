@@ -1,0 +1,130 @@
+//! The files of an inventory as a plan's source.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+
+use crate::inventory::SourceFile;
+use crate::item::{Item, Value};
+use crate::plan::{Broken, Emit, Source};
+use crate::rules::{Subject, domain, judge_file, normalise};
+use crate::version::Version;
+use crate::{CurateConfig, CurateError, Document, Dropped, Inventory};
+
+/// Bytes of a split, about.
+const SPLIT_BYTES: u64 = 16 << 20;
+
+/// Reads the files, and drops those that are no text, too large, or of an older version of their crate.
+pub(crate) struct FileSource<'a> {
+    config: &'a CurateConfig,
+    inventory: &'a Inventory,
+    /// The newest version of each crate in the registry.
+    newest: BTreeMap<&'a str, &'a Version>,
+    splits: Vec<Range<usize>>,
+}
+
+impl<'a> FileSource<'a> {
+    pub(crate) fn new(config: &'a CurateConfig, inventory: &'a Inventory) -> Self {
+        let mut newest = BTreeMap::new();
+        for file in &inventory.files {
+            if let Some(version) = &file.registry_version {
+                let best = newest.entry(file.source.as_str()).or_insert(version);
+                *best = version.max(*best);
+            }
+        }
+        let mut splits = Vec::new();
+        let (mut start, mut bytes) = (0, 0);
+        for (at, file) in inventory.files.iter().enumerate() {
+            bytes += file.bytes;
+            if bytes >= SPLIT_BYTES || at + 1 == inventory.files.len() {
+                splits.push(start..at + 1);
+                (start, bytes) = (at + 1, 0);
+            }
+        }
+        Self { config, inventory, newest, splits }
+    }
+
+    /// Reads one file and asks the rules.
+    fn examine(&self, file: &SourceFile) -> Result<Item, CurateError> {
+        let document = Document {
+            id: file.id(),
+            url: file.url.clone(),
+            source: file.source.clone(),
+            meta: file
+                .registry_version
+                .iter()
+                .map(|version| (crate::dedup::VERSION.to_owned(), version.to_string()))
+                .collect(),
+            ..Document::default()
+        };
+        let mut item = Item::new(document, file.bytes);
+        if let Some(version) = &file.registry_version
+            && let Some(newer) = self.newest.get(file.source.as_str()).filter(|&&newest| newest > version)
+        {
+            item.drop_for(Dropped::new("older_version", format!("`{newer}` is present")));
+            return Ok(item);
+        }
+        let readable = file.problem.is_none() && file.bytes <= self.config.max_document_bytes;
+        let bytes = if readable { read_unchanged(file)? } else { Vec::new() };
+        let subject = Subject { problem: file.problem.as_deref(), size: file.bytes, bytes: &bytes };
+        if let Some(dropped) = judge_file(&subject, self.config) {
+            item.drop_for(dropped);
+            return Ok(item);
+        }
+        let text = normalise(std::str::from_utf8(&bytes).unwrap_or_default());
+        let name = file.path.file_name().unwrap_or_default().to_string_lossy();
+        domain(&name, &text).clone_into(&mut item.document.domain);
+        item.document.text = text.into_owned();
+        Ok(item)
+    }
+}
+
+impl Source for FileSource<'_> {
+    fn fingerprint(&self) -> String {
+        // What of the recipe decides while files are read; the rest is in the plan.
+        let config = self.config;
+        format!("{} {} {}", self.inventory.id, config.max_document_bytes, config.max_control_share)
+    }
+
+    fn splits(&self) -> usize {
+        self.splits.len()
+    }
+
+    fn bytes(&self, split: usize) -> u64 {
+        self.inventory.files[self.splits[split].clone()].iter().map(|file| file.bytes).sum()
+    }
+
+    fn read(
+        &self,
+        split: usize,
+        emit: &mut Emit,
+        _broken: &mut Broken,
+        tick: &dyn Fn(u64),
+    ) -> Result<(), CurateError> {
+        for file in &self.inventory.files[self.splits[split].clone()] {
+            let item = self.examine(file)?;
+            let key = item.document.id.clone();
+            emit(key.as_bytes(), &Value::Item(Box::new(item)).encode()?)?;
+            tick(file.bytes);
+        }
+        Ok(())
+    }
+}
+
+/// Reads a file and makes sure that it is the one of the inventory.
+fn read_unchanged(file: &SourceFile) -> Result<Vec<u8>, CurateError> {
+    let changed = |found: String| CurateError::Changed { path: file.path.clone(), found };
+    let mut bytes = Vec::new();
+    File::open(&file.path)
+        // One byte more than expected shows that it grew, without reading on for ever.
+        .and_then(|opened| opened.take(file.bytes.saturating_add(1)).read_to_end(&mut bytes))
+        .map_err(|error| changed(error.to_string()))?;
+    if bytes.len() as u64 != file.bytes {
+        return Err(changed(format!("it had {} bytes and no longer has", file.bytes)));
+    }
+    if *blake3::hash(&bytes).as_bytes() != file.hash {
+        return Err(changed("its content is different".to_owned()));
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,147 @@
+//! The records of curation plans: documents, what dedup knows of them, and verdicts.
+
+use serde::{Deserialize, Serialize};
+
+use crate::plan::{Emit, Map};
+use crate::{CurateError, Document, Dropped, Filter};
+
+/// The map that sends documents through filters, in order, until one drops it. Its parameter is a list of steps.
+pub const FILTERS: &str = "filters";
+
+/// A document in a plan, kept so far or dropped. The key of its record is its id.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct Item {
+    /// The document. The text of a dropped one is taken away.
+    pub document: Document,
+    /// Size as it was read, in bytes.
+    pub bytes: u64,
+    /// Why it is not kept.
+    pub dropped: Option<Dropped>,
+}
+
+impl Item {
+    /// A document to be judged.
+    pub fn new(document: Document, bytes: u64) -> Item {
+        Item { document, bytes, dropped: None }
+    }
+
+    /// Drops it, if it is not dropped yet.
+    pub fn drop_for(&mut self, dropped: Dropped) {
+        if self.dropped.is_none() {
+            self.document.text = String::new();
+            self.dropped = Some(dropped);
+        }
+    }
+}
+
+/// What dedup knows of a kept document; texts are not shuffled.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sketch {
+    /// Its place among its duplicates ([`crate::dedup::label`]): the least survives.
+    pub label: Vec<u8>,
+    /// Hash of the normalised URL; empty where it has none.
+    pub url: Vec<u8>,
+    /// Hash of the normalised text.
+    pub text: Vec<u8>,
+    /// MinHash: one hash a band, empty where the text has no words.
+    pub bands: Vec<u64>,
+    /// Where it stands when the corpus is cut: hash of its source.
+    pub source: Vec<u8>,
+    /// Bytes of its text.
+    pub bytes: u64,
+}
+
+/// The value of a record whose key is a document's id. Sorted by their bytes, verdicts come before what they judge.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub enum Value {
+    /// The document is not kept.
+    Verdict(Dropped),
+    /// Lines, by number from 0, that are taken from the document's text.
+    Lines(Vec<u32>),
+    /// The sketch of a document.
+    Sketch(Sketch),
+    /// A document.
+    Item(Box<Item>),
+}
+
+/// Reads what [`encode`] wrote.
+///
+/// # Errors
+/// Bytes that are something else.
+pub fn decode<'a, T: Deserialize<'a>>(what: &'static str, bytes: &'a [u8]) -> Result<T, CurateError> {
+    postcard::from_bytes(bytes).map_err(|error| CurateError::Record { what, problem: error.to_string() })
+}
+
+/// The bytes of a value, in a fixed compact form.
+///
+/// # Errors
+/// A value that has no such form.
+pub fn encode<T: Serialize>(what: &'static str, value: &T) -> Result<Vec<u8>, CurateError> {
+    postcard::to_allocvec(value).map_err(|error| CurateError::Record { what, problem: error.to_string() })
+}
+
+impl Value {
+    /// Reads a value.
+    ///
+    /// # Errors
+    /// Bytes that are no value.
+    pub fn decode(bytes: &[u8]) -> Result<Value, CurateError> {
+        decode("a document", bytes)
+    }
+
+    /// The bytes of a value.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn encode(&self) -> Result<Vec<u8>, CurateError> {
+        encode("a document", self)
+    }
+
+    /// The item; another value is an error.
+    ///
+    /// # Errors
+    /// Bytes that are no item.
+    pub fn item(bytes: &[u8]) -> Result<Item, CurateError> {
+        match Value::decode(bytes)? {
+            Value::Item(item) => Ok(*item),
+            other => Err(unexpected("a document", &other)),
+        }
+    }
+
+    /// The sketch; another value is an error.
+    ///
+    /// # Errors
+    /// Bytes that are no sketch.
+    pub fn sketch(bytes: &[u8]) -> Result<Sketch, CurateError> {
+        match Value::decode(bytes)? {
+            Value::Sketch(sketch) => Ok(sketch),
+            other => Err(unexpected("a sketch", &other)),
+        }
+    }
+}
+
+fn unexpected(what: &'static str, found: &Value) -> CurateError {
+    let found = match found {
+        Value::Verdict(_) => "a verdict",
+        Value::Lines(_) => "a list of lines",
+        Value::Sketch(_) => "a sketch",
+        Value::Item(_) => "a document",
+    };
+    CurateError::Record { what, problem: format!("it is {found}") }
+}
+
+/// Applies filters to kept documents.
+pub(crate) struct Filters(pub(crate) Vec<Box<dyn Filter>>);
+
+impl Map for Filters {
+    fn map(&self, key: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
+        let mut item = Value::item(value)?;
+        if item.dropped.is_some() {
+            return emit(key, value);
+        }
+        if let Some(dropped) = self.0.iter().find_map(|filter| filter.apply(&mut item.document)) {
+            item.drop_for(dropped);
+        }
+        emit(key, &Value::Item(Box::new(item)).encode()?)
+    }
+}

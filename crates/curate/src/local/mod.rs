@@ -1,0 +1,229 @@
+//! The local runner: a plan on one machine, with its partitions on disk.
+//!
+//! Each stage has a folder in the work folder. Its map tasks, one a partition of its inputs, write sorted runs; its reduce
+//! tasks, one a partition, merge them. A finished task is a file with its name, a finished stage has a `done.json`: after a
+//! kill, what is there is not done again. Files that nobody reads any more are removed on the way.
+
+mod file;
+mod sort;
+mod stage;
+#[cfg(test)]
+mod tests;
+mod work;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::plan::{Plan, Registry, Source, Task};
+use crate::{CurateError, Progress};
+use file::Totals;
+use sort::Merge;
+use stage::{Data, Runner};
+use work::WorkFolder;
+
+/// How a plan is run here. Nothing of it changes the result.
+#[derive(Clone, Debug)]
+pub struct Local {
+    /// Folder for partitions. It holds work of one plan and one input, and is taken up again after a kill.
+    pub work: PathBuf,
+    /// Bytes that buffers for sorting and merging may hold, over all threads. The records in hand come on top.
+    pub memory_bytes: u64,
+    /// Tasks at a time.
+    pub threads: usize,
+    /// Partitions of a shuffle.
+    pub partitions: u32,
+    /// End the run at the first broken input instead of counting it.
+    pub stop_at_broken: bool,
+    /// Start anew where the work folder holds another plan, instead of refusing.
+    pub restart: bool,
+}
+
+/// Bytes that each thread needs at the least.
+pub const MIN_MEMORY_BYTES: u64 = 1 << 20;
+
+/// Rounds after which a repeat is given up. Connected components need about the logarithm of the longest chain.
+const MAX_ROUNDS: usize = 200;
+
+impl Local {
+    /// One partition and one thread with 256 MiB, in `work`.
+    pub fn new(work: &Path) -> Local {
+        Local {
+            work: work.to_path_buf(),
+            memory_bytes: 256 << 20,
+            threads: 1,
+            partitions: 1,
+            stop_at_broken: false,
+            restart: false,
+        }
+    }
+
+    /// Runs a plan to its end, or takes it up where an earlier run was killed.
+    ///
+    /// # Errors
+    /// A plan that does not hang together, a function that fails, a last task without records, a work folder in use or of
+    /// another plan, a disk that cannot be written.
+    pub fn run(
+        &self,
+        plan: &Plan,
+        registry: &Registry,
+        sources: &BTreeMap<&str, &dyn Source>,
+        progress: &dyn Progress,
+    ) -> Result<Done, CurateError> {
+        plan.validate()?;
+        let least = MIN_MEMORY_BYTES * self.threads.max(1) as u64;
+        if self.memory_bytes < least {
+            return Err(CurateError::OutOfRange {
+                key: "memory_bytes",
+                found: self.memory_bytes.to_string(),
+                allowed: format!("{least} or more for {} threads", self.threads.max(1)),
+            });
+        }
+        let mut data: BTreeMap<String, Data> = BTreeMap::new();
+        for name in &plan.sources {
+            let Some(source) = sources.get(name.as_str()) else {
+                return Err(CurateError::Plan {
+                    name: name.clone(),
+                    problem: "is a source that is not given".into(),
+                });
+            };
+            data.insert(name.clone(), Data::Source(*source));
+        }
+        let work = WorkFolder::open(self, plan, sources)?;
+        let runner = Runner { local: self, registry, progress };
+        let mut done = Done { work, stages: BTreeMap::new(), last: Vec::new(), last_bytes: 0 };
+        for (at, task) in plan.tasks.iter().enumerate() {
+            let folder = self.work.join(task.name());
+            let finished = match task {
+                Task::Stage(stage) => runner.stage(stage, &folder, &data)?,
+                Task::Repeat(repeat) => {
+                    let mut inside = data.clone();
+                    let mut state = data[&repeat.start].clone();
+                    let mut round = 0;
+                    loop {
+                        if round == MAX_ROUNDS {
+                            let problem = format!("has not settled after {MAX_ROUNDS} rounds");
+                            return Err(CurateError::Plan { name: repeat.name.clone(), problem });
+                        }
+                        inside.insert(repeat.name.clone(), state.clone());
+                        let mut next = state.clone();
+                        for stage in &repeat.stages {
+                            let folder = folder.join(round.to_string()).join(&stage.name);
+                            next = Data::Files(runner.stage(stage, &folder, &inside)?);
+                            inside.insert(stage.name.clone(), next.clone());
+                        }
+                        for stage in &repeat.stages[..repeat.stages.len() - 1] {
+                            inside[&stage.name].remove_files();
+                        }
+                        let settled = next.totals() == state.totals();
+                        if round > 0 {
+                            state.remove_files();
+                        }
+                        (state, round) = (next, round + 1);
+                        if settled {
+                            break;
+                        }
+                    }
+                    match state {
+                        Data::Files(finished) => finished,
+                        Data::Source(_) => {
+                            let problem = "repeats a source".to_owned();
+                            return Err(CurateError::Plan { name: repeat.name.clone(), problem });
+                        }
+                    }
+                }
+            };
+            done.stages.insert(
+                task.name().to_owned(),
+                StageReport {
+                    records: finished.totals.records,
+                    bytes: finished.totals.bytes,
+                    broken: finished.broken.clone(),
+                },
+            );
+            if at + 1 == plan.tasks.len() {
+                done.last.clone_from(&finished.files);
+                done.last_bytes = finished.totals.bytes;
+                if finished.totals.records == 0 {
+                    return Err(CurateError::EmptyOutput { stage: task.name().to_owned() });
+                }
+            }
+            data.insert(task.name().to_owned(), Data::Files(finished));
+            remove_unread(plan, at, &data);
+        }
+        Ok(done)
+    }
+
+    /// Bytes of buffers for one thread.
+    fn budget(&self) -> usize {
+        usize::try_from(self.memory_bytes / self.threads.max(1) as u64).unwrap_or(usize::MAX)
+    }
+}
+
+/// Removes the files of tasks that no task after `at` reads.
+fn remove_unread(plan: &Plan, at: usize, data: &BTreeMap<String, Data>) {
+    let later = &plan.tasks[at + 1..];
+    for task in &plan.tasks[..at] {
+        if !later.iter().any(|reader| reader.reads().contains(&task.name())) {
+            data[task.name()].remove_files();
+        }
+    }
+}
+
+/// What a task gave.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StageReport {
+    /// Number of records.
+    pub records: u64,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+    /// Inputs that were broken, in words.
+    pub broken: Vec<String>,
+}
+
+/// A plan that has run.
+#[derive(Debug)]
+pub struct Done {
+    work: WorkFolder,
+    /// What each task gave, by name.
+    pub stages: BTreeMap<String, StageReport>,
+    last: Vec<PathBuf>,
+    last_bytes: u64,
+}
+
+impl Done {
+    /// Bytes of the last task's records.
+    pub fn last_bytes(&self) -> u64 {
+        self.last_bytes
+    }
+
+    /// Calls `each` with every record of the last task in the order of keys; the task must end in a reduce that emits
+    /// the key it was given, so that its partitions are sorted.
+    ///
+    /// # Errors
+    /// A partition that is damaged, and what `each` says.
+    pub fn in_order(
+        &self,
+        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), CurateError>,
+    ) -> Result<(), CurateError> {
+        let mut segments = Vec::new();
+        for path in &self.last {
+            let footer = file::read_footer(path)?;
+            segments.extend(footer.segments.into_iter().map(|segment| (path.clone(), segment)));
+        }
+        let scratch = self.work.path().join("output");
+        let mut merge = Merge::open(segments, MIN_MEMORY_BYTES as usize * 8, &scratch)?;
+        while let Some((key, value)) = merge.peek() {
+            each(key, value)?;
+            merge.advance()?;
+        }
+        Ok(())
+    }
+
+    /// Removes the work folder.
+    ///
+    /// # Errors
+    /// A folder that cannot be removed.
+    pub fn remove(self) -> Result<(), CurateError> {
+        self.work.remove()
+    }
+}
