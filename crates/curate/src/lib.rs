@@ -14,8 +14,10 @@ mod config;
 mod corpus;
 mod document;
 mod error;
+pub mod extract;
 mod inventory;
 mod output;
+pub mod read;
 mod rules;
 mod source;
 #[cfg(test)]
@@ -26,6 +28,7 @@ pub use config::CurateConfig;
 pub use corpus::{CurateReport, DroppedTally, Tally, curate};
 pub use document::{Document, Dropped, Filter};
 pub use error::CurateError;
+pub use extract::{Article, Extract, Extracted, Extraction};
 pub use inventory::{Inventory, SourceFile, inventory};
 pub use output::{COLUMNS, DOCUMENTS_FILE, DROPPED_FILE, DroppedRecord, REPORT_FILE};
 pub use source::{REGISTRY, registry_crates};
