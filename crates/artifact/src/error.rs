@@ -21,10 +21,7 @@ pub enum ArtifactError {
         source: io::Error,
     },
     /// The disk, or the user's quota of it, is full.
-    #[error(
-        "disk full: cannot {doing} `{path}` ({source}); nothing unfinished is taken as done. \
-         hint: free some space and run the same command again, it resumes"
-    )]
+    #[error("disk full: cannot {doing} `{path}` ({source}); nothing unfinished is taken as done")]
     DiskFull {
         /// The operation, as a verb.
         doing: &'static str,
@@ -40,6 +37,18 @@ pub enum ArtifactError {
         path: PathBuf,
         /// How far it got.
         found: String,
+    },
+    /// A folder without a manifest or a draft beside it.
+    #[error(
+        "`{path}` is no finished artifact: it holds {files} files or folders but no {}. \
+         hint: an artifact is the folder of a run's stage, such as `RUN/sft`; a stage that was damaged is made anew by its recipe",
+        crate::MANIFEST
+    )]
+    NoManifest {
+        /// The folder.
+        path: PathBuf,
+        /// How many entries it has.
+        files: usize,
     },
     /// There is no artifact at this path.
     #[error("no artifact at `{path}`: {found}")]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// Writes a file so that its path holds either the old bytes or all the new ones: a temporary beside it, fsync,
 /// rename, fsync of the folder.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temp = temp_path(path)?;
+    let temp = temporary(path)?;
     step("create", &temp)?;
     let file = File::create(&temp).map_err(|e| ArtifactError::io("create", &temp, e))?;
     write_synced(file, &temp, bytes)?;
@@ -23,7 +23,7 @@ pub fn write_atomic_with<E: From<ArtifactError>>(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let temp = temp_path(path)?;
+    let temp = temporary(path)?;
     step("create", &temp)?;
     let file = File::create(&temp).map_err(|e| ArtifactError::io("create", &temp, e))?;
     let written = fill_synced(file, &temp, fill).and_then(|()| Ok(rename(&temp, path)?));
@@ -191,7 +191,9 @@ fn rename(from: &Path, to: &Path) -> Result<()> {
 
 const TEMP_SUFFIX: &str = ".tmp";
 
-fn temp_path(path: &Path) -> Result<PathBuf> {
+/// Where [`write_atomic`] and [`write_atomic_with`] write before they rename. What a kill leaves there is written over by the
+/// next call, and never taken for the file.
+pub fn temporary(path: &Path) -> Result<PathBuf> {
     let name = path.file_name().ok_or_else(|| {
         ArtifactError::io("write", path, std::io::Error::other("the path does not end in a file name"))
     })?;

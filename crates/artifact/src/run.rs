@@ -413,15 +413,11 @@ pub(crate) fn unfinished(path: &Path) -> Result<Option<ArtifactError>> {
     Ok(Some(if partial.is_dir() {
         ArtifactError::Unfinished { found: how_far(&partial)?, path }
     } else if path.is_dir() {
-        let files = fsutil::entries(&path)?.len();
-        ArtifactError::Unfinished {
-            path,
-            found: format!("it holds {files} files or folders but no {MANIFEST}"),
-        }
+        ArtifactError::NoManifest { files: fsutil::entries(&path)?.len(), path }
     } else if fsutil::exists(&path)? {
         ArtifactError::NotAnArtifact { path, found: "it is a file, not a folder".to_owned() }
     } else {
-        ArtifactError::NotAnArtifact { path, found: "there is no such folder".to_owned() }
+        ArtifactError::NotAnArtifact { path, found: "there is no such file or folder".to_owned() }
     }))
 }
 

@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 /// The chain of causes on one line, outermost first, and the hint on a line of its own.
 ///
 /// Some libraries repeat a cause in their own message; it is said once. A full disk gets its hint here, because every
-/// crate can meet it.
-pub(crate) fn text(error: &anyhow::Error) -> String {
+/// crate can meet it, and only the command knows whether it `resumes` what it had begun.
+pub(crate) fn text(error: &anyhow::Error, resumes: bool) -> String {
     let mut parts: Vec<String> = Vec::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -16,9 +16,9 @@ pub(crate) fn text(error: &anyhow::Error) -> String {
     }
     let text = parts.join(": ").replace(". hint: ", "\nhint: ");
     if is_disk_full(error) && !text.contains("hint: ") {
-        return format!(
-            "disk full: {text}\nhint: free some space and run the same command again, it resumes"
-        );
+        let full = if text.contains("disk full") { "" } else { "disk full: " };
+        let resumes = if resumes { ", it resumes" } else { "" };
+        return format!("{full}{text}\nhint: free some space and run the same command again{resumes}");
     }
     text
 }
@@ -43,21 +43,27 @@ mod tests {
             .context("cannot read `a`: entity not found")
             .context("stage `b`")
             .unwrap_err();
-        assert_eq!(text(&error), "stage `b`: cannot read `a`: entity not found");
+        assert_eq!(text(&error, false), "stage `b`: cannot read `a`: entity not found");
     }
 
     #[test]
     fn hints_have_their_own_line() {
-        assert_eq!(text(&anyhow!("`a` is damaged. hint: run again")), "`a` is damaged\nhint: run again");
+        assert_eq!(
+            text(&anyhow!("`a` is damaged. hint: run again"), true),
+            "`a` is damaged\nhint: run again"
+        );
     }
 
     #[test]
     fn a_full_disk_says_what_to_do() {
         let full = || std::io::Error::from(ErrorKind::StorageFull);
         let error = Err::<(), _>(full()).context("`a/b`").unwrap_err();
-        let said = text(&error);
+        let said = text(&error, true);
         assert!(said.starts_with("disk full: `a/b`: ") && said.contains("\nhint: free some space"), "{said}");
+        assert!(said.ends_with("it resumes") && !text(&error, false).contains("resumes"), "{said}");
+        let own = llamero_artifact::ArtifactError::io("write", "a/b".as_ref(), full());
+        assert_eq!(text(&own.into(), false).matches("disk full").count(), 1);
         let other = Err::<(), _>(std::io::Error::from(ErrorKind::NotFound)).context("`a/b`").unwrap_err();
-        assert!(!text(&other).contains("disk full"));
+        assert!(!text(&other, true).contains("disk full"));
     }
 }

@@ -92,7 +92,8 @@ struct ModelArgs {
     /// Threads; all cores when absent.
     #[arg(long)]
     threads: Option<usize>,
-    /// What it computes in. `auto` is the dtype of the weights; blocks of quantised files stay blocks unless it is `f32`.
+    /// What it computes in. `auto` is the dtype of the weights, but f32 for F16, in which nothing computes; blocks of quantised
+    /// files stay blocks unless it is `f32`.
     #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
     dtype: DtypeArg,
 }
@@ -116,8 +117,17 @@ impl DtypeArg {
     }
 }
 
+impl Command {
+    /// Whether the same command goes on where it was stopped.
+    fn resumes(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Pretrain(_) | Self::Pull(_))
+    }
+}
+
 fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    let command = Cli::parse().command;
+    let resumes = command.resumes();
+    match dispatch(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) if error.is::<processes::Quiet>() => ExitCode::FAILURE,
@@ -127,7 +137,7 @@ fn main() -> ExitCode {
                 ExitCode::from(2)
             }
             Err(error) => {
-                say!("error: {}", failure::text(&error));
+                say!("error: {}", failure::text(&error, resumes));
                 ExitCode::FAILURE
             }
         },

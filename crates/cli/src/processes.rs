@@ -19,9 +19,9 @@ use crate::failure;
 /// Number of the group for orders, far from those of the mesh.
 const ORDERS: u32 = 1000;
 
-/// Of a rank that has nothing to add: the first has said what went wrong.
+/// A failure of which everything has been said: by the first rank, or line by line.
 #[derive(Debug, thiserror::Error)]
-#[error("the first rank has failed")]
+#[error("what went wrong has been said")]
 pub(crate) struct Quiet;
 
 /// This process among all.
@@ -110,7 +110,7 @@ impl Processes {
 
     /// Says what went wrong on this rank while the others count on it, and ends all.
     pub(crate) fn fail(&self, error: &anyhow::Error) {
-        say!("error: rank {}: {}", self.wire.rank(), failure::text(error));
+        say!("error: rank {}: {}", self.wire.rank(), failure::text(error, true));
         (self.abort)();
     }
 

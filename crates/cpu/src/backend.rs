@@ -6,9 +6,9 @@ use std::ops::Range;
 use bytes::Bytes;
 use half::bf16;
 use llamero_tensor::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, GatheredSegment, Heads,
-    KV_PAGE, KvLayout, LowHalves, Master, Memory, PagedSegment, RopeDirection, RopeTable, RowLoss, Segments,
-    Shape, StoredRows, TARGET_ELSEWHERE, Tensor,
+    AdamW, AdamWState, Attention, Backend, CrossEntropy, DType, GatheredSegment, Heads, KV_PAGE, KvLayout,
+    LowHalves, Master, Memory, PagedSegment, RopeDirection, RopeTable, RowLoss, Segments, Shape, StoredRows,
+    TARGET_ELSEWHERE, Tensor,
 };
 
 use crate::Cpu;
@@ -325,10 +325,6 @@ impl Backend for Cpu {
         segments: &Segments,
     ) -> Tensor {
         attention::backward(self, dy, qkv, saved, (heads, segments))
-    }
-
-    fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
-        attention::cached(self, qkv, heads, segments)
     }
 
     fn kv_page(&self, layout: KvLayout, dtype: DType) -> Tensor {

@@ -3,7 +3,8 @@
 use llamero_cpu::{Cpu, Path};
 use llamero_tensor::testing::{random, random_ids};
 use llamero_tensor::{
-    Backend, CachedSegment, DType, Heads, NO_TARGET, RowLoss, Segment, Segments, Shape, Tensor,
+    Backend, DType, Heads, KV_PAGE, KvFormat, KvLayout, NO_TARGET, PagedSegment, RowLoss, Segment, Segments,
+    Shape, Tensor,
 };
 
 fn bits(cpu: &Cpu, x: &Tensor) -> Vec<u32> {
@@ -179,30 +180,28 @@ fn attention_is_the_same_for_any_division_of_the_work() {
 }
 
 #[test]
-fn cached_attention_equals_the_whole_whatever_the_chunks() {
+fn paged_attention_equals_the_whole_whatever_the_chunks() {
     let cpu = Cpu::new(2).unwrap();
     let len = 200;
     for heads in HEADS {
         let qkv = tensor(&cpu, 1, len, heads.width());
         let whole = bits(&cpu, &cpu.attention(&qkv, heads, &Segments::documents([len])).out);
-        let (q, kv) = (heads.query_width(), heads.kv_width());
-        let copy = |cols| {
-            let mut out = cpu.zeros(Shape::new(len + 9, kv), DType::F32);
-            // Rows that are not valid yet must not be read.
-            cpu.copy_rows(&mut out, 0, &qkv, 0..len, cols);
-            let nan = cpu.upload(&vec![f32::NAN; 9 * kv], Shape::new(9, kv), DType::F32);
-            cpu.copy_rows(&mut out, len, &nan, 0..9, 0..kv);
-            out
-        };
-        let (keys, values) = (copy(q..q + kv), copy(q + kv..q + 2 * kv));
+        let layer = (KvLayout { layers: 1, heads, format: KvFormat::Same }, 0);
+        // All positions are there from the beginning: rows must not see those after them.
+        let pages = (0..len).step_by(KV_PAGE).map(|first| {
+            let mut page = cpu.kv_page(layer.0, DType::F32);
+            cpu.kv_append(&mut page, layer, 0, &qkv, first..len.min(first + KV_PAGE));
+            page
+        });
+        let pages: Vec<Tensor> = pages.collect();
         for chunk in [1, 7, 64, 100] {
             let mut found = Vec::new();
             for past in (0..len).step_by(chunk) {
                 let n = chunk.min(len - past);
                 let segment = Segment { rows: 0..n, past };
-                let cached = CachedSegment { segment, keys: &keys, values: &values };
+                let paged = PagedSegment { segment, pages: pages.iter().collect() };
                 let rows = part(&cpu, &qkv, past..past + n);
-                found.extend(bits(&cpu, &cpu.attention_cached(&rows, heads, &[cached])));
+                found.extend(bits(&cpu, &cpu.attention_paged(&rows, layer, &[paged])));
             }
             assert!(found == whole, "{heads:?} in chunks of {chunk}");
         }

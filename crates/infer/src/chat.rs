@@ -1,10 +1,13 @@
 //! Conversations of several turns.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use llamero_tokenizer::{Message, Role, StreamDecoder};
 
-use crate::{Engine, Finish, InferError, Logprobs, Result, SamplingParams, StopText};
+use crate::request::Cancel;
+use crate::{Engine, Finish, InferError, Logprobs, OnToken, Result, SamplingParams, StopText};
 
 /// A conversation with a model in its tokenizer's chat format.
 ///
@@ -38,11 +41,14 @@ impl<'e> ChatSession<'e> {
     /// those of `params` too.
     ///
     /// # Errors
-    /// A parameter out of range.
+    /// A parameter out of range; a model without a chat format, or one that refuses a conversation of these instructions and
+    /// a message.
     pub fn new(engine: &'e Engine, mut params: SamplingParams, system: Option<&str>) -> Result<Self> {
         params.validate()?;
         params.stop.extend(engine.stop_tokens());
-        let messages = system.map(|text| Message::new(Role::System, text)).into_iter().collect();
+        let messages: Vec<_> = system.map(|text| Message::new(Role::System, text)).into_iter().collect();
+        let first = [messages.clone(), vec![Message::new(Role::User, "Hello")]].concat();
+        engine.tokenizer().encode_dialog_prompt(&first)?;
         Ok(Self { engine, params, stop_text: StopText::default(), messages })
     }
 
@@ -70,17 +76,33 @@ impl<'e> ChatSession<'e> {
     /// A message that does not fit the context even alone; those of [`Engine::generate`]. The conversation is then as
     /// it was before.
     pub fn reply(&mut self, text: &str, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Reply> {
+        self.reply_until(text, None, on_text)
+    }
+
+    /// [`ChatSession::reply`] that also ends when somebody sets `end`, while the prompt is still read, too. An answer that ends
+    /// before it begins leaves the conversation as it was before.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reply_until(
+        &mut self,
+        text: &str,
+        end: Option<&Arc<AtomicBool>>,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<Reply> {
         let before = self.messages.clone();
         self.messages.push(Message::new(Role::User, text));
-        let reply = self.answer(on_text);
+        let cancel = end.map_or_else(Cancel::default, Cancel::one_of);
+        let reply = self.answer(&cancel, on_text);
         match &reply {
+            Ok(reply) if reply.finish == Finish::Cancelled && reply.text.is_empty() => self.messages = before,
             Ok(reply) => self.messages.push(Message::new(Role::Assistant, reply.text.as_str())),
             Err(_) => self.messages = before,
         }
         reply
     }
 
-    fn answer(&mut self, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Reply> {
+    fn answer(&mut self, cancel: &Cancel, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<Reply> {
         let (prompt, notice) = self.fitting_prompt()?;
         let mut decoder = StreamDecoder::new(self.engine.tokenizer());
         let mut text = String::new();
@@ -96,7 +118,8 @@ impl<'e> ChatSession<'e> {
             let said = say(stop.push(&decoder.push(id)));
             if stop.found() { ControlFlow::Break(()) } else { said }
         };
-        let generation = self.engine.continue_with(&prompt, &self.params, Logprobs::Off, &mut on_token)?;
+        let ends: (_, OnToken<'_>) = (cancel, &mut on_token);
+        let generation = self.engine.continue_until(&prompt, &self.params, Logprobs::Off, ends)?;
         // The answer is over, so whether more of it is wanted no longer matters.
         let last = stop.push(&decoder.finish());
         let finish = if stop.found() { Finish::Stop } else { generation.finish };

@@ -5,7 +5,7 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::scheduler::{Counts, Job, Limits, Model, Scheduler};
+use crate::scheduler::{Available, Counts, Job, Limits, Model, Scheduler};
 
 /// A scheduler that threads share.
 pub(crate) struct Desk {
@@ -30,8 +30,8 @@ struct Turn {
 
 impl Desk {
     /// Nobody is there yet.
-    pub(crate) fn new(limits: Limits) -> Self {
-        let scheduler = Mutex::new(Scheduler::new(limits));
+    pub(crate) fn new(limits: Limits, available: Available) -> Self {
+        let scheduler = Mutex::new(Scheduler::new(limits, available));
         Self { turn: Mutex::default(), changed: Condvar::new(), pages: limits.pages, scheduler }
     }
 

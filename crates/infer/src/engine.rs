@@ -15,7 +15,7 @@ use llamero_tokenizer::Tokenizer;
 use crate::cache::Pool;
 use crate::desk::Desk;
 use crate::open::{load, open_tokenizer};
-use crate::scheduler::Limits;
+use crate::scheduler::{Available, Limits};
 use crate::{EngineOptions, InferError, Result, resolve_model};
 
 /// Rows beyond the tokenizer's tokens from which on it is taken for another model's.
@@ -76,7 +76,8 @@ impl Engine {
     fn over(model: Llama, tokenizer: Tokenizer, backend: Arc<dyn Backend>) -> Self {
         let stop = tokenizer.special().ends().iter().copied().collect();
         let options = EngineOptions::default();
-        let desk = Desk::new(Limits { rows: 1, sequences: 1, pages: 1, idle: 0, saved: 0 });
+        let desk =
+            Desk::new(Limits { rows: 1, sequences: 1, pages: 1, idle: 0, saved: 0 }, Available::unknown());
         let (draft, draft_pages) = (None, Pool::new(0));
         Self { backend, model, tokenizer, stop, options, desk, draft, draft_pages }.set_options(options)
     }
@@ -84,7 +85,7 @@ impl Engine {
     pub(crate) fn set_options(mut self, options: EngineOptions) -> Self {
         self.options = options;
         let limits = self.limits();
-        self.desk = Desk::new(limits);
+        self.desk = Desk::new(limits, self.available());
         self.draft_pages = Pool::new(limits.pages);
         self
     }

@@ -77,13 +77,23 @@ impl Engine {
         logprobs: Logprobs,
         on_token: OnToken<'_>,
     ) -> Result<Generation> {
+        self.continue_until(prompt, params, logprobs, (&Cancel::default(), on_token))
+    }
+
+    /// [`Engine::continue_with`] that `cancel` ends, too, while the prompt is read as well.
+    pub(crate) fn continue_until(
+        &self,
+        prompt: &[u32],
+        params: &SamplingParams,
+        logprobs: Logprobs,
+        (cancel, on_token): (&Cancel, OnToken<'_>),
+    ) -> Result<Generation> {
         let task = Task::Generate { params: params.clone(), logprobs, guess: self.options().guess };
         let request = Request { ids: prompt.to_vec(), task, priority: 0, stream: true };
         self.check(&request)?;
         let (sender, events) = channel();
-        let cancel = Cancel::default();
         self.desk().submit([Job::new(request, self.context(), sender, cancel.clone())]);
-        let _guard = OnDrop(&cancel);
+        let _guard = OnDrop(cancel);
         // Tokens that the caller has seen when it wanted no more.
         let (mut seen, mut enough) = (0, false);
         loop {

@@ -36,17 +36,19 @@ mod stop;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod vocabulary;
 
 pub use chat::{ChatSession, Reply};
 pub use engine::Engine;
 pub use error::{InferError, Result};
 pub use generate::{Finish, Generation, OnToken};
 pub use lm::Lm;
-pub use open::{MODEL_STAGES, gguf_vocabulary, open_tokenizer, resolve_model};
+pub use open::{MODEL_STAGES, open_tokenizer, resolve_model};
 pub use options::EngineOptions;
 pub use request::{Event, Guess, Logprobs, Request, Task};
 pub use sampler::{FORBID, SamplingParams, sample};
 pub use scheduler::Counts;
-pub use score::Score;
+pub use score::{OnScored, Score, ScoredText};
 pub use service::{Handle, Service};
 pub use stop::StopText;
+pub use vocabulary::gguf_vocabulary;

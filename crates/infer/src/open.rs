@@ -6,14 +6,14 @@ use std::sync::Arc;
 use llamero_artifact::{Artifact, ArtifactError, MANIFEST};
 use llamero_autograd::Param;
 use llamero_comm::{Comm, Solo};
-use llamero_model::gguf::{self, GgufFile, GgufVocabulary};
+use llamero_model::gguf::GgufFile;
 use llamero_model::hf::{CONFIG_FILE, WEIGHTS_FILE};
 use llamero_model::weights::Layout;
 use llamero_model::{Division, Group, Llama, ParamSpec, Placement, WeightError, Weights, meta};
 use llamero_tensor::{Backend, DType, Tensor};
 use llamero_tokenizer::{Release, Tokenizer};
 
-use crate::{InferError, Result};
+use crate::{InferError, Result, vocabulary};
 
 /// The stages of a run that make a model, the last one first. Each is made from the next one in this list that the run
 /// has.
@@ -39,7 +39,7 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
     match Layout::of(path) {
         Ok(Some(_)) => Ok(path.to_owned()),
         Ok(None) if path.is_file() => {
-            Err(not_a_model(path, "it is a file, but no `.gguf`".into(), "name the folder that holds it"))
+            Err(not_a_model(path, "it is a file, but not in GGUF".into(), "name the folder that holds it"))
         }
         Ok(None) => latest_of_run(path),
         Err(WeightError::NotAModel { path, found, hint }) => Err(InferError::NotAModel { path, found, hint }),
@@ -78,7 +78,9 @@ fn latest_of_run(run: &Path) -> Result<PathBuf> {
             Ok(artifact) => finished.push(artifact),
             Err(ArtifactError::NotAnArtifact { .. }) => {}
             // The earliest unfinished stage is the one that the run has come to.
-            Err(error @ ArtifactError::Unfinished { .. }) => unfinished = Some(error),
+            Err(error @ (ArtifactError::Unfinished { .. } | ArtifactError::NoManifest { .. })) => {
+                unfinished = Some(error)
+            }
             Err(error) => return Err(error.into()),
         }
     }
@@ -116,41 +118,10 @@ pub fn open_tokenizer(path: &Path) -> Result<Tokenizer> {
         }
         _ => return Ok(Tokenizer::load(path)?),
     };
-    let own = gguf::vocabulary(&GgufFile::open(&file)?)?;
-    let vocabulary = llamero_tokenizer::GgufVocabulary {
-        model: own.model,
-        pre: own.pre,
-        tokens: own.tokens,
-        token_types: own.token_types,
-        merges: own.merges,
-        bos: own.bos,
-        eos: own.eos,
-        eot: own.eot,
-        add_bos: own.add_bos,
-        chat_template: own.chat_template,
-    };
+    let contents = GgufFile::open(&file)?;
+    let vocabulary = vocabulary::read(&contents)?;
     let in_file = |source| llamero_tokenizer::Error::InFile { path: file.clone(), source: Box::new(source) };
     Ok(Tokenizer::from_gguf(vocabulary).map_err(in_file)?)
-}
-
-/// What a GGUF file is to say about a tokenizer.
-///
-/// # Errors
-/// One that the format has no name for.
-pub fn gguf_vocabulary(tokenizer: &Tokenizer) -> Result<GgufVocabulary> {
-    let own = tokenizer.to_gguf()?;
-    Ok(GgufVocabulary {
-        model: own.model,
-        pre: own.pre,
-        tokens: own.tokens,
-        token_types: own.token_types,
-        merges: own.merges,
-        bos: own.bos,
-        eos: own.eos,
-        eot: own.eot,
-        add_bos: own.add_bos,
-        chat_template: own.chat_template,
-    })
 }
 
 /// A model for inference: every matrix is arranged for it straight from the files, one at a time, so that no weight is in

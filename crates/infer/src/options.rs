@@ -1,13 +1,14 @@
 //! What an engine may use.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use llamero_tensor::KvFormat;
 
 use crate::cache::pages_for;
 use crate::memory;
 use crate::request::Guess;
-use crate::scheduler::{Counts, Limits};
+use crate::scheduler::{Available, Counts, Limits};
 use crate::{Engine, InferError, Result};
 
 /// How an engine keeps keys and values, and how much it does at a time. What it computes does not depend on it, but for `kv`.
@@ -16,7 +17,8 @@ pub struct EngineOptions {
     /// How keys and values are kept.
     pub kv: KvFormat,
     /// Most bytes that keys and values take, those of a draft model included; absent means what memory there is when the engine
-    /// opens, less a reserve and [`EngineOptions::host_bytes`].
+    /// opens, less a reserve and [`EngineOptions::host_bytes`]. Then a request also waits while others go on where less is there by
+    /// now: the system is asked again when requests come, at most once a second.
     pub kv_bytes: Option<u64>,
     /// Most bytes of the host's memory that keys and values of requests take that had to give theirs to others; beyond, they are
     /// computed again. Absent means a quarter of [`EngineOptions::kv_bytes`].
@@ -89,19 +91,29 @@ impl Engine {
         let EngineOptions { kv_bytes, host_bytes, prefix_bytes, rows, sequences, .. } = *self.options();
         let pages_in = |bytes: u64, page: u64| usize::try_from(bytes / page.max(1)).unwrap_or(usize::MAX);
         let (page, context) = (self.page_bytes(), pages_for(self.context()));
-        // Pages and what is saved of them are in the same memory.
-        let found = || memory::usable().map(|all| all.saturating_sub(host_bytes.unwrap_or(all / 5)));
+        let found = || usable(host_bytes);
         // A system that tells nothing gets a few contexts.
-        let pages = kv_bytes
-            .or_else(found)
-            .map_or(8 * context, |bytes| pages_in(bytes, self.page_bytes_with_draft()));
+        let pages =
+            kv_bytes.or_else(found).map_or(8 * context, |bytes| pages_in(bytes, self.kv_page_bytes()));
         let idle = prefix_bytes.map_or(context, |bytes| pages_in(bytes, page));
         let saved = host_bytes.map_or(pages / 4, |bytes| pages_in(bytes, page));
         Limits { rows, sequences, pages: pages.max(1), idle, saved }
     }
 
-    /// Bytes of a page, and of one of the draft model's: it has as many of them.
-    fn page_bytes_with_draft(&self) -> u64 {
+    /// What the system has room for when a request comes; the options say it where they name a limit.
+    pub(crate) fn available(&self) -> Available {
+        let EngineOptions { kv_bytes, host_bytes, .. } = *self.options();
+        if kv_bytes.is_some() {
+            return Available::unknown();
+        }
+        let page = self.kv_page_bytes().max(1);
+        let pages = move || usize::try_from(usable(host_bytes)? / page).ok();
+        Available::new(Duration::from_secs(1), Box::new(pages))
+    }
+
+    /// Bytes of the keys and values of [`llamero_tensor::KV_PAGE`] tokens, the least that is kept of a request; those of the
+    /// draft model, which has as many pages, included.
+    pub fn kv_page_bytes(&self) -> u64 {
         self.page_bytes() + self.draft().map_or(0, Self::page_bytes)
     }
 
@@ -111,7 +123,12 @@ impl Engine {
         if needed <= limit {
             return Ok(());
         }
-        let page = self.page_bytes_with_draft();
+        let page = self.kv_page_bytes();
         Err(InferError::Memory { tokens, needed: needed as u64 * page, limit: limit as u64 * page })
     }
+}
+
+/// Bytes that keys and values may take of the memory that is available now: what is saved of them is in the same memory.
+fn usable(host_bytes: Option<u64>) -> Option<u64> {
+    memory::usable().map(|all| all.saturating_sub(host_bytes.unwrap_or(all / 5)))
 }

@@ -5,6 +5,7 @@
 //! always advances, and every one becomes the first one. What a request computes does not depend on any of this, because a
 //! row of a pass depends on its own inputs only.
 
+mod available;
 mod job;
 mod room;
 
@@ -19,6 +20,7 @@ use crate::draft::DraftSession;
 use crate::prefix::PrefixTree;
 use crate::{InferError, SamplingParams};
 
+pub(crate) use available::Available;
 pub(crate) use job::Job;
 
 /// A request that was passed over so many times in a row counts as one priority higher from then on.
@@ -98,6 +100,7 @@ pub struct Counts {
 /// All requests that an engine has let in.
 pub(crate) struct Scheduler {
     limits: Limits,
+    available: Available,
     pool: Pool,
     tree: PrefixTree,
     /// In the order in which they go.
@@ -108,15 +111,16 @@ pub(crate) struct Scheduler {
 
 impl Scheduler {
     /// No requests yet.
-    pub(crate) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits, available: Available) -> Self {
         let pool = Pool::new(limits.pages);
         let (tree, counts) = (PrefixTree::new(), Counts::default());
-        Self { limits, pool, tree, jobs: Vec::new(), next_ticket: 0, counts }
+        Self { limits, available, pool, tree, jobs: Vec::new(), next_ticket: 0, counts }
     }
 
     /// Forgets all requests, whose callers then hear nothing any more, and all pages.
     pub(crate) fn reset(&mut self) {
-        *self = Self { counts: self.counts, ..Self::new(self.limits) };
+        let available = std::mem::replace(&mut self.available, Available::unknown());
+        *self = Self { counts: self.counts, ..Self::new(self.limits, available) };
     }
 
     /// Requests that are not over.

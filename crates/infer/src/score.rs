@@ -20,20 +20,28 @@ pub struct Score {
     pub tokens: usize,
     /// Their total negative log-likelihood in nats.
     pub nll: f64,
-    /// `nll` in bits per byte of the text: comparable between tokenizers.
+    /// `nll` in bits per byte of the predicted tokens, which makes it comparable between tokenizers.
     pub bits_per_byte: f64,
-    /// Bytes of the text in UTF-8.
+    /// Bytes of the predicted tokens: those of the text in UTF-8, less those of its first token where that is not predicted
+    /// and those that the vocabulary has no token for.
     pub bytes: usize,
+    /// Windows that the text was read in (see [`Engine::score_tokens`]): 1 where it fits the context.
+    pub windows: usize,
 }
 
-impl Score {
-    /// The score of a text of `bytes` bytes from the negative log-likelihood of each of its tokens.
-    pub fn new(nll: &[f32], bytes: usize) -> Self {
-        let total: f64 = nll.iter().copied().map(f64::from).sum();
-        let bits_per_byte = total / std::f64::consts::LN_2 / bytes as f64;
-        Self { tokens: nll.len(), nll: total, bits_per_byte, bytes }
-    }
+/// The score of a text, and of each of its tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoredText {
+    /// The predicted tokens.
+    pub ids: Vec<u32>,
+    /// The negative log-likelihood in nats of each of `ids`.
+    pub nll: Vec<f32>,
+    /// All of them together.
+    pub score: Score,
 }
+
+/// Told of how many tokens to predict how many are predicted.
+pub type OnScored<'a> = &'a mut dyn FnMut(usize, usize);
 
 /// A part of a document that is read from its beginning: tokens `start..end`, of which those from `first` on are scored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,8 +78,15 @@ impl Engine {
     /// # Errors
     /// Fewer than two tokens; an id outside the vocabulary; a result that is no number.
     pub fn score_tokens(&self, ids: &[u32]) -> Result<Vec<f32>> {
-        let mut scores = self.score_batch(&[ids])?;
-        Ok(scores.swap_remove(0))
+        Ok(self.score_document(ids, &mut |_, _| {})?.0)
+    }
+
+    /// [`Engine::score_tokens`], and the number of windows.
+    fn score_document(&self, ids: &[u32], on_scored: OnScored<'_>) -> Result<(Vec<f32>, usize)> {
+        check_length(0, ids)?;
+        let windows = windows(0, ids.len(), self.context());
+        let mut scores = self.score_windows(&[ids], &windows, on_scored)?;
+        Ok((scores.swap_remove(0), windows.len()))
     }
 
     /// [`Engine::score_tokens`] of several documents, packed so that short ones share a pass. The same bits.
@@ -79,14 +94,10 @@ impl Engine {
     /// # Errors
     /// As [`Engine::score_tokens`].
     pub fn score_batch(&self, documents: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
-        if let Some(at) = documents.iter().position(|ids| ids.len() < 2) {
-            let found =
-                format!("document {at} has {} tokens, and the first is never predicted", documents[at].len());
-            return Err(InferError::NothingToScore { found });
-        }
+        documents.iter().enumerate().try_for_each(|(at, ids)| check_length(at, ids))?;
         let context = self.context();
         let all = documents.iter().enumerate().flat_map(|(d, ids)| windows(d, ids.len(), context));
-        self.score_windows(documents, &all.collect::<Vec<_>>())
+        self.score_windows(documents, &all.collect::<Vec<_>>(), &mut |_, _| {})
     }
 
     /// The score of a text as a document of its own: `<|begin_of_text|>`, where the tokenizer has it, and its tokens, see
@@ -95,12 +106,30 @@ impl Engine {
     /// # Errors
     /// An empty text; a result that is no number.
     pub fn score_text(&self, text: &str) -> Result<Score> {
+        Ok(self.score_each(text, &mut |_, _| {})?.score)
+    }
+
+    /// [`Engine::score_text`] with the score of every token. `on_scored` is called before the first pass and after each.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn score_each(&self, text: &str, on_scored: OnScored<'_>) -> Result<ScoredText> {
         if text.is_empty() {
             return Err(InferError::NothingToScore { found: "the text is empty".into() });
         }
-        let mut ids = Vec::from_iter(self.tokenizer().special().begin_of_text);
-        self.tokenizer().encode_into(text, &mut ids);
-        Ok(Score::new(&self.score_tokens(&ids)?, text.len()))
+        let tokenizer = self.tokenizer();
+        let mut ids = Vec::from_iter(tokenizer.special().begin_of_text);
+        tokenizer.encode_into(text, &mut ids);
+        let (nll, windows) = self.score_document(&ids, on_scored)?;
+        let ids = ids.split_off(1);
+        let bytes = ids.iter().filter_map(|&id| tokenizer.token_bytes(id)).map(<[u8]>::len).sum();
+        let total: f64 = nll.iter().copied().map(f64::from).sum();
+        let bits_per_byte = total / std::f64::consts::LN_2 / bytes as f64;
+        Ok(ScoredText {
+            score: Score { tokens: nll.len(), nll: total, bits_per_byte, bytes, windows },
+            ids,
+            nll,
+        })
     }
 
     /// Log-probability in nats of each token of `continuation` after `context`, in one pass.
@@ -114,7 +143,7 @@ impl Engine {
         self.check_continuation(context.len(), continuation)?;
         let ids = [context, continuation].concat();
         let window = Window { document: 0, start: 0, first: context.len(), end: ids.len() };
-        let mut nll = self.score_windows(&[&ids], &[window])?;
+        let mut nll = self.score_windows(&[&ids], &[window], &mut |_, _| {})?;
         Ok(nll.swap_remove(0).into_iter().map(|x| -x).collect())
     }
 
@@ -177,13 +206,20 @@ impl Engine {
     }
 
     /// The scored tokens of every window, appended to those of their documents.
-    fn score_windows(&self, documents: &[&[u32]], windows: &[Window]) -> Result<Vec<Vec<f32>>> {
+    fn score_windows(
+        &self,
+        documents: &[&[u32]],
+        windows: &[Window],
+        on_scored: OnScored<'_>,
+    ) -> Result<Vec<Vec<f32>>> {
         for ids in documents {
             self.check_ids(ids)?;
         }
         let limit = self.context().max(PACKED_ROWS);
         let mut scores = vec![Vec::new(); documents.len()];
-        let mut rest = windows;
+        let tokens = |windows: &[Window]| windows.iter().map(|w| w.end - w.first).sum::<usize>();
+        let (mut rest, all) = (windows, tokens(windows));
+        on_scored(0, all);
         while !rest.is_empty() {
             let mut rows = 0;
             let fits = rest.iter().take_while(|w| {
@@ -193,6 +229,7 @@ impl Engine {
             let (batch, later) = rest.split_at(fits.count());
             self.score_pass(documents, batch, &mut scores)?;
             rest = later;
+            on_scored(all - tokens(rest), all);
         }
         Ok(scores)
     }
@@ -215,6 +252,15 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Checks that something of a document can be predicted.
+fn check_length(at: usize, ids: &[u32]) -> Result<()> {
+    if ids.len() < 2 {
+        let found = format!("document {at} has {} tokens, and the first is never predicted", ids.len());
+        return Err(InferError::NothingToScore { found });
+    }
+    Ok(())
 }
 
 /// Checks the scores of `tokens`, the first of which is at `position`.

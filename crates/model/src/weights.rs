@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use llamero_tensor::{DType, StoredRows};
 
-use crate::gguf::GgufModel;
+use crate::gguf::{self, GgufModel};
 use crate::{Config, ParamSpec, hf, meta};
 
 mod error;
@@ -114,13 +114,14 @@ pub enum Layout {
 
 impl Layout {
     /// What is at `path`: a folder in Hugging Face's layout, one in Meta's, a GGUF file, or a folder with exactly one; the
-    /// first of these. `None` where it is none of them. Looks at names only.
+    /// first of these. `None` where it is none of them. Looks at names in folders, and at the first bytes of a file that is named
+    /// otherwise.
     ///
     /// # Errors
     /// A folder that cannot be read; several GGUF files and nothing to tell which is meant; only one half of a layout.
     pub fn of(path: &Path) -> Result<Option<Self>, WeightError> {
         if !path.is_dir() {
-            let gguf = path.is_file() && is_gguf(path);
+            let gguf = path.is_file() && (is_gguf(path) || gguf::begins(path));
             return Ok(gguf.then(|| Self::Gguf(path.to_owned())));
         }
         let has = |name: &str| path.join(name).is_file();

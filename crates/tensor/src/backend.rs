@@ -12,8 +12,8 @@ use std::ops::Range;
 use bytes::Bytes;
 
 use crate::{
-    CachedSegment, DType, GatheredSegment, Heads, KV_PAGE, KvFormat, KvLayout, LowHalves, PagedSegment,
-    RopeDirection, RopeTable, Segments, Shape, StoredRows, Tensor, checksum, kv,
+    DType, GatheredSegment, Heads, KV_PAGE, KvFormat, KvLayout, LowHalves, PagedSegment, RopeDirection,
+    RopeTable, Segments, Shape, StoredRows, Tensor, checksum, kv,
 };
 
 /// The target of a row that takes no part in the loss.
@@ -273,10 +273,6 @@ pub trait Backend: Send + Sync {
         segments: &Segments,
     ) -> Tensor;
 
-    /// [`Backend::attention`] of rows whose earlier keys and values are cached; the queries come from `qkv`, all keys
-    /// and values from the caches. Same bits as `attention` over the whole document.
-    fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor;
-
     /// An empty page of keys and values of all layers, [`KV_PAGE`] positions of a request with activations of `dtype`. Only the
     /// `kv_` and paged ops read it.
     fn kv_page(&self, layout: KvLayout, dtype: DType) -> Tensor {
@@ -336,28 +332,9 @@ pub trait Backend: Send + Sync {
     fn attention_paged(
         &self,
         qkv: &Tensor,
-        (layout, layer): (KvLayout, usize),
+        layer: (KvLayout, usize),
         segments: &[PagedSegment<'_>],
-    ) -> Tensor {
-        let width = layout.heads.kv_width();
-        let joined = segments.iter().map(|s| {
-            let valid = s.segment.past + s.segment.rows.len();
-            kv::plain_rows(layer).map(|start| {
-                let mut all = self.zeros(Shape::new(s.pages.len() * KV_PAGE, width), qkv.dtype());
-                for (i, page) in s.pages.iter().enumerate().take(valid.div_ceil(KV_PAGE)) {
-                    self.copy_rows(&mut all, i * KV_PAGE, page, start..start + KV_PAGE, 0..width);
-                }
-                all
-            })
-        });
-        let joined: Vec<[Tensor; 2]> = joined.collect();
-        let cached = segments.iter().zip(&joined).map(|(s, [keys, values])| CachedSegment {
-            segment: s.segment.clone(),
-            keys,
-            values,
-        });
-        self.attention_cached(qkv, layout.heads, &cached.collect::<Vec<_>>())
-    }
+    ) -> Tensor;
 
     /// [`Backend::attention`] of rows whose documents' keys and values are rows of `kv [S, 2·G·D]` (keys, then values); those in
     /// `qkv [T, (H+2G)·D]` are not read. Same bits, of outputs and log-sum-exps, as `attention` over the whole documents.

@@ -12,9 +12,8 @@ use std::sync::{Mutex, PoisonError};
 use bytes::Bytes;
 
 use crate::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, GatheredSegment, Heads,
-    KvLayout, LowHalves, Memory, PagedSegment, RopeDirection, RopeTable, RowLoss, Segments, Shape,
-    StoredRows, Tensor,
+    AdamW, AdamWState, Attention, Backend, CrossEntropy, DType, GatheredSegment, Heads, KvLayout, LowHalves,
+    Memory, PagedSegment, RopeDirection, RopeTable, RowLoss, Segments, Shape, StoredRows, Tensor,
 };
 
 /// A device that checks some of its matrix products (`linear` and its gradients; not attention and the head).
@@ -288,10 +287,6 @@ impl Backend for CheckedProducts<'_> {
         segments: &Segments,
     ) -> Tensor {
         self.inner.attention_backward(dy, qkv, saved, heads, segments)
-    }
-
-    fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
-        self.inner.attention_cached(qkv, heads, segments)
     }
 
     fn pack_stored(&self, parts: &[StoredRows<'_>], shape: Shape, dtype: DType) -> Tensor {

@@ -3,8 +3,6 @@
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-use crate::Tensor;
-
 /// Elements of a piece: 8 MiB of f32.
 const PIECE: usize = 1 << 21;
 
@@ -111,16 +109,6 @@ impl Segments {
     pub fn attention_pairs(&self) -> usize {
         self.positions().map(|p| p + 1).sum()
     }
-}
-
-/// Keys and values of one request: rows `0 .. past + rows.len()` of the cache are valid.
-pub struct CachedSegment<'a> {
-    /// The request's rows in the packed batch and the number of earlier positions.
-    pub segment: Segment,
-    /// Keys `[capacity, G·D]`, those of the batch's own rows already appended.
-    pub keys: &'a Tensor,
-    /// Values `[capacity, G·D]`, likewise.
-    pub values: &'a Tensor,
 }
 
 /// A run of query rows whose document's keys and values are rows of a tensor of their own.

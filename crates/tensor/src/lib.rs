@@ -26,8 +26,6 @@ pub use backend::{
 pub use checked::CheckedProducts;
 pub use checksum::checksum;
 pub use kv::{KV_PAGE, KvFormat, KvLayout, PagedSegment, kv_int8};
-pub use layout::{
-    CachedSegment, GatheredSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces,
-};
+pub use layout::{GatheredSegment, Heads, RopeDirection, RopeTable, Segment, Segments, pieces};
 pub use stored::{Encoding, StoredRows};
 pub use tensor::{DType, LowHalves, Shape, Tensor};

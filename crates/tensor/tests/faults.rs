@@ -6,8 +6,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use llamero_tensor::testing::Oracle;
 use llamero_tensor::testing::suite::{self, Group};
 use llamero_tensor::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, GatheredSegment, Heads,
-    LowHalves, Master, Memory, RopeDirection, RopeTable, RowLoss, Segment, Segments, Shape, Tensor,
+    AdamW, AdamWState, Attention, Backend, CrossEntropy, DType, GatheredSegment, Heads, KvLayout, LowHalves,
+    Master, Memory, PagedSegment, RopeDirection, RopeTable, RowLoss, Segment, Segments, Shape, Tensor,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,7 +34,7 @@ enum Fault {
     AttentionUnscaled,
     AttentionGradientForgetsOutput,
     AttentionDependsOnPacking,
-    CachedMissesLastRow,
+    PagedMissesLastRow,
     GatheredPositionsFromZero,
     GatheredForgetsEarlierRuns,
     ConcatTruncates,
@@ -234,14 +234,18 @@ impl Backend for Faulty {
         let saved = Attention { out, lse: saved.lse.clone() };
         self.inner.attention_backward(dy, qkv, &saved, heads, segments)
     }
-    fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
-        let shift = usize::from(self.is(Fault::CachedMissesLastRow));
-        let earlier = segments.iter().map(|s| CachedSegment {
+    fn attention_paged(
+        &self,
+        qkv: &Tensor,
+        layer: (KvLayout, usize),
+        segments: &[PagedSegment<'_>],
+    ) -> Tensor {
+        let shift = usize::from(self.is(Fault::PagedMissesLastRow));
+        let earlier = segments.iter().map(|s| PagedSegment {
             segment: Segment { rows: s.segment.rows.clone(), past: s.segment.past.saturating_sub(shift) },
-            keys: s.keys,
-            values: s.values,
+            pages: s.pages.clone(),
         });
-        self.inner.attention_cached(qkv, heads, &earlier.collect::<Vec<_>>())
+        self.inner.attention_paged(qkv, layer, &earlier.collect::<Vec<_>>())
     }
     fn attention_gathered(
         &self,
@@ -438,7 +442,7 @@ fn faults_in_norm_rope_and_attention_are_caught() {
     caught(suite::attention::forward, Fault::AttentionUnscaled);
     caught(suite::attention::packed_documents, Fault::AttentionDependsOnPacking);
     caught(suite::attention::backward, Fault::AttentionGradientForgetsOutput);
-    caught(suite::attention::cached, Fault::CachedMissesLastRow);
+    caught(suite::paged::attention, Fault::PagedMissesLastRow);
     caught(suite::gathered::attention_of_parts, Fault::GatheredPositionsFromZero);
     caught(suite::gathered::attention_of_parts, Fault::GatheredForgetsEarlierRuns);
     caught(suite::gathered::concat_columns, Fault::ConcatTruncates);

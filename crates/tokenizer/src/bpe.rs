@@ -260,6 +260,13 @@ impl Bpe {
         }
     }
 
+    /// What the merges make of `bytes`, whether or not these are a token.
+    pub(crate) fn merged(&self, bytes: &[u8]) -> Vec<u32> {
+        let mut merging = Merging::default();
+        let _ = merging.run(self, bytes);
+        merging.tokens().map(|(_, id)| id).collect()
+    }
+
     /// Merges a long piece stretch by stretch, which takes time that is linear in its length and stays in the caches.
     ///
     /// A stretch begins with the last token of the one before and must begin with the same token again. When it does, both
@@ -416,13 +423,6 @@ mod tests {
         out
     }
 
-    /// All of the piece at once, without a look at whether it is a token.
-    fn merge(bpe: &Bpe, piece: &[u8]) -> Vec<u32> {
-        let mut merging = Merging::default();
-        let _ = merging.run(bpe, piece);
-        merging.tokens().map(|(_, id)| id).collect()
-    }
-
     /// A list of merges as training makes it: each joins two tokens that are there. With it, the tokens in an order that
     /// has nothing to do with the merges, and a piece.
     fn merges_and_piece(len: usize) -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<Pair>, Vec<u8>)> {
@@ -493,7 +493,7 @@ mod tests {
             let expected = merge_oracle(&tokens, &merges, &piece);
             let bpe = list(&tokens, &merges, MergeRules::default()).unwrap();
             prop_assert_eq!(&encode(&bpe, &piece), &expected);
-            prop_assert_eq!(&merge(&bpe, &piece), &expected);
+            prop_assert_eq!(&bpe.merged(&piece), &expected);
 
             let rules = MergeRules { whole_pieces: true, unknown: None };
             let id = tokens.iter().position(|token| *token == piece);
@@ -510,7 +510,7 @@ mod tests {
             let bpe = ranks(&tokens).unwrap();
             let mut out = vec![7];
             bpe.merge_stretches(&piece, &mut Merging::default(), &mut out);
-            prop_assert_eq!(&out[1..], merge(&bpe, &piece));
+            prop_assert_eq!(&out[1..], bpe.merged(&piece));
         }
     }
 

@@ -92,6 +92,22 @@ pub enum Error {
         /// What is wrong with its contents.
         source: Box<Error>,
     },
+    /// A text could not be read on.
+    #[error("cannot read the text: {source}")]
+    Read {
+        /// The reason the system gave.
+        source: std::io::Error,
+    },
+    /// A text is not UTF-8.
+    #[error(
+        "the text is not UTF-8: an invalid byte at offset {offset}, in line {line}. hint: give plain text, or convert it to UTF-8"
+    )]
+    NotUtf8 {
+        /// Bytes before the invalid one.
+        offset: u64,
+        /// Its line, counted from 1.
+        line: u64,
+    },
     /// An id is not in the vocabulary.
     #[error(
         "token id `{id}` is not below the vocabulary size `{vocab_size}`: are the ids of another tokenizer?"
@@ -121,4 +137,45 @@ pub enum Error {
         /// The reason.
         reason: String,
     },
+    /// Training does not fit into the memory that it may take.
+    #[error(
+        "{what} take {needed} bytes of memory, and training may take {cap}. hint: raise the cap (`--memory`), leave out rare \
+         words (`--min-word-count 2`), or give less text"
+    )]
+    Memory {
+        /// What needs the memory.
+        what: &'static str,
+        /// How many bytes it needs, at least.
+        needed: u64,
+        /// How many bytes training may take.
+        cap: u64,
+    },
+    /// The distinct words are more than places in them can be numbered.
+    #[error(
+        "the distinct words take {cells} cells, and there can be 4294967294. hint: leave out rare words (`--min-word-count \
+         2`), or give less text"
+    )]
+    TooManyWords {
+        /// Bytes of the distinct words, and one more for each.
+        cells: usize,
+    },
+    /// The wanted vocabulary is not larger than the one that is to be extended, or too large.
+    #[error(
+        "vocabulary size `{wanted}` is out of range: the base has `{base}` ids with the special tokens, and there can be \
+         `{max}`. hint: name the size of the extended vocabulary, not the number of new tokens"
+    )]
+    ExtendedSize {
+        /// The wanted size.
+        wanted: usize,
+        /// The size of the base.
+        base: usize,
+        /// The largest size that is possible.
+        max: usize,
+    },
+    /// A tokenizer that training cannot extend.
+    #[error(
+        "this tokenizer cannot be extended: only those in Llama 3's way can, whose ids are ranks and end with Llama 3's \
+         256 special tokens. hint: give a `tokenizer.model`"
+    )]
+    NotExtensible,
 }

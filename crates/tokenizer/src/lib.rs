@@ -33,6 +33,7 @@ mod format;
 mod special;
 mod split;
 mod stream;
+mod stretches;
 mod template;
 mod tokenizer;
 mod tokens;
@@ -44,9 +45,10 @@ pub use format::GgufVocabulary;
 pub use special::{Release, SpecialTokens};
 pub use split::{GPT2_PATTERN, PATTERN, Pieces, Split, split};
 pub use stream::StreamDecoder;
+pub use stretches::Stretches;
 pub use template::{ChatOptions, Date};
 pub use tokenizer::Tokenizer;
-pub use train::{TrainReport, Trainer};
+pub use train::{Fit, Sample, Survey, TrainReport, Trainer};
 
 /// The result of this crate's functions.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -5,6 +5,7 @@
 //! the last piece ended; together they cover every character.
 
 mod class;
+mod cut;
 mod unicode_table;
 mod window;
 

@@ -9,17 +9,27 @@ use crate::Tokenizer;
 pub struct StreamDecoder {
     tokenizer: Tokenizer,
     pending: Vec<u8>,
+    skips_special: bool,
 }
 
 impl StreamDecoder {
     /// A decoder at the start of a text.
     pub fn new(tokenizer: &Tokenizer) -> StreamDecoder {
-        StreamDecoder { tokenizer: tokenizer.clone(), pending: Vec::new() }
+        StreamDecoder { tokenizer: tokenizer.clone(), pending: Vec::new(), skips_special: false }
     }
 
-    /// The text that `id` completes; empty while a character is incomplete. A special token gives its name. Bytes that
-    /// are not UTF-8, and ids outside the vocabulary, give U+FFFD.
+    /// The same, but special tokens give no text.
+    #[must_use]
+    pub fn without_special(self) -> StreamDecoder {
+        StreamDecoder { skips_special: true, ..self }
+    }
+
+    /// The text that `id` completes; empty while a character is incomplete. A special token gives its name, unless they are
+    /// left out. Bytes that are not UTF-8, and ids outside the vocabulary, give U+FFFD.
     pub fn push(&mut self, id: u32) -> String {
+        if self.skips_special && self.tokenizer.special().contains(id) {
+            return String::new();
+        }
         // 0xFF never occurs in UTF-8.
         self.pending.extend_from_slice(self.tokenizer.token_bytes(id).unwrap_or(&[0xFF]));
         let mut text = String::new();

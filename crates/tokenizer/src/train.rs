@@ -5,18 +5,26 @@
 //! are the greatest, compared in order. So the result depends on the counts only, not on the order of the documents or
 //! the number of threads.
 
-use crate::bpe::FixedMap;
+mod counting;
+mod counts;
+mod extension;
+mod merging;
+mod queue;
+mod runs;
+mod survey;
+
+pub use survey::{Fit, Sample, Survey};
+
 use crate::format::hf::byte_chars;
 use crate::special::NUM_SPECIAL;
 use crate::tokenizer::MAX_RANKS;
-use crate::{Error, Result, Tokenizer, split};
-use rayon::prelude::*;
+use crate::{Error, Result, Split, Tokenizer};
+use counting::{Counted, Counting};
+use counts::WordList;
+use merging::{Corpus, Merger};
 use serde::Serialize;
-use std::collections::BinaryHeap;
+use std::path::PathBuf;
 use std::rc::Rc;
-
-/// How much text the threads count between two merges of their counts.
-const BATCH_BYTES: usize = 32 << 20;
 
 /// The settings of training.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +33,15 @@ pub struct Trainer {
     pub vocab_size: usize,
     /// A pair less frequent than this is not made a token.
     pub min_frequency: u64,
-    /// How many threads split and count, by default those of the current `rayon` pool. The result is the same.
+    /// Words less frequent than this are left out, which changes the result; 1 keeps all.
+    pub min_word_count: u64,
+    /// How many threads split and count, by default as many as the current `rayon` pool has. The result is the same.
     pub threads: Option<usize>,
+    /// How many bytes of memory training may take, beside the documents that are being read. Counts that take more than their
+    /// share go to disk; the result is the same.
+    pub memory: Option<u64>,
+    /// The folder for counts that go to disk, by default that of the system for temporary files.
+    pub scratch: Option<PathBuf>,
 }
 
 /// What training found.
@@ -41,12 +56,15 @@ pub struct TrainReport {
     pub words: u64,
     /// Distinct words of two bytes or more, from which the merges were learned.
     pub distinct_words: u64,
-    /// Tokens the text has with the learned vocabulary.
+    /// Tokens the text has with the learned vocabulary; without the words that were left out.
     pub tokens: u64,
     /// The wanted vocabulary size.
     pub wanted_vocab_size: usize,
     /// The size reached: smaller than wanted when no pair was frequent enough any more.
     pub vocab_size: usize,
+    /// Bytes of counts that went to disk.
+    #[serde(skip)]
+    pub spilled_bytes: u64,
 }
 
 impl TrainReport {
@@ -57,9 +75,16 @@ impl TrainReport {
 }
 
 impl Trainer {
-    /// Trains to `vocab_size` ids, with every pair that occurs twice or more, on all threads.
+    /// Trains to `vocab_size` ids, with every pair that occurs twice or more, on all threads, in as much memory as it takes.
     pub fn new(vocab_size: usize) -> Trainer {
-        Trainer { vocab_size, min_frequency: 2, threads: None }
+        Trainer {
+            vocab_size,
+            min_frequency: 2,
+            min_word_count: 1,
+            threads: None,
+            memory: None,
+            scratch: None,
+        }
     }
 
     /// Learns a tokenizer from `docs`. Memory grows with the number of distinct words, not with the text.
@@ -69,19 +94,20 @@ impl Trainer {
     /// Text too small for the wanted size gives a smaller vocabulary, which the report says.
     ///
     /// # Errors
-    /// When `vocab_size` is below 512 or beyond what ids can hold, or when threads cannot be started.
+    /// When `vocab_size` is below 512 or beyond what ids can hold, or when threads cannot be started; when the distinct
+    /// words do not fit into `memory`, or counts cannot be written to `scratch`.
     pub fn train<I, T>(&self, docs: I, progress: &mut dyn FnMut(u64, u64)) -> Result<(Tokenizer, TrainReport)>
     where
         I: Iterator<Item = T>,
-        T: AsRef<str> + Send,
+        T: AsRef<str> + Send + Sync,
     {
         let max = MAX_RANKS + NUM_SPECIAL;
         if !(256 + NUM_SPECIAL..=max).contains(&self.vocab_size) {
             return Err(Error::VocabSize { wanted: self.vocab_size, max });
         }
-        let (counts, mut report) = self.count_words(docs, progress, &llama3_words)?;
-        let wanted = self.vocab_size - NUM_SPECIAL;
-        let (ranks, tokens) = Merger::new(counts).learn(wanted, self.min_frequency, progress);
+        let (words, mut report) = self.count(docs, Split::Llama3, progress)?;
+        let corpus = self.corpus(words, &mut report)?;
+        let (ranks, tokens) = self.learn(byte_tokens(), corpus, &mut |_, _| false, progress)?;
         let tokenizer = Tokenizer::from_ranks(ranks)?;
         report.tokens = tokens;
         report.wanted_vocab_size = self.vocab_size;
@@ -89,256 +115,73 @@ impl Trainer {
         Ok((tokenizer, report))
     }
 
-    /// Counts the words that `for_each_word` finds.
-    fn count_words<I, T>(
+    /// The distinct words of the documents.
+    fn count<I, T>(
         &self,
-        mut docs: I,
+        docs: I,
+        split: Split,
         progress: &mut dyn FnMut(u64, u64),
-        for_each_word: &ForEachWord,
-    ) -> Result<(WordCounts, TrainReport)>
+    ) -> Result<(WordList, TrainReport)>
     where
         I: Iterator<Item = T>,
-        T: AsRef<str> + Send,
+        T: AsRef<str> + Send + Sync,
     {
-        let pool = match self.threads {
-            None => None,
-            Some(threads) => Some(
-                rayon::ThreadPoolBuilder::new()
-                    .num_threads(threads.max(1))
-                    .build()
-                    .map_err(|error| Error::Threads { threads, reason: error.to_string() })?,
-            ),
+        let counting = Counting {
+            split,
+            threads: self.threads.unwrap_or_else(rayon::current_num_threads),
+            memory: self.memory.map(|memory| memory as usize / 2),
+            scratch: self.scratch.clone().unwrap_or_else(std::env::temp_dir),
         };
-        let mut counts = WordCounts::default();
-        let mut report = TrainReport::default();
-        loop {
-            let mut batch = Vec::new();
-            let mut size = 0;
-            while size < BATCH_BYTES
-                && let Some(doc) = docs.next()
-            {
-                size += doc.as_ref().len();
-                batch.push(doc);
-            }
-            if batch.is_empty() {
-                break;
-            }
-            report.documents += batch.len() as u64;
-            report.bytes += size as u64;
-            let found = match &pool {
-                Some(pool) => pool.install(|| count_batch(batch, for_each_word)),
-                None => count_batch(batch, for_each_word),
-            };
-            add_counts(&mut counts, found);
-            progress(report.bytes, 0);
-        }
-        report.words = counts.values().sum();
-        report.distinct_words = counts.keys().filter(|word| word.len() > 1).count() as u64;
-        Ok((counts, report))
+        let counted = counting.count(docs, &mut |bytes| progress(bytes, 0))?;
+        let Counted { documents, bytes, words, spilled_bytes, .. } = counted;
+        let report = TrainReport { documents, bytes, words, spilled_bytes, ..TrainReport::default() };
+        let words = counted.into_words(&counting, self.min_word_count, &|list| {
+            self.afford("the distinct words", list.memory())
+        })?;
+        Ok((words, report))
     }
-}
 
-/// Calls a function with each word of a text.
-type ForEachWord = dyn Fn(&str, &mut dyn FnMut(&str)) + Sync;
-
-type WordCounts = FixedMap<Box<str>, u64>;
-
-fn llama3_words(text: &str, each: &mut dyn FnMut(&str)) {
-    split(text).for_each(each);
-}
-
-fn count_batch<T: AsRef<str> + Send>(batch: Vec<T>, for_each_word: &ForEachWord) -> WordCounts {
-    // Few large parts: each has a map of its own, and the maps have to be added up.
-    let part = batch.len().div_ceil(2 * rayon::current_num_threads());
-    let count = |mut counts: WordCounts, doc: T| {
-        for_each_word(doc.as_ref(), &mut |word| match counts.get_mut(word) {
-            Some(count) => *count += 1,
-            None => {
-                counts.insert(word.into(), 1);
-            }
-        });
-        counts
-    };
-    let parts = batch.into_par_iter().with_min_len(part).fold(WordCounts::default, count);
-    parts.reduce(WordCounts::default, |mut a, mut b| {
-        if a.len() < b.len() {
-            std::mem::swap(&mut a, &mut b);
-        }
-        add_counts(&mut a, b);
-        a
-    })
-}
-
-fn add_counts(counts: &mut WordCounts, more: WordCounts) {
-    for (word, count) in more {
-        *counts.entry(word).or_default() += count;
-    }
-}
-
-type Pair = (u32, u32);
-
-/// A pair that may become a token. The derived order is the one that training follows.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
-    /// At least the pair's present count: merges make old pairs rarer, never more frequent.
-    count: u64,
-    left: Rc<[u8]>,
-    right: Rc<[u8]>,
-    pair: Pair,
-}
-
-#[derive(Default)]
-struct Occurrences {
-    count: u64,
-    /// The words that hold the pair, and perhaps some that did.
-    words: Vec<u32>,
-}
-
-struct Word {
-    tokens: Vec<u32>,
-    count: u64,
-}
-
-/// The state of learning.
-struct Merger {
-    tokens: Vec<Rc<[u8]>>,
-    words: Vec<Word>,
-    pairs: FixedMap<Pair, Occurrences>,
-    queue: BinaryHeap<Candidate>,
-    total: u64,
-}
-
-impl Merger {
-    fn new(counts: WordCounts) -> Merger {
-        let tokens = byte_order().map(|byte| Rc::from([byte])).to_vec();
+    /// The words as bytes, to be merged.
+    fn corpus(&self, words: WordList, report: &mut TrainReport) -> Result<Corpus> {
         let mut id_of = [0; 256];
         for (id, byte) in (0..).zip(byte_order()) {
             id_of[usize::from(byte)] = id;
         }
-        let mut total = 0;
-        let mut counts: Vec<(Box<str>, u64)> = counts.into_iter().collect();
-        // The order has no influence on the result; a fixed one makes runs alike to the last step.
-        counts.sort_unstable();
-        let words = counts.into_iter().filter_map(|(word, count)| {
-            total += word.len() as u64 * count;
-            let tokens = word.bytes().map(|byte| id_of[usize::from(byte)]).collect();
-            (word.len() > 1).then_some(Word { tokens, count })
-        });
-        let words: Vec<Word> = words.collect();
-        let mut pairs = FixedMap::<Pair, Occurrences>::default();
-        for (index, word) in (0..).zip(&words) {
-            for two in word.tokens.windows(2) {
-                pairs.entry((two[0], two[1])).or_default().add(word.count, index);
-            }
+        let order = words.by_count();
+        let cells = words.bytes() + words.len();
+        self.afford("the distinct words", words.memory() + order.len() * 4 + cells * 4)?;
+        let mut corpus = Corpus::new(cells)?;
+        for index in order {
+            let (word, count) = words.get(index as usize);
+            report.distinct_words += u64::from(word.len() > 1);
+            corpus.push(word.iter().map(|&byte| id_of[usize::from(byte)]), count);
         }
-        Merger { tokens, words, pairs, queue: BinaryHeap::new(), total }
+        Ok(corpus)
     }
 
-    /// Makes tokens until there are `wanted` or no pair occurs `min_frequency` times. Gives them in the order of their
-    /// ranks, and how many of them the text takes.
+    /// Tokens made of those that `corpus` consists of, in the order of their ids, and how many of them the text takes.
     fn learn(
-        mut self,
-        wanted: usize,
-        min_frequency: u64,
+        &self,
+        tokens: Vec<Rc<[u8]>>,
+        corpus: Corpus,
+        refuse: &mut dyn FnMut((u32, u32), u32) -> bool,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> (Vec<Vec<u8>>, u64) {
-        let least = min_frequency.max(1);
-        let all: Vec<Pair> = self.pairs.keys().copied().collect();
-        all.into_iter().for_each(|pair| self.enqueue(pair, least));
-        let merges = (wanted - self.tokens.len()) as u64;
-        progress(0, merges);
-        while self.tokens.len() < wanted
-            && let Some(best) = self.queue.pop()
-        {
-            let now = self.pairs.get(&best.pair).map_or(0, |found| found.count);
-            if now == best.count {
-                self.merge(best, least);
-                progress((self.tokens.len() - 256) as u64, merges);
-            } else if now >= least {
-                self.enqueue(best.pair, least);
-            } else {
-                self.pairs.remove(&best.pair);
-            }
-        }
-        (self.tokens.iter().map(|token| token.to_vec()).collect(), self.total)
+    ) -> Result<(Vec<Vec<u8>>, u64)> {
+        let merger = Merger::new(tokens, corpus, self.min_frequency, refuse);
+        self.afford("the pairs of the distinct words", merger.memory())?;
+        Ok(merger.learn(self.vocab_size - NUM_SPECIAL, progress))
     }
 
-    fn enqueue(&mut self, pair: Pair, least: u64) {
-        let count = self.pairs.get(&pair).map_or(0, |found| found.count);
-        if count >= least {
-            let [left, right] = [pair.0, pair.1].map(|id| self.tokens[id as usize].clone());
-            self.queue.push(Candidate { count, left, right, pair });
-        }
-    }
-
-    /// Makes a token of `best` and replaces the pair in all words. No two pairs make the same token: inside a stretch
-    /// of text that becomes one token, all merges happen in the order of the ranks, the same in every word.
-    fn merge(&mut self, best: Candidate, least: u64) {
-        let new = self.tokens.len() as u32;
-        self.tokens.push([&*best.left, &*best.right].concat().into());
-        let Some(Occurrences { words, .. }) = self.pairs.remove(&best.pair) else { return };
-        let mut made = Vec::new();
-        for index in words {
-            let word = &mut self.words[index as usize];
-            let pairs = &mut self.pairs;
-            let merged = replace_pair(&mut word.tokens, best.pair, new, &mut |change| match change {
-                Change::Gone(pair) => {
-                    if let Some(found) = pairs.get_mut(&pair) {
-                        found.count -= word.count;
-                    }
-                }
-                Change::Made(pair) => {
-                    let found = pairs.entry(pair).or_default();
-                    if found.words.is_empty() {
-                        made.push(pair);
-                    }
-                    found.add(word.count, index);
-                }
-            });
-            self.total -= merged * word.count;
-        }
-        made.into_iter().for_each(|pair| self.enqueue(pair, least));
-    }
-}
-
-impl Occurrences {
-    fn add(&mut self, count: u64, word: u32) {
-        self.count += count;
-        if self.words.last() != Some(&word) {
-            self.words.push(word);
+    fn afford(&self, what: &'static str, needed: usize) -> Result<()> {
+        match self.memory {
+            Some(cap) if needed as u64 > cap => Err(Error::Memory { what, needed: needed as u64, cap }),
+            _ => Ok(()),
         }
     }
 }
 
-/// A pair of neighbours that a replacement removed or created.
-enum Change {
-    Gone(Pair),
-    Made(Pair),
-}
-
-/// Replaces `pair` by `new` from the left, telling each change of other pairs; returns how many were replaced.
-fn replace_pair(tokens: &mut Vec<u32>, pair: Pair, new: u32, change: &mut dyn FnMut(Change)) -> u64 {
-    let (mut read, mut write) = (0, 0);
-    while read < tokens.len() {
-        if read + 1 == tokens.len() || (tokens[read], tokens[read + 1]) != pair {
-            tokens[write] = tokens[read];
-            (read, write) = (read + 1, write + 1);
-            continue;
-        }
-        if write > 0 {
-            let before = tokens[write - 1];
-            change(Change::Gone((before, pair.0)));
-            change(Change::Made((before, new)));
-        }
-        if let Some(&after) = tokens.get(read + 2) {
-            change(Change::Gone((pair.1, after)));
-            change(Change::Made((new, after)));
-        }
-        tokens[write] = new;
-        (read, write) = (read + 2, write + 1);
-    }
-    tokens.truncate(write);
-    (read - write) as u64
+fn byte_tokens() -> Vec<Rc<[u8]>> {
+    byte_order().map(|byte| Rc::from([byte])).to_vec()
 }
 
 /// The bytes in the order of their ranks, which is that of Llama 3's own file.

@@ -245,7 +245,7 @@ fn templates_that_cannot_be_used_say_so() {
 }
 
 fn byte_tokenizer(pre: &str) -> Tokenizer {
-    let ranks = Trainer { vocab_size: 600, min_frequency: 1, threads: None };
+    let ranks = Trainer { vocab_size: 600, min_frequency: 1, ..Trainer::new(0) };
     let (tokenizer, _) = ranks.train(["the thin thing in there, it's 1999"].iter(), &mut |_, _| ()).unwrap();
     let mut vocabulary = tokenizer.to_gguf().unwrap();
     vocabulary.pre = pre.into();
@@ -279,7 +279,7 @@ fn files_keep_everything() {
 
 #[test]
 fn ranks_survive_a_list_of_merges() {
-    let (tokenizer, _) = Trainer { vocab_size: 600, min_frequency: 1, threads: None }
+    let (tokenizer, _) = Trainer { vocab_size: 600, min_frequency: 1, ..Trainer::new(0) }
         .train(["the thin thing in there, it's 1999"].iter(), &mut |_, _| ())
         .unwrap();
     let again = Tokenizer::from_gguf(tokenizer.to_gguf().unwrap()).unwrap();

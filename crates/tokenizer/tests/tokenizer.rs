@@ -15,7 +15,7 @@ const TEXT: &str = "The llama (Lama glama) is a domesticated South American came
     and the assistant; they'll say it's 12345.\n\n";
 
 static SMALL: LazyLock<Tokenizer> = LazyLock::new(|| {
-    let (tokenizer, report) = Trainer { vocab_size: 512 + 150, min_frequency: 1, threads: None }
+    let (tokenizer, report) = Trainer { vocab_size: 512 + 150, min_frequency: 1, ..Trainer::new(0) }
         .train([TEXT].iter(), &mut |_, _| ())
         .expect("the sizes are in range");
     assert!(report.reached_size());

@@ -10,14 +10,16 @@ mod infer;
 mod options;
 mod session;
 mod table;
+mod tokenizer;
 mod train;
+mod train_tokenizer;
 
 use std::path::Path;
 
 use options::{Options, What};
 use session::Session;
 
-pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curves|attention|infer|all] OPTIONS
+pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curves|attention|infer|tokenizer|tokenizer-train|all] OPTIONS
 
   gemm       bf16 and f32 products of the layers of a 125M and a 1B model, and small and odd ones
   train      tokens per second of whole training steps, against the best variant of the peer
@@ -25,27 +27,36 @@ pub(crate) const USAGE: &str = "usage: cargo xtask bench [gemm|train|memory|curv
   curves     losses from the same weights and tokens: ours in bf16 and f32, the peer's in bf16
   attention  ours alone: whether time follows the sum of the squared lengths
   infer      reading prompts, decoding, and eight requests at once, against llama.cpp and transformers on the same weights
-  all        everything but `infer`, in this order but `memory` with `train` (the default)
+  tokenizer  encoding text with Llama 3's ranks, against quicktok, tiktoken and tokenizers on the same documents
+  tokenizer-train  learning a vocabulary, against tokenizers and rustbpe on the same text
+  all        everything but `infer` and the tokenizer's, in this order but `memory` with `train` (the default)
 
   --python PATH    a Python that has benches/peers/requirements.txt; not needed for `attention`, and for
                    `infer` only with `--hf`
   --llamero PATH   our binary; built when absent
   --samples N      rounds; medians are over them (5)
-  --threads N      threads of both sides; all cores when absent
+  --threads N      threads of both sides; all cores when absent. tokenizer: several, e.g. `1,2`
   --json FILE      write every single result there
-  --filter TEXT    gemm: only rows whose name contains this, e.g. `bf16` or `125M w13 nt`
+  --filter TEXT    gemm: only rows whose name contains this, e.g. `bf16` or `125M w13 nt`; tokenizer: only such peers
   --shape A,B      train, memory: only these of 8m, 56m, 125m
   --steps N        train: steps of a process, two of them warm-up; curves: steps (200)
   --ours ARGS      more options for our `bench train`, e.g. `--ours '--recompute blocks'`
   --model A,B      infer: GGUF files; the targets go by the encoding in the file's name
   --llamacpp DIR   infer: a folder with `llama-bench` and `llama-server`
   --hf FOLDER      infer: the bf16 weights as a Hugging Face folder, for transformers beside files of bf16
-  --text FILE      curves: what to train on; the Rust sources of this repository when absent
+  --tokenizer FILE tokenizer: a `tokenizer.model`
+  --text FILE      tokenizer: what to encode, a document in each line of a `.jsonl`;
+                   curves: what to train on; the Rust sources of this repository when absent;
+                   tokenizer-train: JSONL with a `text` in each line, or plain text
+  --text FILE      curves: what to train on; the Rust sources of this repository when absent; tokenizer-train: JSONL
+                   with a `text` in each line, or plain text
+  --vocab-size N   tokenizer-train: ids to learn, the 256 special tokens included (32768)
 
 Examples:
   cargo xtask bench gemm --python peers/bin/python --filter bf16
   cargo xtask bench train --python peers/bin/python --shape 125m --json train.json
-  cargo xtask bench infer --model m.Q4_1.gguf,m.BF16.gguf --llamacpp llama.cpp/build/bin --threads 2";
+  cargo xtask bench infer --model m.Q4_1.gguf,m.BF16.gguf --llamacpp llama.cpp/build/bin --threads 2
+  cargo xtask bench tokenizer --python peers/bin/python --tokenizer tokenizer.model --text texts.jsonl --threads 1,2";
 
 /// Measures what the options ask for and prints each table when it is done.
 pub(crate) fn run(root: &Path, args: &[&str]) -> Result<String, String> {
@@ -62,6 +73,8 @@ pub(crate) fn run(root: &Path, args: &[&str]) -> Result<String, String> {
         What::Curves => &[curves::run],
         What::Attention => &[attention::run],
         What::Infer => &[infer::run],
+        What::Tokenizer => &[tokenizer::run],
+        What::TrainTokenizer => &[train_tokenizer::run],
         What::All => &[gemm::run, train::both, curves::run, attention::run],
     };
     for part in parts {

@@ -11,6 +11,8 @@ pub(super) enum What {
     Curves,
     Attention,
     Infer,
+    Tokenizer,
+    TrainTokenizer,
     All,
 }
 
@@ -21,6 +23,8 @@ pub(super) struct Options {
     pub(super) llamero: Option<PathBuf>,
     pub(super) samples: usize,
     pub(super) threads: Option<usize>,
+    /// tokenizer: each is measured.
+    pub(super) thread_counts: Vec<usize>,
     pub(super) json: Option<PathBuf>,
     pub(super) filter: String,
     pub(super) shapes: Vec<String>,
@@ -30,6 +34,8 @@ pub(super) struct Options {
     pub(super) models: Vec<PathBuf>,
     pub(super) llamacpp: Option<PathBuf>,
     pub(super) hf: Option<PathBuf>,
+    pub(super) tokenizer: Option<PathBuf>,
+    pub(super) vocab_size: usize,
 }
 
 impl Options {
@@ -44,6 +50,7 @@ impl Options {
             llamero: None,
             samples: 5,
             threads: None,
+            thread_counts: Vec::new(),
             json: None,
             filter: String::new(),
             shapes: Vec::new(),
@@ -53,6 +60,8 @@ impl Options {
             models: Vec::new(),
             llamacpp: None,
             hf: None,
+            tokenizer: None,
+            vocab_size: 32_768,
         };
         for pair in rest.chunks(2) {
             let [key, value] = pair else { return Err(format!("`{}` has no value", pair[0])) };
@@ -72,8 +81,25 @@ impl Options {
                 self.python.get_or_insert("python3".into());
             }
         }
+        if self.what == What::Tokenizer {
+            if self.tokenizer.is_none() || self.text.is_none() {
+                return Err("`--tokenizer` and `--text` are needed".into());
+            }
+            if self.thread_counts.is_empty() {
+                self.thread_counts = vec![1, std::thread::available_parallelism().map_or(1, usize::from)];
+                self.thread_counts.dedup();
+            }
+        } else if let [first, rest @ ..] = self.thread_counts.as_slice() {
+            if !rest.is_empty() {
+                return Err("only `tokenizer` takes more than one number of `--threads`".into());
+            }
+            self.threads = Some(*first);
+        }
+        if self.what == What::TrainTokenizer && (self.text.is_none() || self.python.is_none()) {
+            return Err("`--text` and `--python` are needed (benches/peers/README.md)".into());
+        }
         if self.python.is_none() && self.what != What::Attention {
-            return Err("`--python` is needed: a Python that has PyTorch (benches/peers/README.md)".into());
+            return Err("`--python` is needed: a Python that has the peers (benches/peers/README.md)".into());
         }
         Ok(())
     }
@@ -81,7 +107,7 @@ impl Options {
     /// Modules that the Python must have.
     pub(super) fn modules(&self) -> Option<&'static str> {
         match (self.what, &self.hf) {
-            (What::Attention, _) | (What::Infer, None) => None,
+            (What::Attention | What::Tokenizer | What::TrainTokenizer, _) | (What::Infer, None) => None,
             (What::Infer, Some(_)) => Some("torch, transformers"),
             (What::Curves | What::All, _) => Some("torch, numpy, safetensors"),
             (What::Gemm | What::Train | What::Memory, _) => Some("torch"),
@@ -89,18 +115,16 @@ impl Options {
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
-        let number = || match value.parse::<usize>() {
-            Ok(n) if n > 0 => Ok(n),
-            _ => Err(format!("`{key} {value}` is not a number above 0")),
-        };
+        let number = || positive(key, value);
         let list =
             |separator: char| value.split(separator).filter(|s| !s.is_empty()).map(str::to_owned).collect();
         match key {
             "--python" => self.python = Some(value.into()),
             "--llamero" => self.llamero = Some(value.into()),
             "--samples" => self.samples = number()?,
-            "--threads" => self.threads = Some(number()?),
+            "--threads" => self.thread_counts = counts(key, value)?,
             "--json" => self.json = Some(value.into()),
+            "--vocab-size" => self.vocab_size = number()?,
             "--filter" => self.filter = value.to_owned(),
             "--shape" => self.shapes = list(','),
             "--steps" => self.steps = Some(number()?),
@@ -111,10 +135,22 @@ impl Options {
             }
             "--llamacpp" => self.llamacpp = Some(value.into()),
             "--hf" => self.hf = Some(value.into()),
+            "--tokenizer" => self.tokenizer = Some(value.into()),
             _ => return Err(format!("unknown option `{key}`")),
         }
         Ok(())
     }
+}
+
+fn positive(key: &str, value: &str) -> Result<usize, String> {
+    match value.parse::<usize>() {
+        Ok(n) if n > 0 => Ok(n),
+        _ => Err(format!("`{key} {value}` is not a number above 0")),
+    }
+}
+
+fn counts(key: &str, value: &str) -> Result<Vec<usize>, String> {
+    value.split(',').map(|one| positive(key, one)).collect()
 }
 
 fn what(name: &str) -> Result<What, String> {
@@ -125,6 +161,8 @@ fn what(name: &str) -> Result<What, String> {
         "curves" => What::Curves,
         "attention" => What::Attention,
         "infer" => What::Infer,
+        "tokenizer" => What::Tokenizer,
+        "tokenizer-train" => What::TrainTokenizer,
         "all" => What::All,
         _ => return Err(format!("unknown benchmark `{name}`")),
     })
@@ -152,9 +190,27 @@ mod tests {
         assert!(
             Options::parse(&[&infer[..], &["--hf", "folder"]].concat()).unwrap_err().contains("--python")
         );
+        let tokenizer = [
+            "tokenizer",
+            "--python",
+            "py",
+            "--tokenizer",
+            "t.model",
+            "--text",
+            "t.jsonl",
+            "--threads",
+            "1,3",
+        ];
+        let tokenizer = Options::parse(&tokenizer).unwrap();
+        assert_eq!((tokenizer.thread_counts, tokenizer.threads), (vec![1, 3], None));
+        assert_eq!(Options::parse(&["attention", "--threads", "3"]).unwrap().threads, Some(3));
         for (args, says) in [
             (&["infer", "--model", "a.gguf"][..], "`--llamacpp`"),
+            (&["tokenizer-train", "--python", "py"], "`--text`"),
             (&["gemm"], "--python"),
+            (&["gemm", "--python", "py", "--threads", "1,2"], "only `tokenizer`"),
+            (&["tokenizer", "--python", "py", "--text", "t.jsonl"], "`--tokenizer`"),
+            (&["tokenizer", "--python", "py", "--threads", "1,0"], "`--threads 0`"),
             (&["gems", "--python", "py"], "`gems`"),
             (&["gemm", "--python"], "no value"),
             (&["gemm", "--python", "py", "--samples", "0"], "above 0"),

@@ -49,7 +49,10 @@ impl Session {
         let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
         let processor = model.map_or("unknown processor", |(_, name)| name);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let threads = self.options.threads.unwrap_or(cores);
+        let threads = match self.options.thread_counts.as_slice() {
+            [] => cores.to_string(),
+            counts => counts.iter().map(usize::to_string).collect::<Vec<_>>().join(" and "),
+        };
         let torch = self.torch.as_deref().map_or(String::new(), |version| format!(", PyTorch {version}"));
         let samples = self.options.samples;
         format!("{processor}, {cores} cores, {threads} threads{torch}, medians of {samples} rounds\n")
@@ -72,6 +75,18 @@ impl Session {
         value["wall_s"] = begun.elapsed().as_secs_f64().into();
         self.record(label, &value);
         Ok(value)
+    }
+
+    /// Another command of ours, its output in a file.
+    pub(super) fn output_to(&self, args: &[String], file: fs::File) -> Result<(), String> {
+        let mut command = Command::new(&self.llamero);
+        let output = command.args(args).stdout(file).output();
+        let output = output.map_err(|e| format!("cannot run {command:?}: {e}"))?;
+        if !output.status.success() {
+            let err = String::from_utf8_lossy(&output.stderr);
+            return Err(format!("{command:?} failed with {}:\n{}", output.status, tail(&err, 20)));
+        }
+        Ok(())
     }
 
     /// A script of `benches/peers`, its JSON.

@@ -1,24 +1,27 @@
 //! `llamero convert`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use llamero_artifact::fsutil;
 use llamero_infer::{gguf_vocabulary, open_tokenizer, resolve_model};
-use llamero_model::gguf::{self, GgufVocabulary};
+use llamero_model::gguf::{self, GgufValue};
 use llamero_model::hf::{self, SaveOptions};
 use llamero_model::weights::{self, Layout, TensorInfo};
 use llamero_model::{Config, ParamSpec, StopTokens, WeightError, Weights};
 use llamero_tensor::{DType, Encoding, StoredRows};
 use llamero_tokenizer::Tokenizer;
 
-use super::folder::{new_folder, verify};
-use super::print;
+use super::folder::{TOKENIZER_FILES, is_ours, new_folder, verify};
+use super::{no_preset, print};
 use crate::progress::Progress;
+use crate::termination::Unfinished;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -70,9 +73,11 @@ pub(crate) fn convert(args: &ConvertArgs) -> Result<()> {
         bail!("`--shard-size` is for Hugging Face folders; a GGUF file is one file");
     }
     check_out(&args.out, format, args.force)?;
+    no_preset(&args.source)?;
     let from = resolve_model(&args.source)?;
     verify(&from)?;
     let weights = weights::open(&from)?;
+    not_its_source(&args.out, &from, &*weights)?;
     match format {
         Format::Gguf => to_gguf(args, &from, &*weights)?,
         Format::Hf => {
@@ -83,6 +88,29 @@ pub(crate) fn convert(args: &ConvertArgs) -> Result<()> {
         }
     }
     print(args.out.display())
+}
+
+/// Refuses to write over what is read, by whatever name.
+fn not_its_source(out: &Path, from: &Path, weights: &dyn Weights) -> Result<()> {
+    let Ok(identity) = identity(out) else { return Ok(()) };
+    let files = weights.tensors().into_iter().map(|tensor| tensor.file);
+    let sources: BTreeSet<PathBuf> = files.chain([from.to_owned()]).collect();
+    for source in sources {
+        if self::identity(&source).is_ok_and(|id| id == identity) {
+            bail!(
+                "`{}` is the model itself, `{}`: it cannot be replaced while it is read\nhint: name another place",
+                out.display(),
+                source.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// What a file or folder is, whatever its name: device and number on it.
+fn identity(path: &Path) -> std::io::Result<(u64, u64)> {
+    let there = path.metadata()?;
+    Ok((there.dev(), there.ino()))
 }
 
 /// Refuses to write where something is, unless `force`; and even then over anything but a model.
@@ -112,20 +140,6 @@ fn check_out(out: &Path, format: Format, force: bool) -> Result<()> {
         }
         None => Ok(()),
     }
-}
-
-/// Files of a tokenizer that a folder may bring along.
-const TOKENIZER_FILES: [&str; 5] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-];
-
-fn is_ours(name: &str) -> bool {
-    let own = [hf::CONFIG_FILE, hf::GENERATION_FILE, hf::INDEX_FILE];
-    own.contains(&name) || TOKENIZER_FILES.contains(&name) || name.ends_with(".safetensors")
 }
 
 /// The encoding of most bytes of a model's files.
@@ -161,31 +175,28 @@ fn to_gguf(args: &ConvertArgs, from: &Path, weights: &dyn Weights) -> Result<()>
             let vocabulary = tokenizer(from)?.map(|t| vocabulary(&t, weights.config())).transpose()?;
             let name = args.source.canonicalize().unwrap_or_else(|_| args.source.clone());
             let name = name.file_name().map_or_else(|| "llama".into(), |n| n.to_string_lossy());
-            writer.describe(&name, vocabulary.as_ref())
+            writer.describe(&name, vocabulary.into_iter().flatten())
         }
     };
     if let Some(parent) = args.out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).with_context(|| format!("`{}`", parent.display()))?;
     }
+    let temporary = fsutil::temporary(&args.out)?;
+    let _removed = Unfinished::new(temporary).context("signals cannot be listened to")?;
     writer.write(&args.out)?;
     watched.finish();
     Ok(())
 }
 
-/// A vocabulary of as many tokens as the embedding has rows, which llama.cpp insists on.
-fn vocabulary(tokenizer: &Tokenizer, config: &Config) -> Result<GgufVocabulary> {
-    /// The type of a token that no text is encoded to.
-    const UNUSED: i32 = 5;
-    let mut vocabulary = gguf_vocabulary(tokenizer)?;
-    let (tokens, rows) = (vocabulary.tokens.len(), config.vocab);
+/// What the file is to say about a tokenizer, which must not have more tokens than the model.
+fn vocabulary(tokenizer: &Tokenizer, config: &Config) -> Result<Vec<(String, GgufValue)>> {
+    let (tokens, rows) = (tokenizer.vocab_size(), config.vocab);
     if tokens > rows {
         bail!(
             "the tokenizer has {tokens} tokens, but the model {rows}\nhint: they belong to different models"
         );
     }
-    vocabulary.tokens.extend((tokens..rows).map(|id| format!("[PAD{id}]")));
-    vocabulary.token_types.resize(rows, UNUSED);
-    Ok(vocabulary)
+    Ok(gguf_vocabulary(tokenizer, rows)?)
 }
 
 /// A Hugging Face folder to write.

@@ -3,10 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, ValueEnum};
-use llamero_infer::{Counts, Engine, EngineOptions, Guess};
-use llamero_tensor::{Backend, KvFormat};
+use llamero_infer::{Counts, Engine, EngineOptions, Guess, InferError};
+use llamero_tensor::{Backend, KV_PAGE, KvFormat};
+
+use super::no_preset;
+use crate::report::format::precise_bytes;
 
 /// How keys and values are kept.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -24,7 +27,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_enum, default_value = "same")]
     kv: KvArg,
     /// Most memory for keys and values in MiB, and a quarter of it more for requests that must wait; what is available when absent.
-    #[arg(long, value_name = "MIB")]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     kv_memory: Option<u64>,
     /// Guess tokens by what followed the last ones where they occurred before: faster where a text repeats itself.
     #[arg(long, conflicts_with = "draft")]
@@ -46,15 +49,40 @@ impl EngineArgs {
         EngineOptions { kv, kv_bytes, guess, ..EngineOptions::default() }
     }
 
-    /// The engine with the draft model, if there is one.
-    pub(crate) fn draft(&self, engine: Engine, backend: &Arc<dyn Backend>) -> Result<Engine> {
-        match &self.draft {
-            None => Ok(engine),
-            Some(path) => {
-                let draft = Engine::open(path, Arc::clone(backend), engine.dtype())?;
-                Ok(engine.with_draft(Arc::new(draft))?)
-            }
+    /// The engine with the draft model, if there is one. One whose memory holds no keys and values is refused.
+    pub(crate) fn draft(&self, mut engine: Engine, backend: &Arc<dyn Backend>) -> Result<Engine> {
+        if let Some(path) = &self.draft {
+            no_preset(path)?;
+            let draft = Engine::open(path, Arc::clone(backend), engine.dtype())?;
+            engine = engine.with_draft(Arc::new(draft))?;
         }
+        match (self.kv_memory, engine.kv_page_bytes()) {
+            (Some(mib), page) if mib.saturating_mul(1 << 20) < page => bail!(
+                "`--kv-memory {mib}` (MiB) is too little: keys and values of {KV_PAGE} tokens, the least that is kept of a \
+                 request, take {}\nhint: give `--kv-memory {}` or more",
+                precise_bytes(page),
+                in_mib(page)
+            ),
+            _ => Ok(engine),
+        }
+    }
+
+    /// The error of a request, where it is one of memory with the options that matter.
+    pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+        let Some(&InferError::Memory { tokens, needed, limit }) = error.downcast_ref() else { return error };
+        let (there, wanted) = match self.kv_memory {
+            Some(mib) => {
+                (format!("`--kv-memory {mib}` holds"), format!("`--kv-memory {}`, ", in_mib(needed)))
+            }
+            None => ("the memory that is available holds".into(), String::new()),
+        };
+        let smaller = if self.kv == KvArg::Same { " or `--kv int8`" } else { "" };
+        anyhow!(
+            "keys and values of {tokens} tokens, prompt and `--max-tokens`, take {}, but {there} {}\n\
+             hint: give {wanted}a smaller `--max-tokens`{smaller}",
+            precise_bytes(needed),
+            precise_bytes(limit)
+        )
     }
 
     pub(crate) fn kv_name(&self) -> &'static str {
@@ -70,4 +98,9 @@ impl EngineArgs {
     pub(crate) fn guessed(&self, counts: Counts) -> Option<[u64; 2]> {
         self.guesses().then_some([counts.guessed, counts.accepted])
     }
+}
+
+/// So many MiB hold these bytes.
+fn in_mib(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
 }

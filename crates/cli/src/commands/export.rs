@@ -9,7 +9,7 @@ use llamero_model::weights;
 
 use super::convert::Folder;
 use super::folder::verify;
-use super::print;
+use super::{no_preset, print};
 
 #[derive(Args)]
 #[command(
@@ -26,6 +26,7 @@ pub(crate) struct ExportArgs {
 }
 
 pub(crate) fn export(args: &ExportArgs) -> Result<()> {
+    no_preset(&args.model)?;
     let from = resolve_model(&args.model)?;
     verify(&from)?;
     let weights = weights::open(&from)?;

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
@@ -10,6 +11,7 @@ use llamero_tokenizer::StreamDecoder;
 
 use super::engine::EngineArgs;
 use super::sampling::{Clock, SamplingArgs};
+use super::score::read_text;
 use super::{open_with, print, print_json};
 use crate::ModelArgs;
 
@@ -20,19 +22,26 @@ use crate::ModelArgs;
     llamero generate runs/quickstart --prompt 'A list:' --repetition-penalty 1.1 --penalty-window 64 --stop $'\\n\\n'\n  \
     llamero generate runs/quickstart --prompt 'Yes or no?' --logit-bias 13=-100 --logit-bias 42=2.5\n  \
     llamero generate model.gguf --prompt 'This crate' --dtype f32 --json\n  \
+    llamero generate model.gguf --prompt-file chapter.txt --max-tokens 500\n  \
+    git log --oneline | llamero generate model.gguf --prompt -\n  \
     llamero generate model.gguf --prompt 'This crate' --draft small.gguf --kv int8")]
 pub(crate) struct GenerateArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Text to continue; the token that begins texts is put before it, where the model has one. Names of special tokens in it are
-    /// ordinary text.
-    #[arg(long, allow_hyphen_values = true)]
-    prompt: String,
+    /// Text to continue, or `-` for standard input; the token that begins texts is put before it, where the model has one. Names
+    /// of special tokens in it are ordinary text.
+    #[arg(long, allow_hyphen_values = true, required_unless_present = "prompt_file")]
+    prompt: Option<String>,
+    /// File with the text to continue, in UTF-8. All of it counts, a newline at its end, too.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    prompt_file: Option<PathBuf>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Print prompt, ids, log-probabilities, text and times as JSON.
+    /// Print one object of JSON: `prompt_ids`; `ids` and `text` of the answer, and in `logprobs` the log-probability in nats of each
+    /// of `ids`; `finish` (stop, length, context); `stop_id` and `stop_logprob` of the token that ended it, which is in neither list,
+    /// null where none did; `timing`.
     #[arg(long)]
     json: bool,
 }
@@ -40,27 +49,33 @@ pub(crate) struct GenerateArgs {
 pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     // What is wrong with the options is said before gigabytes are read.
     let stop = args.sampling.validate()?;
+    let text = args.text()?;
     let opening = Clock::start();
     let engine = open_with(&args.model, &args.engine)?;
     let load = opening.seconds();
     let mut prompt = Vec::from_iter(engine.tokenizer().special().begin_of_text);
-    engine.tokenizer().encode_into(&args.prompt, &mut prompt);
+    engine.tokenizer().encode_into(&text, &mut prompt);
     let params = args.sampling.params(engine.stop_tokens());
     if args.json {
-        let mut text = String::new();
+        let mut answer = String::new();
         let mut clock = Clock::start();
-        let (generation, finish) = stream(&engine, &prompt, (&params, stop), &mut |piece| {
+        let streamed = stream(&engine, &prompt, (&params, stop), &mut |piece| {
             clock.token();
-            text.push_str(piece);
+            answer.push_str(piece);
             Ok(())
-        })?;
+        });
+        let (generation, finish) = streamed.map_err(|error| args.engine.explain(error))?;
         let mut timing = clock.json(generation.ids.len());
         timing["load_s"] = load.into();
+        let ids = generation.content();
+        let (logprobs, of_stop) = generation.logprobs.split_at(ids.len());
         let mut answer = serde_json::json!({
             "prompt_ids": prompt,
-            "ids": generation.content(),
-            "text": text,
-            "logprobs": generation.logprobs,
+            "ids": ids,
+            "text": answer,
+            "logprobs": logprobs,
+            "stop_id": generation.ids.get(ids.len()),
+            "stop_logprob": of_stop.first(),
             "finish": finish,
             "timing": timing,
         });
@@ -71,17 +86,29 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     }
     let mut out = std::io::stdout();
     // The prompt comes with the first token: a call that fails before it prints nothing.
-    let mut before = args.prompt.as_str();
-    let (generation, finish) = stream(&engine, &prompt, (&params, stop), &mut |piece| {
+    let mut before = text.as_str();
+    let streamed = stream(&engine, &prompt, (&params, stop), &mut |piece| {
         write!(out, "{before}{piece}")?;
         before = "";
         out.flush()
-    })?;
+    });
+    let (generation, finish) = streamed.map_err(|error| args.engine.explain(error))?;
     print(before)?;
     if let Some(limit) = limit(finish) {
         say!("note: the text was cut after {} tokens, at {limit}", generation.ids.len());
     }
     Ok(())
+}
+
+impl GenerateArgs {
+    /// The text to continue.
+    fn text(&self) -> Result<String> {
+        match (&self.prompt, &self.prompt_file) {
+            (Some(prompt), _) if prompt != "-" => Ok(prompt.clone()),
+            (_, Some(file)) => read_text(file),
+            _ => read_text(Path::new("-")),
+        }
+    }
 }
 
 /// The limit at which an answer ended, if at one.

@@ -11,6 +11,7 @@ use llamero_model::weights::{self, Layout, TensorInfo};
 use llamero_model::{Config, Group, PRESETS, Weights};
 use llamero_tensor::{DType, KV_PAGE};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::folder::verify;
 use super::{print, print_json};
@@ -53,9 +54,9 @@ struct Inspection {
     /// Bytes of the tensors in each encoding.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     encodings: BTreeMap<String, u64>,
-    /// What a GGUF file says about itself.
+    /// What a GGUF file says about itself; of an array, its length and type.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    metadata: BTreeMap<String, String>,
+    metadata: BTreeMap<String, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tensors: Option<Vec<Listed>>,
 }
@@ -166,9 +167,21 @@ fn warn_of_missing_bytes(path: &Path) {
     }
 }
 
-/// A value of the metadata without quotes.
-fn said(value: &GgufValue) -> String {
-    value.as_str().map_or_else(|| value.describe(), str::to_owned)
+/// A value of the metadata: numbers as numbers.
+fn said(value: &GgufValue) -> Value {
+    match value {
+        GgufValue::String(text) => text.as_str().into(),
+        GgufValue::Bool(x) => (*x).into(),
+        GgufValue::I8(x) => (*x).into(),
+        GgufValue::I16(x) => (*x).into(),
+        GgufValue::I32(x) => (*x).into(),
+        GgufValue::I64(x) => (*x).into(),
+        other => match (other.as_u64(), other.as_f64()) {
+            (Some(x), _) => x.into(),
+            (None, Some(x)) if x.is_finite() => x.into(),
+            _ => other.describe().into(),
+        },
+    }
 }
 
 /// Tokens of context to tell the memory of.
@@ -227,7 +240,8 @@ fn show(inspection: &Inspection) -> Result<()> {
         memory.dtype
     ))?;
     for (key, value) in &inspection.metadata {
-        print(format!("  {key} = {}", line(value)))?;
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        print(format!("  {key} = {}", line(&value)))?;
     }
     for t in inspection.tensors.iter().flatten() {
         let shape: Vec<_> = t.shape.iter().map(usize::to_string).collect();

@@ -20,23 +20,41 @@ pub(crate) mod tokenizer;
 pub(crate) mod why;
 
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use llamero_infer::Engine;
+use llamero_model::Config;
 use llamero_tensor::Backend;
 use serde::Serialize;
 
 use crate::ModelArgs;
 
+/// Refuses the name of a preset where a model with weights is wanted.
+fn no_preset(model: &Path) -> Result<()> {
+    let name = model.to_string_lossy().to_lowercase();
+    let size = name.strip_prefix("llama").and_then(|rest| rest.rsplit('-').next());
+    match size.into_iter().chain([name.as_str()]).find(|name| Config::preset(name).is_some()) {
+        Some(preset) if !model.exists() => bail!(
+            "`{}` names a preset, which has sizes and no weights\nhint: name a model's file or folder, such as one that \
+             `llamero pull` fetched or `llamero run` made; `llamero inspect {preset}` shows the sizes",
+            model.display()
+        ),
+        _ => Ok(()),
+    }
+}
+
 /// Opens a model on the CPU.
 fn open(args: &ModelArgs) -> Result<Engine> {
+    no_preset(&args.model)?;
     let backend: Arc<dyn Backend> = Arc::new(crate::device(args.threads)?);
     Ok(Engine::open(&args.model, backend, args.dtype.dtype())?)
 }
 
 /// Opens a model for generating.
 fn open_with(args: &ModelArgs, engine: &engine::EngineArgs) -> Result<Engine> {
+    no_preset(&args.model)?;
     let backend: Arc<dyn Backend> = Arc::new(crate::device(args.threads)?);
     let opened = Engine::open(&args.model, Arc::clone(&backend), args.dtype.dtype())?;
     engine.draft(opened.with_options(engine.options()), &backend)

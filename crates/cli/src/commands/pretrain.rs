@@ -187,7 +187,7 @@ fn on_processes(args: &PretrainArgs, sets: &[String], recipe: Result<Recipe, Art
     let done = work();
     if let Err(error) = &done {
         // Before the others leave: when one of them has, `mpirun` ends this one.
-        say!("error: {}", failure::text(error));
+        say!("error: {}", failure::text(error, true));
     }
     processes.give(&Order::Leave { failed: done.is_err() })?;
     done.map_err(|_| Quiet.into())

@@ -37,8 +37,8 @@ pub(crate) struct SamplingArgs {
     /// Add BIAS, -100 to 100, to the logit of a token; -100 (or -inf) forbids it. May be given several times.
     #[arg(long, value_name = "ID=BIAS", value_parser = bias)]
     logit_bias: Vec<(u32, f64)>,
-    /// Seed of the draws.
-    #[arg(long, default_value_t = 0)]
+    /// Seed of the draws, 0 to 2^64-1.
+    #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     seed: u64,
     /// Most tokens to generate.
     #[arg(long, default_value_t = 128)]
@@ -72,6 +72,11 @@ impl SamplingArgs {
         self.params(vec![]).validate()?;
         Ok(StopText::new(self.stop.clone())?)
     }
+}
+
+/// A seed on the command line.
+pub(super) fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "it is not a whole number from 0 to 2^64-1".into())
 }
 
 /// `ID=BIAS`.

@@ -1,78 +1,54 @@
-//! `llamero tokenizer train|encode|decode`.
+//! `llamero tokenizer train|encode|decode|inspect|compare`.
 
-use std::io::{BufRead, BufReader, Read, Write};
+mod compare;
+mod decode;
+mod encode;
+mod inspect;
+mod train;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, Subcommand};
-use llamero_artifact::fsutil;
 use llamero_model::weights::Layout;
-use llamero_tokenizer::{Tokenizer, Trainer};
+use llamero_tokenizer::Tokenizer;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::{print, print_json};
 use crate::progress::Progress;
 
 #[derive(Subcommand)]
 pub(crate) enum TokenizerCommand {
     /// Learn a byte-level BPE vocabulary from text files.
-    Train(TrainArgs),
+    Train(train::TrainArgs),
     /// Text to token ids.
-    Encode(EncodeArgs),
+    Encode(encode::EncodeArgs),
     /// Token ids to text.
-    Decode(DecodeArgs),
+    Decode(decode::DecodeArgs),
+    /// What a tokenizer holds: sizes, special tokens, and what its tokens are.
+    Inspect(inspect::InspectArgs),
+    /// How two tokenizers differ, and how each does on text.
+    Compare(compare::CompareArgs),
 }
 
-#[derive(Args)]
-#[command(
-    after_help = "Example:\n  llamero tokenizer train --input a.txt b.txt --vocab-size 8192 --out my-tokenizer"
-)]
-pub(crate) struct TrainArgs {
-    /// Text files in UTF-8, each one document.
-    #[arg(long, required = true, num_args = 1..)]
-    input: Vec<PathBuf>,
-    /// Size of the vocabulary, the 256 bytes and the 256 special tokens included.
-    #[arg(long)]
-    vocab_size: usize,
-    /// Pairs seen less often are not merged.
-    #[arg(long, default_value_t = 2)]
-    min_frequency: u64,
-    /// Folder to write `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json` into.
-    #[arg(long)]
-    out: PathBuf,
-    /// Print the report as JSON.
-    #[arg(long)]
-    json: bool,
+pub(crate) fn tokenizer(command: &TokenizerCommand) -> Result<()> {
+    match command {
+        TokenizerCommand::Train(args) => train::train(args),
+        TokenizerCommand::Encode(args) => encode::encode(args),
+        TokenizerCommand::Decode(args) => decode::decode(args),
+        TokenizerCommand::Inspect(args) => inspect::inspect(args),
+        TokenizerCommand::Compare(args) => compare::compare(args),
+    }
 }
 
+/// The tokenizer of a command.
 #[derive(Args)]
-#[command(after_help = "Examples:\n  \
-    echo 'Hello world' | llamero tokenizer encode --tokenizer runs/quickstart/tokenizer\n  \
-    llamero tokenizer encode --tokenizer tokenizer.model --jsonl < texts.jsonl > ids.jsonl")]
-pub(crate) struct EncodeArgs {
+struct TokenizerArg {
     /// A `tokenizer.model`, a `tokenizer.json`, a folder with one, a run folder, or a GGUF file.
     #[arg(long)]
     tokenizer: PathBuf,
-    /// Read lines {"text": …} and write lines {"ids": […]}.
-    #[arg(long)]
-    jsonl: bool,
-    /// File to read; standard input when absent.
-    file: Option<PathBuf>,
-}
-
-#[derive(Args)]
-#[command(after_help = "Examples:\n  \
-    echo '9906 1917' | llamero tokenizer decode --tokenizer tokenizer.model\n  \
-    llamero tokenizer decode --tokenizer tokenizer.model --jsonl < ids.jsonl")]
-pub(crate) struct DecodeArgs {
-    /// A `tokenizer.model`, a `tokenizer.json`, a folder with one, a run folder, or a GGUF file.
-    #[arg(long)]
-    tokenizer: PathBuf,
-    /// Read lines {"ids": […]} and write lines {"text": …}.
-    #[arg(long)]
-    jsonl: bool,
-    /// File to read; standard input when absent.
-    file: Option<PathBuf>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -85,72 +61,8 @@ struct IdsLine {
     ids: Vec<u32>,
 }
 
-pub(crate) fn tokenizer(command: &TokenizerCommand) -> Result<()> {
-    match command {
-        TokenizerCommand::Train(args) => train(args),
-        TokenizerCommand::Encode(args) => encode(args),
-        TokenizerCommand::Decode(args) => decode(args),
-    }
-}
-
-fn train(args: &TrainArgs) -> Result<()> {
-    let texts = args.input.iter().map(|p| super::score::read_text(p)).collect::<Result<Vec<String>>>()?;
-    let mut trainer = Trainer::new(args.vocab_size);
-    trainer.min_frequency = args.min_frequency;
-    let bar = Progress::new("tokenizer", args.vocab_size as u64, "merges");
-    let trained = trainer.train(texts.iter().map(String::as_str), &mut |done, wanted| {
-        if wanted > 0 {
-            bar.at(done, "merges");
-        }
-    });
-    bar.finish();
-    let (tokenizer, report) = trained?;
-    std::fs::create_dir_all(&args.out).with_context(|| format!("`{}`", args.out.display()))?;
-    tokenizer.save_hf(&args.out)?;
-    tokenizer.save_model(args.out.join("tokenizer.model"))?;
-    fsutil::sync_tree(&args.out)?;
-    if !report.reached_size() {
-        say!(
-            "note: the text has only enough frequent pairs for {} of {} entries; give more text for more",
-            report.vocab_size,
-            report.wanted_vocab_size
-        );
-    }
-    if args.json {
-        return print_json(&report);
-    }
-    let per_token = report.bytes as f64 / report.tokens.max(1) as f64;
-    print(format!("{} entries, {per_token:.2} bytes per token: {}", report.vocab_size, args.out.display()))
-}
-
-fn reader(file: Option<&Path>) -> Result<Box<dyn BufRead>> {
-    match file {
-        None => Ok(Box::new(BufReader::new(std::io::stdin()))),
-        Some(path) => {
-            let file = std::fs::File::open(path).with_context(|| format!("`{}`", path.display()))?;
-            Ok(Box::new(BufReader::new(file)))
-        }
-    }
-}
-
-/// Every line as JSON, with the number of the line in errors.
-fn for_lines<T: for<'de> Deserialize<'de>>(
-    input: impl BufRead,
-    shape: &str,
-    mut f: impl FnMut(T) -> Result<()>,
-) -> Result<()> {
-    for (i, line) in input.lines().enumerate() {
-        let line = line.with_context(|| format!("line {}", i + 1))?;
-        if !line.trim().is_empty() {
-            let wrong = || format!("line {} of the input is not {shape}", i + 1);
-            f(serde_json::from_str(&line).with_context(wrong)?)?;
-        }
-    }
-    Ok(())
-}
-
 /// A run folder stands for its tokenizer, a GGUF file for the one inside.
-fn load(path: &Path) -> Result<Tokenizer> {
+pub(super) fn load(path: &Path) -> Result<Tokenizer> {
     if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")) {
         return Ok(llamero_infer::open_tokenizer(&llamero_infer::resolve_model(path)?)?);
     }
@@ -161,43 +73,82 @@ fn load(path: &Path) -> Result<Tokenizer> {
     Ok(Tokenizer::load(if inside.is_dir() { &inside } else { path })?)
 }
 
-fn encode(args: &EncodeArgs) -> Result<()> {
-    let tokenizer = load(&args.tokenizer)?;
-    let mut input = reader(args.file.as_deref())?;
-    if args.jsonl {
-        let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-        for_lines(input, r#"{"text": …}"#, |line: TextLine| {
-            serde_json::to_writer(&mut out, &IdsLine { ids: tokenizer.encode(&line.text) })?;
-            Ok(out.write_all(b"\n")?)
-        })?;
-        return Ok(out.flush()?);
-    }
-    let mut text = String::new();
-    input.read_to_string(&mut text).context("the input")?;
-    let ids: Vec<String> = tokenizer.encode(&text).iter().map(u32::to_string).collect();
-    print(ids.join(" "))
+/// A file, or standard input for `-`.
+struct Source {
+    /// As errors call it.
+    name: String,
+    reader: Box<dyn BufRead>,
 }
 
-fn decode(args: &DecodeArgs) -> Result<()> {
-    let tokenizer = load(&args.tokenizer)?;
-    let mut input = reader(args.file.as_deref())?;
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    if args.jsonl {
-        for_lines(input, r#"{"ids": […]}"#, |line: IdsLine| {
-            serde_json::to_writer(&mut out, &TextLine { text: tokenizer.decode(&line.ids)? })?;
-            Ok(out.write_all(b"\n")?)
-        })?;
-        return Ok(out.flush()?);
+impl Source {
+    fn open(path: &Path) -> Result<Source> {
+        if path.as_os_str() == "-" {
+            return Ok(Source {
+                name: "standard input".into(),
+                reader: Box::new(BufReader::new(std::io::stdin())),
+            });
+        }
+        let name = format!("`{}`", path.display());
+        let file = File::open(path).with_context(|| name.clone())?;
+        if file.metadata().with_context(|| name.clone())?.is_dir() {
+            anyhow::bail!("{name} is a folder. hint: name the files in it");
+        }
+        Ok(Source { name, reader: Box::new(BufReader::with_capacity(1 << 16, file)) })
     }
-    let mut text = String::new();
-    input.read_to_string(&mut text).context("the input")?;
-    let mut ids = Vec::new();
-    for word in text.split_whitespace() {
-        match word.parse::<u32>() {
-            Ok(id) => ids.push(id),
-            Err(_) => bail!("`{word}` is not a token id"),
+
+    /// Opens all; standard input where none is named. They are opened one by one, but one that is not there is told at once.
+    fn check(files: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        for path in files {
+            Source::open(path)?;
+        }
+        Ok(if files.is_empty() { vec!["-".into()] } else { files.to_vec() })
+    }
+
+    /// Every line that is not empty as JSON, with its number.
+    fn for_lines<T: DeserializeOwned>(
+        self,
+        shape: &str,
+        mut f: impl FnMut(T, usize, usize) -> Result<()>,
+    ) -> Result<()> {
+        let Source { name, reader } = self;
+        for (line, number) in reader.lines().zip(1..) {
+            let line = line.with_context(|| format!("line {number} of {name}"))?;
+            if !line.trim().is_empty() {
+                let wrong = || format!("line {number} of {name} is not {shape}");
+                f(serde_json::from_str(&line).with_context(wrong)?, number, line.len() + 1)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Progress over the bytes of files; nothing for short ones and for standard input, whose size nobody knows.
+struct Bytes {
+    bar: Option<Progress>,
+    done: u64,
+}
+
+impl Bytes {
+    /// Less is done before a bar can be read.
+    const LEAST: u64 = 16 << 20;
+
+    fn new(name: &str, files: &[PathBuf]) -> Bytes {
+        let sizes =
+            files.iter().map(|path| std::fs::metadata(path).ok().filter(|m| m.is_file()).map(|m| m.len()));
+        let total = sizes.sum::<Option<u64>>().filter(|&total| total >= Bytes::LEAST);
+        Bytes { bar: total.map(|total| Progress::new(name, total, "bytes")), done: 0 }
+    }
+
+    fn add(&mut self, bytes: usize) {
+        self.done += bytes as u64;
+        if let Some(bar) = &self.bar {
+            bar.at(self.done, "");
         }
     }
-    out.write_all(&tokenizer.decode_bytes(&ids)?)?;
-    Ok(out.flush()?)
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish();
+        }
+    }
 }

@@ -20,6 +20,10 @@ pub(crate) enum Fetched {
     Now,
 }
 
+/// Ends the name of a part, after so many digits of the digest.
+const PART: &str = ".part";
+const DIGITS: usize = 12;
+
 /// The part of a file that has come so far.
 struct Part {
     path: PathBuf,
@@ -31,9 +35,8 @@ struct Part {
 impl Part {
     /// Goes on with what is there. The name holds the digest, so that no other version of a file is gone on with.
     fn open(target: &Path, file: &RemoteFile) -> Result<Self> {
-        let mut name = target.file_name().context("a file without a name")?.to_owned();
-        name.push(format!(".{}.part", &file.digest.hex()[..12]));
-        let path = target.with_file_name(name);
+        let name = target.file_name().context("a file without a name")?.to_string_lossy();
+        let path = target.with_file_name(format!("{name}.{}{PART}", &file.digest.hex()[..DIGITS]));
         let says = || format!("`{}`", path.display());
         let mut open = OpenOptions::new();
         let part = open.read(true).append(true).create(true).open(&path).with_context(says)?;
@@ -192,5 +195,26 @@ fn finish(part: Part, target: &Path, file: &RemoteFile) -> Result<()> {
     }
     let says = || format!("`{}`", target.display());
     part.file.sync_all().with_context(says)?;
-    std::fs::rename(&part.path, target).with_context(says)
+    std::fs::rename(&part.path, target).with_context(says)?;
+    sweep(target);
+    Ok(())
+}
+
+/// Removes what was fetched of other versions of a file, which nothing goes on with any more, unless somebody fetches it now. Where
+/// that fails, it is only in nobody's way.
+fn sweep(target: &Path) {
+    let Some(name) = target.file_name() else { return };
+    let prefix = name.to_string_lossy() + ".";
+    let is_part = |path: &Path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let digits = name.and_then(|name| name.strip_prefix(&*prefix)?.strip_suffix(PART));
+        digits.is_some_and(|d| d.len() == DIGITS && d.bytes().all(|byte| byte.is_ascii_hexdigit()))
+    };
+    let parent = target.parent().filter(|parent| !parent.as_os_str().is_empty());
+    for entry in parent.unwrap_or(Path::new(".")).read_dir().into_iter().flatten().flatten() {
+        let path = entry.path();
+        if is_part(&path) && File::open(&path).is_ok_and(|part| part.try_lock().is_ok()) {
+            std::fs::remove_file(&path).ok();
+        }
+    }
 }

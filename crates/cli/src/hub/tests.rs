@@ -173,8 +173,15 @@ fn a_part_of_another_version_is_not_gone_on_with() {
     });
     error(fetch(&old, dir.path(), None));
     let new = hub_of(vec![large("m", &weights())], |request, stored| Reply::file(request, &stored.content));
+    // That of a file of another name stays, and so does one that somebody is fetching.
+    std::fs::write(dir.path().join("n.0123456789ab.part"), "").unwrap();
+    let busy = dir.path().join("m.0123456789ab.part");
+    let lock = std::fs::File::create(&busy).unwrap();
+    lock.lock().unwrap();
+    assert_eq!(names(dir.path()).len(), 3);
     assert_eq!(fetch(&new, dir.path(), None).unwrap(), [Fetched::Now]);
     assert!(std::fs::read(dir.path().join("m")).unwrap() == weights());
+    assert_eq!(names(dir.path()), ["m", "m.0123456789ab.part", "n.0123456789ab.part"]);
 }
 
 #[test]

@@ -220,7 +220,7 @@ fn infer_says_how_fast_a_model_answers() {
         "decode_tokens_per_s",
         "generated_tokens_per_s",
     ];
-    for more in ["--concurrency 5", "--kv int8 --rows 16", "--dtype bf16 --kv-memory 1", "--lookup"] {
+    for more in ["--concurrency 5", "--kv int8 --rows 16", "--dtype auto --kv-memory 1", "--lookup"] {
         let result = bench(&format!("{args} --json {more}"), &[]).json();
         positive(&result, &keys);
         positive(&result, &["params", "peak_kv_bytes", "peak_memory_bytes"]);

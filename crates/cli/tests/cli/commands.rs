@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::world::{Dice, arg, llamero, llamero_reading, manifest, names, prose, shared, write};
+use crate::world::{Dice, arg, copy_dir, llamero, llamero_reading, manifest, names, prose, shared, write};
 
 /// The fine-tuned model by each of its names.
 fn models() -> [PathBuf; 3] {
@@ -56,7 +56,10 @@ fn generate_is_the_same_every_time_and_from_every_folder() {
     assert!(text.starts_with(prompt) && text.ends_with('\n'), "{text:?}");
     assert_eq!(ask(&models()[0], &["--threads", "1"]).ok(), text);
     let answer = ask(&models()[0], &["--json"]).json();
-    assert_eq!(keys(&answer), ["finish", "ids", "logprobs", "prompt_ids", "text", "timing"]);
+    assert_eq!(
+        keys(&answer),
+        ["finish", "ids", "logprobs", "prompt_ids", "stop_id", "stop_logprob", "text", "timing"]
+    );
     assert_eq!(format!("{prompt}{}\n", answer["text"].as_str().unwrap()), text);
     let ids = answer["ids"].as_array().unwrap().len();
     assert!((1..=12).contains(&ids), "{answer}");
@@ -137,8 +140,123 @@ fn guesses_change_nothing_and_are_counted() {
     // The model itself is always right.
     let right = ask(&["--draft", arg(&model)]);
     assert!(right["accepted_tokens"].as_u64() > Some(30), "{right}");
-    let narrow = ["generate", arg(&model), "--prompt", "# demo", "--max-tokens", "60", "--kv-memory", "0"];
-    llamero(narrow).fails(1, &["keys and values", "bytes", "hint"]);
+}
+
+/// The shared model with other sizes in its configuration; nothing of it is trained for them.
+fn with_sizes(model: &Path, change: impl FnOnce(&mut Value)) {
+    copy_dir(&shared().exported, model);
+    let config = model.join("config.json");
+    let mut sizes: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    change(&mut sizes);
+    write(&config, sizes.to_string());
+}
+
+#[test]
+fn memory_for_keys_and_values_is_named_by_its_option() {
+    let tmp = tempfile::tempdir().unwrap();
+    let model = tmp.path().join("long");
+    with_sizes(&model, |sizes| sizes["max_position_embeddings"] = 100_000.into());
+    let ask = |kib: &str| {
+        llamero(["generate", arg(&model), "--prompt", "# demo", "--max-tokens", "90000", "--kv-memory", kib])
+    };
+    let said = ask("1")
+        .fails(1, &["`--kv-memory 1`", "`--max-tokens`", "MiB", "hint: give `--kv-memory ", "--kv int8"]);
+    // What it asks for is enough to begin with, and one less is not.
+    let wanted: u64 =
+        said.split("give `--kv-memory ").nth(1).unwrap().split('`').next().unwrap().parse().unwrap();
+    ask(&(wanted - 1).to_string()).fails(1, &[&format!("give `--kv-memory {wanted}`")]);
+    let chat = ["chat", arg(&model), "--kv-memory", "1", "--max-tokens", "90000"];
+    let said = llamero_reading(chat, "Hello\n");
+    assert!(said.code == Some(1) && said.err.contains("`--kv-memory 1`"), "{said:?}");
+}
+
+#[test]
+fn prompts_come_from_files_and_standard_input() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (file, text) = (tmp.path().join("prompt.txt"), "# demo3\n\nA graph\n");
+    write(&file, text);
+    let model = &shared().run;
+    let call = ["generate", arg(model), "--temperature", "0", "--max-tokens", "6"];
+    let ask = |more: &[&str], input: &str| llamero_reading(call.iter().chain(more), input).ok();
+    let expected = ask(&["--prompt", text], "");
+    assert!(expected.starts_with(text));
+    assert_eq!(ask(&["--prompt", "-"], text), expected);
+    assert_eq!(ask(&["--prompt-file", arg(&file)], ""), expected);
+    assert_eq!(ask(&["--prompt-file", "-"], text), expected);
+}
+
+#[test]
+fn the_token_that_ends_an_answer_is_told_apart() {
+    let model = shared().run.join("sft");
+    let call = ["generate", arg(&model), "--prompt", "# demo", "--temperature", "0", "--json"];
+    // The likeliest first token ends the answer at once.
+    let first = llamero(call.iter().chain(&["--max-tokens", "1"])).json();
+    let ends: Value =
+        serde_json::from_slice(&fs::read(shared().exported.join("generation_config.json")).unwrap()).unwrap();
+    let end = ends["eos_token_id"][0].as_u64().unwrap();
+    assert!(first["stop_id"].is_null() && first["stop_logprob"].is_null(), "{first}");
+    let bias = format!("{end}=100");
+    let stopped = llamero(call.iter().chain(&["--logit-bias", bias.as_str()])).json();
+    assert_eq!((&stopped["finish"], &stopped["stop_id"]), (&"stop".into(), &end.into()));
+    assert_eq!((&stopped["ids"], &stopped["logprobs"]), (&json!([]), &json!([])));
+    assert!(stopped["stop_logprob"].as_f64() < Some(0.0), "{stopped}");
+    for answer in [&first, &stopped] {
+        assert_eq!(answer["ids"].as_array().unwrap().len(), answer["logprobs"].as_array().unwrap().len());
+    }
+}
+
+#[test]
+fn a_text_longer_than_the_context_is_said_to_be_read_in_windows() {
+    let tmp = tempfile::tempdir().unwrap();
+    let file = tmp.path().join("text.txt");
+    let score = |text: &str| {
+        write(&file, text);
+        llamero(["score", arg(&models()[0]), "--text", arg(&file), "--json"])
+    };
+    let short = score("The graph of a tree.");
+    assert!(!short.err.contains("windows"), "{}", short.err);
+    let short = short.json();
+    assert_eq!((&short["windows"], &short["context"]), (&1.into(), &160.into()));
+    assert_eq!(short["bytes"], short["text_bytes"]);
+    let long = score(&prose(&mut Dice(3), 6));
+    let err = long.err.clone();
+    let long = long.json();
+    let windows = long["windows"].as_u64().unwrap();
+    // The first one scores 160 tokens, and each of the others 80.
+    assert_eq!(windows, 1 + (long["tokens"].as_u64().unwrap() - 160).div_ceil(80));
+    for phrase in
+        ["note: ", "longer than the context of 160 tokens", &format!("{windows} windows"), "80 tokens after"]
+    {
+        assert!(err.contains(phrase), "no `{phrase}` in {err}");
+    }
+}
+
+#[test]
+fn bits_per_byte_are_those_of_the_predicted_tokens() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (gguf, file) = (tmp.path().join("a.gguf"), tmp.path().join("text.txt"));
+    llamero(["convert", arg(&shared().exported), arg(&gguf)]).ok();
+    // The same model, of which the file says that texts do not begin with a token.
+    let mut bytes = fs::read(&gguf).unwrap();
+    let key = b"tokenizer.ggml.add_bos_token";
+    let at = bytes.windows(key.len()).position(|part| part == key).unwrap() + key.len() + 4;
+    assert_eq!(std::mem::replace(&mut bytes[at], 0), 1);
+    write(&gguf, bytes);
+    write(&file, "The graph of a tree.");
+    let ask =
+        |model: &Path| llamero(["score", arg(model), "--text", arg(&file), "--json", "--tokens"]).json();
+    let (with, without) = (ask(&shared().exported), ask(&gguf));
+    let ids = |score: &Value| score["ids"].as_array().unwrap().clone();
+    assert_eq!(ids(&without), ids(&with)[1..]);
+    let first = llamero_reading(
+        ["tokenizer", "decode", "--tokenizer", arg(&shared().exported)],
+        &ids(&with)[0].to_string(),
+    );
+    let (text, rest) = (with["text_bytes"].as_u64().unwrap(), without["bytes"].as_u64().unwrap());
+    assert_eq!((with["bytes"].as_u64(), without["text_bytes"].as_u64()), (Some(text), Some(text)));
+    assert_eq!(rest, text - first.ok().len() as u64);
+    let bits = without["nll"].as_f64().unwrap() / std::f64::consts::LN_2 / rest as f64;
+    assert!((without["bits_per_byte"].as_f64().unwrap() / bits - 1.0).abs() < 1e-12, "{without}");
 }
 
 #[test]
@@ -155,7 +273,10 @@ fn score_says_tokens_nll_and_bits_per_byte() {
     let line =
         same_for_all(|model| timeless(llamero(["score", arg(model), "--text", arg(&file), "--json"]).json()));
     let score: Value = serde_json::from_str(&line).unwrap();
-    assert_eq!(keys(&score), ["bits_per_byte", "bytes", "nll", "seconds", "tokens"]);
+    assert_eq!(
+        keys(&score),
+        ["bits_per_byte", "bytes", "context", "nll", "seconds", "text_bytes", "tokens", "windows"]
+    );
     assert_eq!(score["bytes"], text.len());
     let bits = score["nll"].as_f64().unwrap() / std::f64::consts::LN_2 / text.len() as f64;
     assert!((score["bits_per_byte"].as_f64().unwrap() / bits - 1.0).abs() < 1e-12, "{score}");

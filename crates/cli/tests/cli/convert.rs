@@ -1,11 +1,15 @@
 //! Models in other formats: they say the same, and nothing is overwritten unasked.
 
 use std::fs;
+use std::io::Read;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::Command;
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::world::{arg, llamero, names, shared, write};
+use crate::world::{arg, command, copy_dir, llamero, names, shared, write};
 
 fn answer(model: &Path) -> Value {
     let args = ["--prompt", "The crate demo3", "--max-tokens", "12", "--temperature", "0", "--json"];
@@ -64,6 +68,8 @@ fn blocks_are_smaller_and_inspected() {
     assert_eq!(bytes, number(&said["weight_bytes"]));
     assert!(plain.get("tensors").is_none());
     assert_eq!(said["metadata"]["general.architecture"], "llama");
+    assert_eq!(said["metadata"]["llama.block_count"], said["layers"]);
+    assert!((said["metadata"]["llama.rope.freq_base"].as_f64().unwrap() - 500_000.0).abs() < 1.0, "{said}");
     let text = llamero(["inspect", arg(&gguf), "--tensors"]).ok();
     assert!(
         text.contains("general.architecture = llama") && text.contains("token_embd.weight Q8_0 ["),
@@ -119,6 +125,99 @@ fn nothing_is_overwritten_unasked() {
     llamero(["convert", arg(&missing), arg(&tmp.path().join("x"))]).fails(1, &["no model at", arg(&missing)]);
     llamero(["convert", model, "x.gguf", "--encoding", "Q3_K"]).fails(2, &["Q3_K", "Q4_K"]);
     assert_eq!(names(tmp.path()), ["a.gguf", "folder"]);
+}
+
+#[test]
+fn a_model_is_never_written_over_itself() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let [gguf, link, hard, folder] =
+        ["a.gguf", "link.gguf", "hard.gguf", "folder"].map(|name| tmp.path().join(name));
+    llamero(["convert", arg(&shared.exported), arg(&gguf)]).ok();
+    std::os::unix::fs::symlink(&gguf, &link).unwrap();
+    fs::hard_link(&gguf, &hard).unwrap();
+    copy_dir(&shared.exported, &folder);
+    let before = fs::read(&gguf).unwrap();
+    let around = tmp.path().join("folder/../a.gguf");
+    let weights = folder.join("model.safetensors");
+    for (from, to) in
+        [(&gguf, &gguf), (&link, &gguf), (&gguf, &link), (&hard, &gguf), (&around, &gguf), (&folder, &folder)]
+    {
+        llamero(["convert", arg(from), arg(to), "--force", "--encoding", "F16"])
+            .fails(1, &[arg(to), "the model itself", "hint:"]);
+    }
+    llamero(["convert", arg(&folder), arg(&weights), "--to", "gguf", "--force"])
+        .fails(1, &["the model itself"]);
+    assert!(fs::read(&gguf).unwrap() == before && answer(&folder) == answer(&shared.exported));
+}
+
+#[test]
+fn gguf_is_known_by_its_first_bytes() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let [named, other] = ["a.gguf", "model.bin"].map(|name| tmp.path().join(name));
+    llamero(["convert", arg(&shared.run), arg(&named)]).ok();
+    llamero(["convert", arg(&shared.run), arg(&other), "--to", "gguf"]).ok();
+    assert_eq!(answer(&other), answer(&named));
+    assert_eq!(llamero(["inspect", arg(&other), "--json"]).json()["format"], "gguf");
+    write(&other, "no model");
+    llamero(["inspect", arg(&other)]).fails(1, &["model.bin", "not in GGUF", "hint:"]);
+}
+
+/// A pipe where `convert` writes before it renames, which is full soon.
+fn pipe_in_the_way(gguf: &Path) -> fs::File {
+    let path = gguf.with_file_name(format!(".{}.tmp", gguf.file_name().unwrap().to_str().unwrap()));
+    assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+    // Reading may begin before anybody writes.
+    fs::File::options().read(true).write(true).open(&path).unwrap()
+}
+
+#[test]
+fn what_a_signal_stops_is_removed() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let gguf = tmp.path().join("a.gguf");
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut pipe = pipe_in_the_way(&gguf);
+        let mut child = command(["convert", arg(&shared.exported), arg(&gguf)]).spawn().unwrap();
+        // It has begun to write, and the rest does not fit the pipe.
+        pipe.read_exact(&mut [0; 4]).unwrap();
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(signal.as_raw()));
+        assert!(names(tmp.path()).is_empty(), "{:?}", names(tmp.path()));
+    }
+}
+
+#[test]
+fn what_a_kill_leaves_is_replaced_and_no_model() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let model = arg(&shared.exported);
+    let [gguf, left] = ["a.gguf", ".a.gguf.tmp"].map(|name| tmp.path().join(name));
+    llamero(["convert", model, arg(&gguf)]).ok();
+    let bytes = fs::read(&gguf).unwrap();
+    fs::remove_file(&gguf).unwrap();
+    write(&left, &bytes[..bytes.len() / 2]);
+    llamero(["inspect", arg(tmp.path())]).fails(1, &["no model at"]);
+    llamero(["inspect", arg(&left)]).fails(1, &["truncated"]);
+    llamero(["convert", model, arg(&gguf)]).ok();
+    assert_eq!(names(tmp.path()), ["a.gguf"]);
+    assert!(fs::read(&gguf).unwrap() == bytes);
+    fs::remove_file(&gguf).unwrap();
+
+    // Folders: of a process that is gone, of one that works on it, and of somebody else.
+    let folder = tmp.path().join("out");
+    let [gone, busy, other] =
+        ["out.7.partial", "out.8.partial", "out.9.partial"].map(|name| tmp.path().join(name));
+    for left in [&gone, &busy] {
+        write(&left.join("model.safetensors"), "half");
+        write(&left.join(".config.json.tmp"), "");
+    }
+    write(&other.join("thesis.txt"), "years of work");
+    let lock = fs::File::open(&busy).unwrap();
+    lock.lock().unwrap();
+    llamero(["inspect", arg(&gone)]).fails(1, &["hint:"]);
+    llamero(["convert", model, arg(&folder)]).ok();
+    assert_eq!(names(tmp.path()), ["out", "out.8.partial", "out.9.partial"]);
+    drop(lock);
+    llamero(["convert", model, arg(&folder), "--force"]).ok();
+    assert_eq!(names(tmp.path()), ["out", "out.9.partial"]);
 }
 
 #[test]

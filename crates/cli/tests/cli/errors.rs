@@ -1,7 +1,7 @@
 //! What can go wrong: the exit code, a message that names the thing and says what to do, and nothing left that looks
 //! finished.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::world::{
     Dice, arg, assert_tidy, command, contents, copy_dir, flip_byte, llamero, llamero_reading, names, prose,
-    recipe, run_args, shared, write,
+    recipe, run_args, said, shared, write,
 };
 
 /// A folder with the test's recipe over the shared corpus.
@@ -137,7 +137,7 @@ fn what_is_no_model_is_told_apart() {
     fs::create_dir(&half).unwrap();
     fs::copy(shared.exported.join("config.json"), half.join("config.json")).unwrap();
     let cases: &[(PathBuf, &[&str])] = &[
-        (tmp.path().join("nope"), &["no model at", "no such folder"]),
+        (tmp.path().join("nope"), &["no model at", "no such file or folder"]),
         (shared.run.join("curate"), &["kind `curate`", "`sft`"]),
         (shared.recipe.clone(), &["it is a file"]),
         (tmp.path().to_owned(), &["no model at"]),
@@ -230,7 +230,25 @@ fn bad_input_of_commands_is_named() {
     generate("--penalty-window", "0").fails(1, &["penalty_window", "1 or more"]);
     generate("--logit-bias", "3=200").fails(1, &["logit_bias", "3: 200", "-100 forbids"]);
     generate("--logit-bias", "999999=1").fails(1, &["999999", "vocabulary"]);
+    generate("--kv-memory", "0").fails(2, &["--kv-memory", "0 is not in 1.."]);
+    for seed in ["-1", "1.5", "18446744073709551616"] {
+        generate("--seed", seed).fails(2, &["--seed", "from 0 to 2^64-1"]);
+    }
+    generate("--seed", "18446744073709551615").ok();
     generate("--stop", "").fails(1, &["`stop`", "one character"]);
+    llamero(["generate", model, "--prompt-file", arg(&binary)])
+        .fails(1, &["binary.bin", "not UTF-8", "at 3"]);
+    llamero(["generate", arg(&missing), "--prompt", "x"])
+        .fails(1, &["no model at", "missing.txt", "no such file or folder"]);
+    for preset in ["8b", "llama3-8b"] {
+        let says = [preset, "preset", "no weights", "hint:"];
+        llamero(["generate", preset, "--prompt", "x"]).fails(1, &says);
+        llamero(["score", preset, "--text", arg(&empty.with_file_name("binary.bin"))]).fails(1, &["UTF-8"]);
+        llamero(["chat", preset]).fails(1, &says);
+        llamero(["convert", preset, "x.gguf"]).fails(1, &says);
+        llamero(["export", preset, "--out", "x"]).fails(1, &says);
+        llamero(["bench", "infer", preset]).fails(1, &says);
+    }
     let long = "word ".repeat(400);
     llamero(["generate", model, "--prompt", &long]).fails(1, &["prompt", "does not fit", "160"]);
     let tokenizer = shared.run.join("tokenizer");
@@ -258,6 +276,7 @@ fn wrong_usage_is_another_exit_code() {
         (&["frobnicate"], "frobnicate"),
         (&["run"], "<RECIPE>"),
         (&["generate", "runs/x"], "--prompt"),
+        (&["generate", "runs/x", "--prompt", "x", "--prompt-file", "y"], "--prompt-file"),
         (&["generate", "runs/x", "--prompt", "x", "--max-tokens", "many"], "--max-tokens"),
         (&["generate", "runs/x", "--prompt", "x", "--logit-bias", "the=1"], "token id"),
         (&["generate", "runs/x", "--prompt", "x", "--dtype", "f16"], "bf16"),
@@ -323,6 +342,32 @@ fn a_full_disk_stops_the_run_and_more_room_lets_it_finish() {
     assert!(stages.len() >= 4, "the disk was full in {stages:?} only");
     assert_tidy(&run, false);
     assert!(contents(&run) == contents(&shared().run));
+}
+
+#[test]
+fn only_what_resumes_is_said_to_resume() {
+    let (shared, tmp) = (shared(), tempfile::tempdir().unwrap());
+    let model = arg(&shared.exported);
+    let never = |text: String| assert!(!text.contains("resumes"), "{text}");
+    for args in [&["generate", model, "--prompt", "x", "--json"][..], &["inspect", model]] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let mut command = command(args);
+        let said = said(&command.stdout(full).output().unwrap());
+        never(said.fails(1, &["disk full", "hint: free some space"]));
+    }
+    never(llamero(["why", model]).fails(1, &[model, "no finished artifact", "hint:", "RUN/sft"]));
+    never(llamero(["why", arg(&tmp.path().join("nope"))]).fails(1, &["no such file or folder"]));
+    let Some(disk) = SmallDisk::mount(&tmp.path().join("disk"), 64) else {
+        println!("skipped: this user cannot mount a tmpfs");
+        return;
+    };
+    for out in ["a.gguf", "folder"] {
+        never(
+            llamero(["convert", model, arg(&disk.0.join(out))])
+                .fails(1, &["disk full", "hint: free some space"]),
+        );
+        assert!(names(&disk.0).is_empty(), "{:?}", names(&disk.0));
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 mod bench;
 mod commands;
+mod conversations;
 mod convert;
 mod dry_run;
 mod errors;
@@ -15,4 +16,6 @@ mod mpi;
 mod pull;
 mod ranks;
 mod runs;
+mod tokenizer;
+mod tokenizer_train;
 mod world;

@@ -3,8 +3,7 @@
 use std::ops::Range;
 
 use llamero_tensor::{
-    Attention, CachedSegment, DType, GatheredSegment, Heads, KV_PAGE, KvLayout, PagedSegment, Segments,
-    Shape, Tensor,
+    Attention, DType, GatheredSegment, Heads, KV_PAGE, KvLayout, PagedSegment, Segments, Shape, Tensor,
 };
 
 use super::check_heads;
@@ -60,7 +59,7 @@ fn whole(segments: &Segments) -> Vec<GatheredSegment> {
 pub(super) fn forward(cpu: &Cpu, qkv: &Tensor, heads: Heads, segments: &Segments) -> Attention {
     const OP: &str = "attention";
     check_heads(OP, qkv, heads, segments.total_rows());
-    assert!(segments.iter().all(|s| s.past == 0), "attention: a segment has a past; use `attention_cached`");
+    assert!(segments.iter().all(|s| s.past == 0), "attention: a segment has a past; use `attention_paged`");
     let documents = documents(&whole(segments), (mat(OP, qkv), heads.query_width()), heads);
     with_type!(qkv.dtype(), E => attend_all::<E>(cpu, qkv, heads, documents, OP))
 }
@@ -75,34 +74,6 @@ pub(super) fn gathered(
     check_gathered(OP, (qkv, kv), heads, segments);
     let documents = documents(segments, (mat(OP, kv), 0), heads);
     with_type!(qkv.dtype(), E => attend_all::<E>(cpu, qkv, heads, documents, OP))
-}
-
-pub(super) fn cached(cpu: &Cpu, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
-    const OP: &str = "attention_cached";
-    let total = segments.last().map_or(0, |s| s.segment.rows.end);
-    check_heads(OP, qkv, heads, total);
-    let mut next = 0;
-    let mut documents = Vec::with_capacity(segments.len());
-    for CachedSegment { segment, keys, values } in segments {
-        let valid = segment.past + segment.rows.len();
-        let fits = segment.rows.start == next
-            && [keys.dtype(), values.dtype()] == [qkv.dtype(); 2]
-            && keys.cols() == heads.kv_width()
-            && values.cols() == heads.kv_width()
-            && keys.rows() >= valid
-            && values.rows() >= valid;
-        fits!("attention_cached", fits, qkv, heads, segment, keys, values);
-        next = segment.rows.end;
-        if !segment.rows.is_empty() {
-            documents.push(Document {
-                first_row: segment.rows.start,
-                rows: segment.rows.len(),
-                past: segment.past,
-                source: Source::Rows { keys: mat(OP, keys), values: mat(OP, values) },
-            });
-        }
-    }
-    with_type!(qkv.dtype(), E => attend_all::<E>(cpu, qkv, heads, documents, OP).out)
 }
 
 pub(super) fn paged(

@@ -17,7 +17,10 @@ impl Scheduler {
         self.jobs[i].sequence = Sequence { len: 0, pages };
         // Each request before this one will want another page soon. The first one takes what it needs.
         let spare = self.jobs[..i].iter().filter(|job| job.is_running()).count();
-        if !self.make_room(missing + spare, i, model) {
+        // Those behind the first one wait where the system has less than the limit by now.
+        let wanted = self.pool.live() + missing + spare;
+        let there = i == 0 || self.available.fits(wanted, self.counts.peak_pages);
+        if !(there && self.make_room(missing + spare, i, model)) {
             self.jobs[i].sequence.truncate(0);
             return false;
         }

@@ -1,6 +1,8 @@
 //! Conversations.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use llamero_model::Config;
 use llamero_tensor::DType;
@@ -166,8 +168,44 @@ fn a_template_of_the_tokenizer_is_used() {
     let prompt = tokenizer.encode_dialog_prompt(&[Message::new(Role::User, "Say <|eot_id|>")]).unwrap();
     assert_eq!(tokenizer.decode(&prompt).unwrap(), text);
 
+    let refused = ChatSession::new(&engine, params(5), Some("Be brief.")).err().unwrap().to_string();
+    assert_eq!(refused, "chat template: line 1: no instructions");
+}
+
+#[test]
+fn a_message_that_the_template_refuses_leaves_the_conversation_as_it_was() {
+    let engine = templated(
+        "{% for m in messages %}{% if m.content == 'No.' %}{{ raise_exception('not that') }}{% endif %}\
+         [{{ m.role }}] {{ m.content }}{% endfor %}",
+    );
     let mut chat = ChatSession::new(&engine, params(5), Some("Be brief.")).unwrap();
-    let error = chat.reply("Hello", &mut ignore).unwrap_err().to_string();
-    assert_eq!(error, "chat template: line 1: no instructions");
-    assert_eq!(roles(&chat), [Role::System], "the conversation is as it was");
+    let mut ignore = |_: &str| ControlFlow::Continue(());
+    let error = chat.reply("No.", &mut ignore).unwrap_err().to_string();
+    assert_eq!(error, "chat template: line 1: not that");
+    assert_eq!(roles(&chat), [Role::System]);
+    chat.reply("Yes.", &mut ignore).unwrap();
+    assert_eq!(roles(&chat), [Role::System, Role::User, Role::Assistant]);
+}
+
+#[test]
+fn an_answer_can_be_ended_from_outside() {
+    let engine = engine(1000);
+    let mut chat = ChatSession::new(&engine, params(200), None).unwrap();
+    let end = Arc::new(AtomicBool::new(true));
+    // While the prompt is read: nothing was said.
+    let reply = chat.reply_until("Hello", Some(&end), &mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((reply.finish, reply.text.as_str()), (Finish::Cancelled, ""));
+    assert!(chat.messages().is_empty());
+    // While it speaks: what was said stays.
+    end.store(false, Ordering::Relaxed);
+    let mut pieces = 0;
+    let mut on_text = |_: &str| {
+        pieces += 1;
+        end.store(pieces == 3, Ordering::Relaxed);
+        ControlFlow::Continue(())
+    };
+    let reply = chat.reply_until("Hello", Some(&end), &mut on_text).unwrap();
+    assert_eq!(reply.finish, Finish::Cancelled);
+    assert!(reply.tokens < 200 && !reply.text.is_empty(), "{reply:?}");
+    assert_eq!(roles(&chat), [Role::User, Role::Assistant]);
 }

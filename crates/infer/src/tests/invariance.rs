@@ -162,8 +162,8 @@ fn answers_of_quantised_weights_do_not_depend_on_other_requests() {
     let weights = weights::open(dir.path()).unwrap();
     for encoding in [Encoding::Q4_1, Encoding::Q8_0] {
         let path = dir.path().join("model.gguf");
-        let vocabulary = gguf_vocabulary(&tokenizer).unwrap();
-        Writer::new(&*weights, encoding, 1).describe("tiny", Some(&vocabulary)).write(&path).unwrap();
+        let vocabulary = gguf_vocabulary(&tokenizer, 512).unwrap();
+        Writer::new(&*weights, encoding, 1).describe("tiny", vocabulary).write(&path).unwrap();
         check(KvFormat::Same, &|| Engine::open(&path, Arc::clone(&backend), None).unwrap());
         let on = |threads| Engine::open(&path, Arc::new(Cpu::new(threads).unwrap()), None).unwrap();
         let expected = together(&on(2), &requests());

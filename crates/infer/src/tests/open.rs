@@ -186,7 +186,7 @@ fn a_run_gives_its_latest_finished_model() {
 #[test]
 fn what_is_no_model_is_said() {
     let (tmp, run) = temporary();
-    says(&run, &["no model at", "there is no such folder", "hint"]);
+    says(&run, &["no model at", "there is no such file or folder", "hint"]);
     let file = tmp.path().join("model.safetensors");
     std::fs::write(&file, "x").unwrap();
     says(&file, &["it is a file", "name the folder"]);

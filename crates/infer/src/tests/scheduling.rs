@@ -1,7 +1,10 @@
 //! The scheduler over a scripted model, whose pages hold the tokens themselves.
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
 
 use bytes::Bytes;
 use llamero_comm::CommError;
@@ -10,7 +13,7 @@ use llamero_tensor::{DType, KV_PAGE, Shape, Tensor};
 use crate::cache::Part;
 use crate::draft::DraftSession;
 use crate::request::Cancel;
-use crate::scheduler::{Job, Limits, Model, Output, Scheduler};
+use crate::scheduler::{Available, Job, Limits, Model, Output, Scheduler};
 use crate::{Event, Finish, Generation, Guess, Logprobs, Request, SamplingParams, Task};
 
 const VOCAB: u64 = 11;
@@ -182,6 +185,10 @@ fn add(scheduler: &mut Scheduler, request: Request) -> Caller {
     Caller { request, events, cancel, leaves: None }
 }
 
+fn scheduler_of(limits: Limits) -> Scheduler {
+    Scheduler::new(limits, Available::unknown())
+}
+
 /// Checks all that a caller was told.
 fn check(caller: &Caller, left: bool, what: &str) {
     let (ids, logprobs) = expected(&caller.request);
@@ -223,7 +230,7 @@ fn scenario(seed: u64) -> Vec<(u64, usize, usize)> {
     // The longest request needs 7 pages.
     let (pages, idle, saved) = (7 + random.below(30), random.below(12), random.below(12));
     let limits = Limits { rows, sequences, pages, idle, saved };
-    let mut scheduler = Scheduler::new(limits);
+    let mut scheduler = scheduler_of(limits);
     let mut callers: Vec<Caller> = Vec::new();
     let (mut trace, mut step, requests) = (Vec::new(), 0, 3 + random.below(25));
     while callers.len() < requests || scheduler.len() > 0 {
@@ -284,7 +291,7 @@ fn order(scheduler: &mut Scheduler, callers: &[Caller]) -> Vec<usize> {
 
 #[test]
 fn higher_priorities_take_the_pages_of_lower_ones() {
-    let mut scheduler = Scheduler::new(limits(4));
+    let mut scheduler = scheduler_of(limits(4));
     let low = add(&mut scheduler, generate((0..100).map(|i| i % 5).collect(), 100));
     (0..20).for_each(|_| scheduler.step(&Script));
     let before = low.events.try_iter().count();
@@ -302,7 +309,7 @@ fn higher_priorities_take_the_pages_of_lower_ones() {
 fn what_was_taken_is_saved_as_far_as_there_is_room_and_read_again_beyond() {
     // Without room the prompt and what was said are read twice, the scores among them are told once.
     for (saved, again) in [(4, 0), (1, 1)] {
-        let mut scheduler = Scheduler::new(Limits { saved, ..limits(4) });
+        let mut scheduler = scheduler_of(Limits { saved, ..limits(4) });
         let prompt: Vec<u32> = (0..200).map(|i| i % 5).collect();
         let low = add(&mut scheduler, Request { priority: -1, ..Request::score(prompt, 50) });
         (0..2).for_each(|_| scheduler.step(&Script));
@@ -320,7 +327,7 @@ fn what_was_taken_is_saved_as_far_as_there_is_room_and_read_again_beyond() {
 
 #[test]
 fn equals_go_in_the_order_in_which_they_came() {
-    let mut scheduler = Scheduler::new(limits(4));
+    let mut scheduler = scheduler_of(limits(4));
     let callers: Vec<Caller> =
         (0..6).map(|n| add(&mut scheduler, generate(vec![n; 100 + n as usize], 90))).collect();
     assert_eq!(order(&mut scheduler, &callers), [0, 1, 2, 3, 4, 5]);
@@ -328,7 +335,7 @@ fn equals_go_in_the_order_in_which_they_came() {
 
 #[test]
 fn who_waits_for_long_is_not_passed_over_forever() {
-    let mut scheduler = Scheduler::new(limits(3));
+    let mut scheduler = scheduler_of(limits(3));
     let low = add(&mut scheduler, Request { priority: -2, ..generate(vec![1; 100], 20) });
     // As soon as one of high priority ends, the next one is there.
     let (mut high, mut done) = (add(&mut scheduler, generate(vec![2; 100], 80)), 0);
@@ -348,7 +355,7 @@ fn who_waits_for_long_is_not_passed_over_forever() {
 
 #[test]
 fn long_prompts_do_not_hold_up_answers() {
-    let mut scheduler = Scheduler::new(Limits { rows: 16, ..limits(100) });
+    let mut scheduler = scheduler_of(Limits { rows: 16, ..limits(100) });
     let short = add(&mut scheduler, generate(vec![1, 2, 3], 30));
     scheduler.step(&Script);
     let long = add(&mut scheduler, generate((0..500).map(|i| i % 7).collect(), 5));
@@ -362,7 +369,7 @@ fn long_prompts_do_not_hold_up_answers() {
 
 #[test]
 fn leaving_frees_pages_at_once() {
-    let mut scheduler = Scheduler::new(limits(12));
+    let mut scheduler = scheduler_of(limits(12));
     let callers: Vec<Caller> = (0..3).map(|n| add(&mut scheduler, generate(vec![n; 130], 100))).collect();
     (0..20).for_each(|_| scheduler.step(&Script));
     let before = scheduler.live_pages();
@@ -384,7 +391,7 @@ fn leaving_frees_pages_at_once() {
 
 #[test]
 fn what_was_read_is_not_read_again() {
-    let mut scheduler = Scheduler::new(Limits { idle: 20, ..limits(20) });
+    let mut scheduler = scheduler_of(Limits { idle: 20, ..limits(20) });
     let prompt: Vec<u32> = (0..200).map(|i| i % 9).collect();
     let mut rows = |request: Request| {
         let before = scheduler.counts.rows;
@@ -407,7 +414,7 @@ fn what_was_read_is_not_read_again() {
 
 #[test]
 fn what_was_not_used_for_longest_is_given_up_first() {
-    let mut scheduler = Scheduler::new(Limits { idle: 4, ..limits(20) });
+    let mut scheduler = scheduler_of(Limits { idle: 4, ..limits(20) });
     let mut rows = |root: u32| {
         let before = scheduler.counts.rows;
         let caller = add(&mut scheduler, generate((1..129).map(|i| (i * root) % 11).collect(), 1));
@@ -419,4 +426,38 @@ fn what_was_not_used_for_longest_is_given_up_first() {
     };
     assert_eq!([1, 2, 1, 3].map(&mut rows), [128, 128, 1, 128]);
     assert_eq!([1, 3, 2].map(&mut rows), [1, 1, 128]);
+}
+
+/// Lets eight equal requests through and returns the most pages at a time and how often `read` was asked.
+fn with_room(every: Duration, room: impl Fn(usize) -> Option<usize> + Send + 'static) -> (usize, usize) {
+    let asked = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&asked);
+    let read = move || room(count.fetch_add(1, Ordering::Relaxed));
+    let mut scheduler = Scheduler::new(limits(100), Available::new(every, Box::new(read)));
+    // Two pages each, of which no two are the same.
+    let callers: Vec<Caller> = (0..8).map(|n| add(&mut scheduler, generate(vec![n; 100], 20))).collect();
+    while scheduler.len() > 0 {
+        scheduler.step(&Script);
+    }
+    for caller in &callers {
+        check(caller, false, "with little memory");
+    }
+    (scheduler.counts.peak_pages, asked.load(Ordering::Relaxed))
+}
+
+#[test]
+fn requests_wait_for_memory_that_is_there() {
+    let always = Duration::ZERO;
+    // Where the system does not tell, or has plenty, all go together.
+    let most = with_room(always, |_| None).0;
+    assert!(most >= 16, "{most}");
+    assert_eq!(with_room(always, |_| Some(1000)).0, most);
+    // Without any the first one goes on alone, and each of the others when it comes to be the first.
+    assert_eq!(with_room(always, |_| Some(0)).0, 2);
+    // What is not there at first may be there later.
+    let later = with_room(always, |asked| Some(if asked < 30 { 0 } else { 1000 })).0;
+    assert!((3..=most).contains(&later), "{later}");
+    // A reading is good for some time, less what was taken since.
+    let (peak, asked) = with_room(Duration::MAX, |_| Some(5));
+    assert!(peak <= 7 && asked == 1, "{peak} pages, asked {asked} times");
 }

@@ -63,11 +63,6 @@ impl GgufStrings {
         self.ends.is_empty()
     }
 
-    /// All of them, each in a piece of memory of its own.
-    pub fn to_vec(&self) -> Vec<String> {
-        self.iter().map(String::from).collect()
-    }
-
     /// All of them, in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
         let starts = std::iter::once(&0).chain(&self.ends);

@@ -13,8 +13,7 @@ use super::factors::factors_of;
 use super::names::{EMBEDDING, FACTORS, OUTPUT, gguf_name, is_interleaved};
 use super::value::kind;
 use super::{
-    ALIGNMENT, ALIGNMENT_KEY, ARCHITECTURE, ARCHITECTURE_KEY, GgufArray, GgufFile, GgufValue, GgufVocabulary,
-    MAGIC,
+    ALIGNMENT, ALIGNMENT_KEY, ARCHITECTURE, ARCHITECTURE_KEY, GgufArray, GgufFile, GgufValue, MAGIC,
 };
 use crate::rope::half_split_row;
 use crate::weights::{Piece, WeightError, Weights, transcode};
@@ -57,10 +56,10 @@ impl<'a> Writer<'a> {
         Self { weights, encoding, threads, metadata }
     }
 
-    /// The same with the model's name and, where it has one, its vocabulary.
-    pub fn describe(mut self, name: &str, vocabulary: Option<&GgufVocabulary>) -> Self {
+    /// The same with the model's name, and what the file is to say about its vocabulary (see [`super::GgufTokenizer`]).
+    pub fn describe(mut self, name: &str, vocabulary: impl IntoIterator<Item = (String, GgufValue)>) -> Self {
         self.metadata.insert("general.name".into(), name.into());
-        self.metadata.extend(vocabulary.into_iter().flat_map(tokenizer));
+        self.metadata.extend(vocabulary);
         self
     }
 
@@ -199,25 +198,6 @@ fn sizes(c: &Config) -> BTreeMap<String, GgufValue> {
     ];
     let own = own.into_iter().map(|(key, value)| (format!("{ARCHITECTURE}.{key}"), value));
     own.chain([(ARCHITECTURE_KEY.into(), ARCHITECTURE.into())]).collect()
-}
-
-fn tokenizer(v: &GgufVocabulary) -> impl Iterator<Item = (String, GgufValue)> {
-    let id = |role: &str, id: Option<u32>| Some((format!("ggml.{role}_token_id"), GgufValue::U32(id?)));
-    let text = |key: &str, text: &str| Some((format!("ggml.{key}"), text.into()));
-    let array = |key: &str, array| Some((format!("ggml.{key}"), GgufValue::Array(array)));
-    let entries = [
-        text("model", &v.model),
-        text("pre", &v.pre).filter(|_| !v.pre.is_empty()),
-        array("tokens", GgufArray::String(v.tokens.iter().collect())),
-        array("token_type", GgufArray::I32(v.token_types.clone())).filter(|_| !v.token_types.is_empty()),
-        array("merges", GgufArray::String(v.merges.iter().collect())),
-        id("bos", v.bos),
-        id("eos", v.eos),
-        id("eot", v.eot),
-        v.add_bos.map(|add| ("ggml.add_bos_token".into(), add.into())),
-        v.chat_template.as_ref().map(|t| ("chat_template".into(), t.as_str().into())),
-    ];
-    entries.into_iter().flatten().map(|(key, value)| (format!("tokenizer.{key}"), value))
 }
 
 /// Everything up to the first tensor.

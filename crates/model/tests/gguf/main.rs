@@ -8,10 +8,11 @@ mod raw;
 mod round_trip;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use llamero_model::gguf::{GgufVocabulary, Writer};
+use llamero_model::gguf::{GgufArray, GgufValue, Writer};
 use llamero_model::weights::TensorInfo;
 use llamero_model::{Config, ParamSpec, StopTokens, WeightError, Weights, initial_values};
 use llamero_tensor::{DType, Encoding, StoredRows};
@@ -70,26 +71,26 @@ impl<F: Fn(&ParamSpec, Range<usize>) -> Vec<f32> + Send + Sync> Weights for Memo
     }
 }
 
-fn vocabulary() -> GgufVocabulary {
+fn vocabulary() -> BTreeMap<String, GgufValue> {
     let mut tokens: Vec<String> = (b'a'..=b'r').map(|b| char::from(b).to_string()).collect();
     tokens.extend(["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"].map(String::from));
-    let token_types = (0..21).map(|id| if id < 18 { 1 } else { 3 }).collect();
-    GgufVocabulary {
-        model: "gpt2".into(),
-        pre: "llama-bpe".into(),
-        tokens,
-        token_types,
-        merges: vec!["a b".into(), "ab c".into()],
-        bos: Some(18),
-        eos: Some(19),
-        eot: None,
-        add_bos: Some(true),
-        chat_template: Some("{{ messages }} «é»".into()),
-    }
+    let strings = |all: &[String]| GgufValue::Array(GgufArray::String(all.iter().collect()));
+    let types = (0..21).map(|id| if id < 18 { 1 } else { 3 }).collect();
+    let entries: [(&str, GgufValue); 8] = [
+        ("ggml.model", "gpt2".into()),
+        ("ggml.pre", "llama-bpe".into()),
+        ("ggml.tokens", strings(&tokens)),
+        ("ggml.token_type", GgufValue::Array(GgufArray::I32(types))),
+        ("ggml.merges", strings(&["a b".into(), "ab c".into()])),
+        ("ggml.bos_token_id", 18u32.into()),
+        ("ggml.eos_token_id", 19u32.into()),
+        ("chat_template", "{{ messages }} «é»".into()),
+    ];
+    entries.into_iter().map(|(key, value)| (format!("tokenizer.{key}"), value)).collect()
 }
 
 fn write(path: &Path, weights: &dyn Weights, encoding: Encoding) -> Result<(), WeightError> {
-    Writer::new(weights, encoding, 2).describe("tiny", Some(&vocabulary())).write(path)
+    Writer::new(weights, encoding, 2).describe("tiny", vocabulary()).write(path)
 }
 
 /// The stored bytes of all rows of a parameter.

@@ -3,9 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use llamero_model::gguf::{
-    GgufFile, GgufModel, GgufValue, GgufVocabulary, Writer, stored_as, vocabulary as vocabulary_of,
-};
+use llamero_model::gguf::{GgufFile, GgufModel, GgufTokenizer, GgufValue, Writer, stored_as};
 use llamero_model::hf::{self, SaveOptions};
 use llamero_model::weights;
 use llamero_model::{Config, RopeScaling, StopTokens, Weights, half_split_rows, interleaved_rows};
@@ -82,7 +80,16 @@ fn vocabulary_and_metadata_are_read_back() {
     let path = dir.path().join("m.gguf");
     write(&path, &made_up(config()), Encoding::Q4K).unwrap();
     let model = GgufModel::open(&path).unwrap();
-    assert_eq!(vocabulary_of(model.file()).unwrap(), vocabulary());
+    for (key, value) in vocabulary() {
+        assert_eq!(model.file().metadata()[&key], value, "{key}");
+    }
+    let said = GgufTokenizer::of(model.file());
+    assert_eq!((said.model().unwrap(), said.pre().unwrap()), ("gpt2", "llama-bpe"));
+    assert!(said.merges().unwrap().unwrap().iter().eq(["a b", "ab c"]));
+    assert_eq!(said.tokens().unwrap().iter().nth(20), Some("<|eot_id|>"));
+    assert_eq!(said.token_types(21).unwrap()[17..19], [1, 3]);
+    assert_eq!(["bos", "eos", "eot"].map(|role| said.id(role, 21).unwrap()), [Some(18), Some(19), None]);
+    assert_eq!((said.add_bos().unwrap(), said.chat_template().unwrap()), (None, Some("{{ messages }} «é»")));
     assert_eq!(model.stop_tokens(), Some(StopTokens { begin_of_text: Some(18), stop: vec![19, 20] }));
     assert_eq!(model.file().metadata()["general.file_type"], GgufValue::U32(14));
     assert_eq!(model.tensors().iter().map(|t| t.bytes).sum::<u64>(), model.stored_bytes());
@@ -100,8 +107,9 @@ fn vocabulary_and_metadata_are_read_back() {
 fn what_ends_a_text_is_kept_where_nothing_begins_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("m.gguf");
-    let vocabulary = GgufVocabulary { bos: None, ..vocabulary() };
-    Writer::new(&made_up(config()), Encoding::F32, 1).describe("x", Some(&vocabulary)).write(&path).unwrap();
+    let mut vocabulary = vocabulary();
+    vocabulary.remove("tokenizer.ggml.bos_token_id");
+    Writer::new(&made_up(config()), Encoding::F32, 1).describe("x", vocabulary).write(&path).unwrap();
     let model = GgufModel::open(&path).unwrap();
     assert_eq!(model.stop_tokens(), Some(StopTokens { begin_of_text: None, stop: vec![19, 20] }));
     // A folder that is written from it says the same.
@@ -152,7 +160,7 @@ fn threads_do_not_show() {
     let bytes = [1, 2, 7].map(|threads| {
         let path = dir.path().join(format!("{threads}.gguf"));
         let memory = made_up(config());
-        let writer = Writer::new(&memory, Encoding::Q5K, threads).describe("x", Some(&vocabulary()));
+        let writer = Writer::new(&memory, Encoding::Q5K, threads).describe("x", vocabulary());
         writer.write(&path).unwrap();
         std::fs::read(&path).unwrap()
     });

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::bf16;
 
 use crate::{
-    AdamW, AdamWState, Attention, Backend, CachedSegment, CrossEntropy, DType, GatheredSegment, Heads,
-    LowHalves, Master, Memory, NO_TARGET, RopeDirection, RopeTable, RowLoss, Segments, Shape,
+    AdamW, AdamWState, Attention, Backend, CrossEntropy, DType, GatheredSegment, Heads, KvLayout, LowHalves,
+    Master, Memory, NO_TARGET, PagedSegment, RopeDirection, RopeTable, RowLoss, Segments, Shape,
     TARGET_ELSEWHERE, Tensor,
 };
 
@@ -346,8 +346,13 @@ impl Backend for Oracle {
         attention::backward(self, dy, qkv, saved, (heads, segments))
     }
 
-    fn attention_cached(&self, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
-        attention::cached(self, qkv, heads, segments)
+    fn attention_paged(
+        &self,
+        qkv: &Tensor,
+        layer: (KvLayout, usize),
+        segments: &[PagedSegment<'_>],
+    ) -> Tensor {
+        attention::paged(self, qkv, layer, segments)
     }
 
     fn attention_gathered(

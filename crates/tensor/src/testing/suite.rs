@@ -11,7 +11,7 @@
 //!   relative to the magnitude sum;
 //! - `exp`, `1/√` and division are taken to be good to 8 units of `f32`.
 //!
-//! What the trait promises exactly (row invariance, packed = separate documents, cached = whole attention, copies,
+//! What the trait promises exactly (row invariance, packed = separate documents, paged = whole attention, copies,
 //! row order of `embed_backward`) is compared bit for bit.
 
 pub mod attention;
@@ -67,7 +67,6 @@ pub const GROUPS: &[(&str, Group)] = &[
     ("attention::large_scores", attention::large_scores),
     ("attention::packed_documents", attention::packed_documents),
     ("attention::causal", attention::causal),
-    ("attention::cached", attention::cached),
     ("paged::attention", paged::attention),
     ("paged::leftovers", paged::leftovers),
     ("paged::non_finite", paged::non_finite),

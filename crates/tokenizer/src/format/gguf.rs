@@ -9,19 +9,20 @@ use crate::tokens::Merges;
 use crate::{CHAT_TEMPLATE, Error, Result, Split, Tokenizer};
 use std::collections::HashMap;
 
-/// What the keys `tokenizer.ggml.…` of a GGUF file say. Tokens are spelled with the characters that stand for bytes.
+/// What the keys `tokenizer.ggml.…` of a GGUF file say. Tokens are spelled with the characters that stand for bytes. Texts are of
+/// type `S`: `&str` for those that a file is read into, which need no copy here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GgufVocabulary {
+pub struct GgufVocabulary<S = String> {
     /// `model`: `gpt2` is byte-level BPE.
-    pub model: String,
+    pub model: S,
     /// `pre`: how text is split.
-    pub pre: String,
+    pub pre: S,
     /// `tokens`, by id.
-    pub tokens: Vec<String>,
+    pub tokens: Vec<S>,
     /// `token_type`, by id: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused. Empty where all are normal.
     pub token_types: Vec<i32>,
     /// `merges`: two tokens with a space between them, the first to be joined first.
-    pub merges: Vec<String>,
+    pub merges: Vec<S>,
     /// `bos_token_id`.
     pub bos: Option<u32>,
     /// `eos_token_id`.
@@ -31,7 +32,7 @@ pub struct GgufVocabulary {
     /// `add_bos_token`: whether texts begin with `bos`.
     pub add_bos: Option<bool>,
     /// `tokenizer.chat_template`.
-    pub chat_template: Option<String>,
+    pub chat_template: Option<S>,
 }
 
 const NORMAL: i32 = 1;
@@ -56,8 +57,8 @@ impl Tokenizer {
     /// # Errors
     /// When it is no byte-level BPE, or split in a way that is not known here; when its lists do not fit together. The
     /// error names the key.
-    pub fn from_gguf(vocabulary: GgufVocabulary) -> Result<Tokenizer> {
-        Tokenizer::from_parts(parts(vocabulary)?)
+    pub fn from_gguf<S: AsRef<str>>(vocabulary: GgufVocabulary<S>) -> Result<Tokenizer> {
+        Tokenizer::from_parts(parts(&vocabulary)?)
     }
 
     /// What a GGUF file is to say about this tokenizer.
@@ -107,13 +108,14 @@ fn refuse<T>(key: &'static str, problem: String) -> Result<T> {
     Err(Error::Gguf { key, problem })
 }
 
-fn parts(vocabulary: GgufVocabulary) -> Result<Parts> {
-    let GgufVocabulary { model, pre, tokens, token_types, merges, chat_template, .. } = &vocabulary;
+fn parts<S: AsRef<str>>(vocabulary: &GgufVocabulary<S>) -> Result<Parts> {
+    let GgufVocabulary { tokens, token_types, merges, chat_template, .. } = vocabulary;
+    let (model, pre) = (vocabulary.model.as_ref(), vocabulary.pre.as_ref());
     if model != "gpt2" {
         let problem = format!("found `{model}`, only `gpt2` (byte-level BPE) is supported");
         return refuse("tokenizer.ggml.model", problem);
     }
-    let Some(&(_, split, whole_pieces, begins)) = PRES.iter().find(|(name, ..)| name == pre) else {
+    let Some(&(_, split, whole_pieces, begins)) = PRES.iter().find(|(name, ..)| *name == pre) else {
         let names: Vec<&str> = PRES.iter().map(|(name, ..)| *name).collect();
         let problem = format!("found `{pre}`, supported are `{}`", names.join("`, `"));
         return refuse("tokenizer.ggml.pre", problem);
@@ -135,8 +137,8 @@ fn parts(vocabulary: GgufVocabulary) -> Result<Parts> {
         }
     }
     // Without merges every text would fall apart into bytes, and nothing would say so.
-    let is_word = |(id, token): (usize, &String)| {
-        token_types.get(id).is_none_or(|kind| *kind == NORMAL) && token.chars().nth(1).is_some()
+    let is_word = |(id, token): (usize, &S)| {
+        token_types.get(id).is_none_or(|kind| *kind == NORMAL) && token.as_ref().chars().nth(1).is_some()
     };
     if merges.is_empty() && tokens.iter().enumerate().any(is_word) {
         let problem = "it is missing or empty, but there are tokens of several bytes".to_owned();
@@ -151,16 +153,20 @@ fn parts(vocabulary: GgufVocabulary) -> Result<Parts> {
             eos: vocabulary.eos,
             eot: vocabulary.eot,
         },
-        template: chat_template.clone().filter(|template| template != CHAT_TEMPLATE),
+        template: chat_template
+            .as_ref()
+            .map(AsRef::as_ref)
+            .filter(|t| *t != CHAT_TEMPLATE)
+            .map(str::to_owned),
         ..Parts::default()
     };
     read_tokens(tokens, token_types, &mut parts)?;
     Ok(parts)
 }
 
-fn read_tokens(tokens: &[String], types: &[i32], parts: &mut Parts) -> Result<()> {
+fn read_tokens<S: AsRef<str>>(tokens: &[S], types: &[i32], parts: &mut Parts) -> Result<()> {
     let bytes = bytes_of();
-    for (id, token) in (0u32..).zip(tokens) {
+    for (id, token) in (0u32..).zip(tokens.iter().map(AsRef::as_ref)) {
         let kind = types.get(id as usize).copied().unwrap_or(NORMAL);
         match kind {
             NORMAL => {
@@ -171,7 +177,7 @@ fn read_tokens(tokens: &[String], types: &[i32], parts: &mut Parts) -> Result<()
             }
             UNKNOWN | CONTROL | USER_DEFINED => {
                 let special = kind != USER_DEFINED;
-                parts.added.push(Added { id, content: token.clone(), special, normalized: false });
+                parts.added.push(Added { id, content: token.to_owned(), special, normalized: false });
                 parts.tokens.push(token.as_bytes());
             }
             UNUSED => {
@@ -197,10 +203,10 @@ fn read_token(text: &str, bytes: &HashMap<char, u8>) -> impl Iterator<Item = Opt
     text.chars().map(|c| bytes.get(&c).copied())
 }
 
-fn read_merges(merges: &[String]) -> Result<Merges> {
+fn read_merges<S: AsRef<str>>(merges: &[S]) -> Result<Merges> {
     let bytes = bytes_of();
     let mut read = Merges::default();
-    for (at, merge) in merges.iter().enumerate() {
+    for (at, merge) in merges.iter().map(AsRef::as_ref).enumerate() {
         let pair = merge.split_once(' ');
         let token = |text| read_token(text, &bytes);
         if !pair.is_some_and(|(left, right)| read.push_all(token(left), token(right))) {

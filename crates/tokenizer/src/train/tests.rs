@@ -34,10 +34,10 @@ fn naive_merges(words: &BTreeMap<String, u64>, wanted: usize, min_frequency: u64
     merges
 }
 
-fn word_counts(docs: &[String], for_each_word: &ForEachWord) -> BTreeMap<String, u64> {
+fn word_counts(docs: &[String]) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
-    for doc in docs {
-        for_each_word(doc, &mut |word| *counts.entry(word.to_owned()).or_default() += 1);
+    for word in docs.iter().flat_map(|doc| Split::Llama3.pieces(doc)) {
+        *counts.entry(word.to_owned()).or_default() += 1;
     }
     counts
 }
@@ -53,8 +53,8 @@ fn documents() -> impl Strategy<Value = Vec<String>> {
 proptest! {
     #[test]
     fn learns_what_counting_anew_each_time_learns(docs in documents(), merges in 0usize..60, min_frequency in 0u64..4) {
-        let expected = naive_merges(&word_counts(&docs, &llama3_words), merges, min_frequency);
-        let trainer = Trainer { vocab_size: 512 + merges, min_frequency, threads: None };
+        let expected = naive_merges(&word_counts(&docs), merges, min_frequency);
+        let trainer = Trainer { vocab_size: 512 + merges, min_frequency, ..Trainer::new(0) };
         let (tokenizer, report) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
         prop_assert_eq!(&tokenizer.tokens().iter().take(tokenizer.num_ranks()).skip(256).map(<[u8]>::to_vec).collect::<Vec<_>>(), &joined(&expected));
         prop_assert_eq!(report.vocab_size, 512 + expected.len());
@@ -70,7 +70,7 @@ proptest! {
     fn order_of_documents_and_threads_do_not_matter(docs in documents(), threads in 1usize..5) {
         let trainer = Trainer::new(512 + 40);
         let (one, _) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
-        let (other, _) = Trainer { threads: Some(threads), ..trainer }.train(docs.iter().rev(), &mut |_, _| ()).unwrap();
+        let (other, _) = Trainer { threads: Some(threads), ..trainer.clone() }.train(docs.iter().rev(), &mut |_, _| ()).unwrap();
         prop_assert_eq!(one.fingerprint(), other.fingerprint());
     }
 }
@@ -83,7 +83,7 @@ fn many_documents_over_many_threads_give_one_result() {
         })
         .collect();
     let train = |threads| {
-        let trainer = Trainer { vocab_size: 900, min_frequency: 2, threads: Some(threads) };
+        let trainer = Trainer { threads: Some(threads), ..Trainer::new(900) };
         let (tokenizer, report) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
         (tokenizer.fingerprint(), report)
     };
@@ -95,7 +95,7 @@ fn many_documents_over_many_threads_give_one_result() {
 #[test]
 fn progress_goes_through_reading_and_merging() {
     let mut calls = Vec::new();
-    let (_, report) = Trainer { vocab_size: 514, min_frequency: 1, threads: Some(1) }
+    let (_, report) = Trainer { vocab_size: 514, min_frequency: 1, threads: Some(1), ..Trainer::new(0) }
         .train(["ab ab", "abc"].iter(), &mut |done, total| calls.push((done, total)))
         .unwrap();
     assert_eq!(calls, [(8, 0), (0, 2), (1, 2), (2, 2)]);
@@ -108,6 +108,7 @@ fn progress_goes_through_reading_and_merging() {
         tokens: 4,
         wanted_vocab_size: 514,
         vocab_size: 514,
+        spilled_bytes: 0,
     };
     assert_eq!(report, expected);
 }
@@ -128,6 +129,84 @@ fn a_long_word_is_no_problem() {
     assert_eq!(report.tokens, 4);
 }
 
+/// Many distinct words, some of them often.
+fn varied(words: u32) -> Vec<String> {
+    let word =
+        |i: u32| format!(" {:x}{}", i.wrapping_mul(2_654_435_761) >> (i % 20), "ab".repeat(i as usize % 5));
+    (0..8).map(|doc| (0..words).map(|i| word(i * (1 + doc % 3))).collect()).collect()
+}
+
+#[test]
+fn counts_that_go_to_disk_give_the_same_result() {
+    let docs = varied(40_000);
+    let trainer = Trainer { threads: Some(2), ..Trainer::new(900) };
+    let (expected, in_memory) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
+    let scratch = tempfile::tempdir().unwrap();
+    let counting =
+        Counting { split: Split::Llama3, threads: 2, memory: Some(1 << 16), scratch: scratch.path().into() };
+    let counted = counting.count(docs.iter(), &mut |_| ()).unwrap();
+    assert!(counted.spilled_bytes > 0);
+    let words = counted.into_words(&counting, 1, &|_| Ok(())).unwrap();
+    let corpus = trainer.corpus(words, &mut TrainReport::default()).unwrap();
+    let (ranks, tokens) = trainer.learn(byte_tokens(), corpus, &mut |_, _| false, &mut |_, _| ()).unwrap();
+    assert_eq!(Tokenizer::from_ranks(ranks).unwrap().fingerprint(), expected.fingerprint());
+    assert_eq!(tokens, in_memory.tokens);
+    assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_cap_that_is_too_small_is_an_error_that_says_what_to_do() {
+    let docs = varied(20_000);
+    let scratch = tempfile::tempdir().unwrap();
+    let trainer =
+        Trainer { memory: Some(1 << 20), scratch: Some(scratch.path().into()), ..Trainer::new(900) };
+    let error = trainer.train(docs.iter(), &mut |_, _| ()).unwrap_err().to_string();
+    assert!(error.contains("1048576") && error.contains("--min-word-count"), "{error}");
+    let (roomy, _) = Trainer { memory: Some(1 << 30), ..trainer }.train(docs.iter(), &mut |_, _| ()).unwrap();
+    let (free, _) = Trainer::new(900).train(docs.iter(), &mut |_, _| ()).unwrap();
+    assert_eq!(roomy.fingerprint(), free.fingerprint());
+}
+
+#[test]
+fn a_scratch_folder_that_is_not_there_is_named() {
+    let scratch = tempfile::tempdir().unwrap().path().join("gone");
+    let trainer = Trainer { memory: Some(1 << 16), scratch: Some(scratch), ..Trainer::new(900) };
+    let error = trainer.train(varied(5000).iter(), &mut |_, _| ()).unwrap_err().to_string();
+    assert!(error.contains("gone") && error.starts_with("cannot write into"), "{error}");
+}
+
+#[test]
+fn rare_words_can_be_left_out() {
+    let docs = ["xy xy ab", "ab xy zz zz".to_owned().leak()];
+    let trainer = Trainer { min_frequency: 1, min_word_count: 2, ..Trainer::new(600) };
+    let (tokenizer, report) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
+    let learned: Vec<_> =
+        tokenizer.tokens()[256..tokenizer.num_ranks()].iter().map(|token| &**token).collect();
+    // Only " xy" occurs twice.
+    assert_eq!(learned, [&b"xy"[..], b" xy"]);
+    assert_eq!((report.distinct_words, report.reached_size()), (1, false));
+}
+
+proptest! {
+    #[test]
+    fn merged_runs_have_the_sums(lists in proptest::collection::vec(proptest::collection::vec(("[ab]{0,3}", 1u64..300), 0..20), 0..70)) {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut expected = BTreeMap::new();
+        let mut all = Vec::new();
+        for list in &lists {
+            let mut counts = counts::WordCounts::default();
+            for (word, count) in list {
+                counts.add(word.as_bytes(), *count);
+                *expected.entry(word.as_bytes().to_vec()).or_insert(0) += count;
+            }
+            all.push(runs::Run::write(&counts.into_list(), scratch.path()).unwrap());
+        }
+        let mut found = Vec::new();
+        runs::merge(all, &mut |word, count| { found.push((word.to_vec(), count)); Ok(()) }).unwrap();
+        prop_assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
+    }
+}
+
 /// The corpus, vocabulary and merges of Stanford's CS336, with GPT-2's split pattern.
 #[test]
 fn learns_the_reference_vocabulary_of_cs336() {
@@ -141,16 +220,11 @@ fn learns_the_reference_vocabulary_of_cs336() {
     let from_char: HashMap<char, u8> = byte_chars().into_iter().zip(0..=255).collect();
     let bytes = |token: &str| token.chars().map(|c| from_char[&c]).collect::<Vec<u8>>();
 
-    let pattern =
-        fancy_regex::Regex::new(r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
-            .unwrap();
-    let gpt2_words = move |text: &str, each: &mut dyn FnMut(&str)| {
-        pattern.find_iter(text).for_each(|found| each(found.unwrap().as_str()));
-    };
     let corpus = read("corpus.en");
-    let trainer = Trainer { vocab_size: 512 + 243, min_frequency: 1, threads: None };
-    let (counts, _) = trainer.count_words([&corpus].into_iter(), &mut |_, _| (), &gpt2_words).unwrap();
-    let (learned, _) = Merger::new(counts).learn(256 + 243, 1, &mut |_, _| ());
+    let trainer = Trainer { min_frequency: 1, ..Trainer::new(512 + 243) };
+    let (words, mut report) = trainer.count([&corpus].into_iter(), Split::Gpt2, &mut |_, _| ()).unwrap();
+    let corpus = trainer.corpus(words, &mut report).unwrap();
+    let (learned, _) = trainer.learn(byte_tokens(), corpus, &mut |_, _| false, &mut |_, _| ()).unwrap();
 
     let merges = read("train-bpe-reference-merges.txt");
     let merges: Vec<(Vec<u8>, Vec<u8>)> = merges

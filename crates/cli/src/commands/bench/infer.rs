@@ -1,5 +1,6 @@
 //! `llamero bench infer`.
 
+use std::cell::Cell;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,12 +9,15 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::Args;
 use llamero_infer::{Engine, EngineOptions, Event, Logprobs, Request, SamplingParams, Service};
-use llamero_tensor::{Backend, DType};
+use llamero_tensor::Backend;
 use serde::Serialize;
 
-use super::{CommonArgs, DTypeArg, hash, median, print_rows, size, usage};
+use super::{CommonArgs, hash, median, print_rows, size, usage};
+use crate::DtypeArg;
 use crate::commands::engine::EngineArgs;
-use crate::commands::print_json;
+use crate::commands::sampling::seed;
+use crate::commands::{no_preset, print_json};
+use crate::progress::Progress;
 use crate::report::format::{count, precise_bytes};
 
 #[derive(Args)]
@@ -46,16 +50,17 @@ pub(crate) struct InferArgs {
     /// Timed repetitions; the median counts.
     #[arg(long, default_value_t = 3, value_parser = size)]
     reps: usize,
-    /// Element type of weights and activations; the one that the weights are stored in when absent.
-    #[arg(long, value_enum)]
-    dtype: Option<DTypeArg>,
+    /// What it computes in. `auto` is the dtype of the weights, but f32 for F16, in which nothing computes; blocks of quantised
+    /// files stay blocks unless it is `f32`.
+    #[arg(long, value_enum, default_value_t = DtypeArg::Auto)]
+    dtype: DtypeArg,
     #[command(flatten)]
     engine: EngineArgs,
     /// Rows of a pass over prompts, about.
     #[arg(long, default_value_t = EngineOptions::default().rows, value_parser = size)]
     rows: usize,
-    /// Seed of the prompts.
-    #[arg(long, default_value_t = 0)]
+    /// Seed of the prompts, 0 to 2^64-1.
+    #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     seed: u64,
 }
 
@@ -87,7 +92,7 @@ struct Report {
 }
 
 pub(super) fn infer(args: &InferArgs) -> Result<()> {
-    let report = run(args)?;
+    let report = run(args).map_err(|error| args.engine.explain(error))?;
     if args.common.json {
         return print_json(&report);
     }
@@ -112,9 +117,10 @@ pub(super) fn infer(args: &InferArgs) -> Result<()> {
 }
 
 fn run(args: &InferArgs) -> Result<Report> {
+    no_preset(&args.model)?;
     let backend: Arc<dyn Backend> = Arc::new(crate::device(Some(args.common.threads()))?);
     let begun = Instant::now();
-    let engine = Engine::open(&args.model, Arc::clone(&backend), args.dtype.map(DType::from))?;
+    let engine = Engine::open(&args.model, Arc::clone(&backend), args.dtype.dtype())?;
     // No two prompts begin alike, so none is kept.
     let options = EngineOptions { prefix_bytes: Some(0), rows: args.rows, ..args.engine.options() };
     let engine = args.engine.draft(engine.with_options(options), &backend)?;
@@ -126,18 +132,23 @@ fn run(args: &InferArgs) -> Result<Report> {
         return Err(usage(format!("{tokens} tokens do not fit the model's context of {context}")));
     }
     let prompt = |request: usize| prompt(engine, args, request);
-    let cold = one(engine, &prompt(0), 1)?.first;
+    let together_tokens = if args.concurrency == 1 { 0 } else { args.concurrency * args.gen_tokens };
+    let total = 1 + args.reps * (args.gen_tokens + together_tokens);
+    let progress =
+        Generated { progress: Progress::new("bench", total as u64, "tokens"), tokens: Cell::new(0) };
+    let cold = one(engine, &prompt(0), 1, &progress)?.first;
     let (mut alone, mut together) = (Vec::new(), Vec::new());
     for rep in 0..args.reps {
         let first = 1 + rep * args.concurrency;
         let prompts: Vec<Vec<u32>> = (first..first + args.concurrency).map(prompt).collect();
-        let single = one(engine, &prompts[0], args.gen_tokens)?;
+        let single = one(engine, &prompts[0], args.gen_tokens, &progress)?;
         together.push(match args.concurrency {
             1 => single.all,
-            _ => all(&service, prompts, args.gen_tokens)?,
+            _ => all(&service, prompts, args.gen_tokens, &progress)?,
         });
         alone.push(single);
     }
+    progress.progress.finish();
     let ttft_s = median(&alone.iter().map(|t| t.first).collect::<Vec<_>>());
     let decode: Vec<f64> = alone.iter().map(|t| (args.gen_tokens - 1) as f64 / (t.last - t.first)).collect();
     let guessed = args.engine.guessed(engine.counts());
@@ -171,6 +182,19 @@ fn prompt(engine: &Engine, args: &InferArgs, request: usize) -> Vec<u32> {
     (first..first + args.prompt_tokens as u64).map(|i| (hash(args.seed, i) % vocab) as u32).collect()
 }
 
+/// Tokens that were generated so far.
+struct Generated {
+    progress: Progress,
+    tokens: Cell<usize>,
+}
+
+impl Generated {
+    fn add(&self, tokens: usize, what: &str) {
+        self.tokens.set(self.tokens.get() + tokens);
+        self.progress.at(self.tokens.get() as u64, what);
+    }
+}
+
 /// Seconds from the beginning of a request to its first and its last token, and to its end.
 struct Times {
     first: f64,
@@ -179,7 +203,7 @@ struct Times {
 }
 
 /// One request alone, in this thread.
-fn one(engine: &Engine, prompt: &[u32], gen_tokens: usize) -> Result<Times> {
+fn one(engine: &Engine, prompt: &[u32], gen_tokens: usize, progress: &Generated) -> Result<Times> {
     let mut times = Vec::with_capacity(gen_tokens);
     let begun = Instant::now();
     engine.continue_with(prompt, &SamplingParams::greedy(gen_tokens), Logprobs::Off, &mut |_| {
@@ -187,17 +211,19 @@ fn one(engine: &Engine, prompt: &[u32], gen_tokens: usize) -> Result<Times> {
         ControlFlow::Continue(())
     })?;
     let all = begun.elapsed().as_secs_f64();
+    // After the time is taken.
+    progress.add(times.len(), "one request");
     Ok(Times { first: times[0], last: times[times.len() - 1], all })
 }
 
 /// Seconds that all requests together take.
-fn all(service: &Service, prompts: Vec<Vec<u32>>, gen_tokens: usize) -> Result<f64> {
+fn all(service: &Service, prompts: Vec<Vec<u32>>, gen_tokens: usize, progress: &Generated) -> Result<f64> {
     let begun = Instant::now();
     let submit = |prompt| service.submit(Request::generate(prompt, SamplingParams::greedy(gen_tokens)));
     let handles = prompts.into_iter().map(submit).collect::<Result<Vec<_>, _>>()?;
     for handle in handles {
         match handle.last() {
-            Some(Event::Done(_)) => {}
+            Some(Event::Done(generation)) => progress.add(generation.ids.len(), "requests together"),
             Some(Event::Failed(error)) => return Err(error.into()),
             other => bail!("a request ended with {other:?}"),
         }

@@ -5,6 +5,7 @@ mod gemm;
 mod infer;
 mod machine;
 mod shape;
+mod tokenizer;
 mod tokens;
 mod train;
 
@@ -24,7 +25,8 @@ use crate::report::format::precise_bytes;
     llamero bench gemm --m 2048 --n 2048 --k 2048 --dtype bf16\n  \
     llamero bench attention --documents 1,4,16,64\n  \
     llamero bench train --shape 125m --json\n  \
-    llamero bench infer runs/quickstart --json\n\n\
+    llamero bench infer runs/quickstart --json\n  \
+    llamero bench tokenizer --tokenizer runs/quickstart --text corpus.txt\n\n\
     LLAMERO_CPU=scalar|avx2|avx512|avx512bf16 forces one set of kernels; otherwise the last that the processor has is \
     taken.")]
 pub(crate) enum BenchCommand {
@@ -38,6 +40,8 @@ pub(crate) enum BenchCommand {
     Train(Box<train::TrainArgs>),
     /// Speed and memory of using a model.
     Infer(infer::InferArgs),
+    /// Speed of encoding and decoding text.
+    Tokenizer(tokenizer::TokenizerArgs),
 }
 
 pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
@@ -47,6 +51,7 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
         BenchCommand::Attention(args) => attention::attention(args),
         BenchCommand::Train(args) => train::train(args),
         BenchCommand::Infer(args) => infer::infer(args),
+        BenchCommand::Tokenizer(args) => tokenizer::tokenizer(args),
     }
 }
 

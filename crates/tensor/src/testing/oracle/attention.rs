@@ -1,7 +1,10 @@
 //! Attention of the oracle: one row and one head at a time, all scores of a row at once.
 
 use super::{Oracle, dot, log_sum_exp, row};
-use crate::{Attention, CachedSegment, DType, GatheredSegment, Heads, Segments, Shape, Tensor};
+use crate::kv::plain_rows;
+use crate::{
+    Attention, DType, GatheredSegment, Heads, KV_PAGE, KvLayout, PagedSegment, Segments, Shape, Tensor,
+};
 
 /// Panics unless `qkv` has the width of `heads` and the rows of `segments`.
 pub(super) fn require_packed(op: &str, qkv: &Tensor, heads: Heads, segments: &Segments) {
@@ -186,19 +189,25 @@ fn gradients(
     (d_qkv, d_kv)
 }
 
-pub(super) fn cached(oracle: &Oracle, qkv: &Tensor, heads: Heads, segments: &[CachedSegment<'_>]) -> Tensor {
+pub(super) fn paged(
+    oracle: &Oracle,
+    qkv: &Tensor,
+    (layout, layer): (KvLayout, usize),
+    segments: &[PagedSegment<'_>],
+) -> Tensor {
+    let heads = layout.heads;
     let packed = Segments::new(segments.iter().map(|s| s.segment.clone()).collect());
-    require_packed("attention_cached", qkv, heads, &packed);
+    require_packed("attention_paged", qkv, heads, &packed);
+    let [keys, values] = plain_rows(layer);
     let mut out = Vec::new();
-    for CachedSegment { segment, keys, values } in segments {
-        let end = segment.past + segment.rows.len();
-        let fits = [keys, values].iter().all(|c| c.cols() == heads.kv_width() && c.rows() >= end);
-        assert!(fits, "attention_cached: {keys:?} and {values:?} do not hold {end} rows of {heads:?}");
+    for PagedSegment { segment, pages } in segments {
+        let (end, room) = (segment.past + segment.rows.len(), pages.len() * KV_PAGE);
+        assert!(end <= room, "attention_paged: {end} positions in pages for {room}");
         for (n, i) in segment.rows.clone().enumerate() {
             for h in 0..heads.query {
                 let at = Columns::of(heads, h, 0);
                 let seen = 0..=segment.past + n;
-                let head = |cache, j| at.key(cache, j);
+                let head = |first, j| at.key(pages[j / KV_PAGE], first + j % KV_PAGE);
                 let (o, _) = attend(
                     at.query(qkv, i),
                     seen.clone().map(|j| head(keys, j)),

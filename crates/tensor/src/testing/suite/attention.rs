@@ -1,11 +1,9 @@
-//! Causal attention inside packed documents, its gradient, and attention over a cache.
-
-use std::ops::Range;
+//! Causal attention inside packed documents, and its gradient.
 
 use super::attention_bounds::Case;
-use super::check::{Bench, DTYPES, Input, rounded, same_bits};
+use super::check::{Bench, DTYPES, Input, same_bits};
 use crate::testing::random;
-use crate::{Attention, Backend, CachedSegment, DType, Heads, Segment, Segments, Shape, Tensor};
+use crate::{Attention, Backend, DType, Heads, Segments, Shape, Tensor};
 
 const HEADS: [(usize, usize); 4] = [(1, 1), (4, 2), (6, 3), (8, 1)];
 const DIMS: [usize; 6] = [2, 8, 16, 20, 64, 128];
@@ -199,86 +197,5 @@ pub fn causal(backend: &dyn Backend) {
                 }
             }
         }
-    }
-}
-
-/// A request whose rows arrive in chunks, with caches larger than it needs.
-struct Request {
-    qkv: Vec<f32>,
-    chunks: Vec<usize>,
-    keys: Tensor,
-    values: Tensor,
-    done: usize,
-    want: Vec<f32>,
-}
-
-impl Request {
-    fn new(backend: &dyn Backend, heads: Heads, chunks: &[usize], dtype: DType) -> Self {
-        let total: usize = chunks.iter().sum();
-        let qkv = rounded(&random(total as u64, total * heads.width(), 2.0), dtype);
-        let whole = backend.upload(&qkv, Shape::new(total, heads.width()), dtype);
-        let want = backend.download(&backend.attention(&whole, heads, &Segments::documents([total])).out);
-        // Rows of a cache that were never written must never be read.
-        let capacity = Shape::new(total + 5, heads.kv_width());
-        let [keys, values] =
-            [(); 2].map(|()| backend.upload(&vec![f32::NAN; capacity.elements()], capacity, dtype));
-        Self { qkv, chunks: chunks.to_vec(), keys, values, done: 0, want }
-    }
-
-    /// Rows of step `step`, none when the request is finished.
-    fn rows(&self, step: usize) -> Range<usize> {
-        self.done..self.done + self.chunks.get(step).copied().unwrap_or(0)
-    }
-}
-
-/// Prefill, chunked prefill and one-row decoding of several requests at once give the bits of whole documents.
-pub fn cached(backend: &dyn Backend) {
-    let mut decode = vec![70, 33];
-    decode.extend([1; 30]);
-    let plans: [&[usize]; 4] = [&decode, &[1, 1, 64, 1, 2, 1, 65], &[5, 1, 1, 1], &[130, 1, 7]];
-    for dtype in DTYPES {
-        for heads in [heads(1, 1, 8), heads(4, 2, 20), heads(8, 1, 16), heads(6, 3, 64), heads(4, 2, 128)] {
-            let mut requests = plans.map(|chunks| Request::new(backend, heads, chunks, dtype));
-            for step in 0..decode.len() {
-                cached_step(backend, heads, dtype, &mut requests, step);
-            }
-        }
-    }
-}
-
-fn cached_step(backend: &dyn Backend, heads: Heads, dtype: DType, requests: &mut [Request], step: usize) {
-    let width = heads.width();
-    let mut packed = Vec::new();
-    let mut segments = Vec::new();
-    for request in requests.iter() {
-        let (rows, start) = (request.rows(step), packed.len() / width);
-        packed.extend_from_slice(&request.qkv[rows.start * width..rows.end * width]);
-        segments.push(Segment { rows: start..start + rows.len(), past: request.done });
-    }
-    let qkv = backend.upload(&packed, Shape::new(packed.len() / width, width), dtype);
-    let (keys_at, values_at) = (heads.query_width(), heads.query_width() + heads.kv_width());
-    for (request, segment) in requests.iter_mut().zip(&segments) {
-        backend.copy_rows(&mut request.keys, segment.past, &qkv, segment.rows.clone(), keys_at..values_at);
-        backend.copy_rows(&mut request.values, segment.past, &qkv, segment.rows.clone(), values_at..width);
-    }
-    // Finished requests leave the batch.
-    let present = requests.iter().zip(&segments).filter(|(_, segment)| !segment.rows.is_empty());
-    let caches: Vec<CachedSegment<'_>> = present
-        .map(|(r, segment)| CachedSegment { segment: segment.clone(), keys: &r.keys, values: &r.values })
-        .collect();
-    let got = backend.attention_cached(&qkv, heads, &caches);
-    assert!(
-        got.shape() == Shape::new(qkv.rows(), heads.query_width()) && got.dtype() == dtype,
-        "attention_cached: {got:?}"
-    );
-    let (got, out) = (backend.download(&got), heads.query_width());
-    for (n, (request, segment)) in requests.iter_mut().zip(&segments).enumerate() {
-        let rows = request.rows(step);
-        let label = format!(
-            "attention_cached {dtype} {heads:?} step {step}, request {n}, positions {rows:?}, against the whole document"
-        );
-        let want = &request.want[rows.start * out..rows.end * out];
-        same_bits(&label, &got[segment.rows.start * out..segment.rows.end * out], want);
-        request.done = rows.end;
     }
 }

@@ -1,0 +1,89 @@
+//! `llamero tokenizer train`: the same result however it is run, and nothing overwritten unasked.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::world::{Said, arg, llamero, names, write};
+
+const FILES: [&str; 3] = ["tokenizer.json", "tokenizer.model", "tokenizer_config.json"];
+
+fn train(input: &[&Path], size: &str, out: &Path, more: &[&str]) -> Said {
+    let input = input.iter().map(|path| arg(path));
+    let start = ["tokenizer", "train", "--input"].into_iter().chain(input);
+    llamero(start.chain(["--vocab-size", size, "--out", arg(out)]).chain(more.iter().copied()))
+}
+
+fn model(out: &Path) -> String {
+    fs::read_to_string(out.join("tokenizer.model")).unwrap()
+}
+
+fn prose(seed: usize) -> String {
+    // More than a piece.
+    let word = |i: usize| format!("w{} ", i.wrapping_mul(2_654_435_761) % (31 + seed));
+    (0..400_000).map(|i| word(i + seed) + if i % 9 == 0 { "\n" } else { "" }).collect()
+}
+
+#[test]
+fn the_result_does_not_depend_on_how_texts_are_laid_out() {
+    let tmp = tempfile::tempdir().unwrap();
+    let [plain, lines, first, second] = ["laws.txt", "all.jsonl", "a", "b"].map(|name| tmp.path().join(name));
+    write(&plain, prose(1));
+    let line = |text: &str| json!({ "text": text, "domain": "laws", "lang": "xx" }).to_string() + "\n";
+    write(&lines, line(&prose(1)));
+    let report = train(&[&plain], "600", &first, &["--json"]).json();
+    assert_eq!(names(&first), FILES);
+    let other = train(&[&lines], "600", &second, &["--json", "--threads", "1", "--memory", "1GiB"]).json();
+    assert_eq!(model(&first), model(&second));
+    for (report, languages) in [(&report, 0), (&other, 1)] {
+        assert_eq!(report["documents"], 1);
+        assert_eq!(report["fit"]["all"]["tokens"], report["tokens"]);
+        assert_eq!(report["fit"]["domains"]["laws"], report["fit"]["all"]);
+        assert_eq!(report["fit"]["languages"].as_object().unwrap().len(), languages);
+        assert_eq!(report["fit"]["unreachable"].as_array().unwrap().len(), 13);
+    }
+    let table = train(&[&lines], "600", &second, &["--force"]).ok();
+    for phrase in ["600 entries", "domain laws", "language xx", "bytes/token", "ordinary tokens"] {
+        assert!(table.contains(phrase), "no `{phrase}` in {table}");
+    }
+    let part =
+        train(&[&plain], "600", &second, &["--force", "--limit-bytes", "1kB", "--no-report", "--json"])
+            .json();
+    assert_eq!((&part["bytes"], &part["fit"]), (&json!(1000), &Value::Null));
+}
+
+#[test]
+fn a_base_keeps_its_tokens() {
+    let tmp = tempfile::tempdir().unwrap();
+    let [one, other, base, more] = ["1.txt", "2.txt", "base", "more"].map(|name| tmp.path().join(name));
+    write(&one, prose(1));
+    write(&other, "neue Wörter, neue Wörter, neue Wörter; ".repeat(50));
+    train(&[&one], "560", &base, &[]).ok();
+    train(&[&other], "570", &more, &["--extend", arg(&base)]).ok();
+    let (base_model, more_model) = (model(&base), model(&more));
+    assert!(more_model.starts_with(&base_model) && more_model.lines().count() == 314);
+    train(&[&other], "560", &tmp.path().join("x"), &["--extend", arg(&more)])
+        .fails(1, &["`560`", "`570`", "hint:"]);
+}
+
+#[test]
+fn what_is_there_stays_and_what_is_wrong_is_named() {
+    let tmp = tempfile::tempdir().unwrap();
+    let [text, bad, out] = ["a.txt", "b.jsonl", "out"].map(|name| tmp.path().join(name));
+    write(&text, prose(2));
+    write(&bad, "{\"text\": \"a\"}\n{\"txt\": 1}\n");
+    train(&[&bad], "600", &out, &[]).fails(1, &["b.jsonl", "line 2", "{\"text\": …}"]);
+    train(&[&text], "600", &out, &["--memory", "1MiB"]).fails(1, &["--memory", "128 MiB"]);
+    train(&[&text], "600", &out, &["--memory", "much"]).fails(2, &["--memory", "2GiB"]);
+    assert_eq!(names(tmp.path()), ["a.txt", "b.jsonl"]);
+    train(&[&text], "600", &out, &[]).ok();
+    let before = model(&out);
+    train(&[&text], "580", &out, &[]).fails(1, &["not empty", "--force"]);
+    assert_eq!(model(&out), before);
+    train(&[&text], "580", &out, &["--force"]).ok();
+    assert_ne!(model(&out), before);
+    write(&out.join("mine.txt"), "");
+    train(&[&text], "600", &out, &["--force"]).fails(1, &["mine.txt", "hint:"]);
+    assert_eq!(names(tmp.path()), ["a.txt", "b.jsonl", "out"]);
+}
