@@ -7,7 +7,18 @@ const MAX_DEPTH: usize = 64;
 
 /// Commands without which an alternative text with a backslash is taken for a path rather than a formula.
 const COMMANDS: [&str; 12] = [
-    "\\frac", "\\sum", "\\int", "\\sqrt", "\\displaystyle", "\\mathbf", "\\mathrm", "\\left", "\\alpha", "\\beta", "\\cdot", "\\in",
+    "\\frac",
+    "\\sum",
+    "\\int",
+    "\\sqrt",
+    "\\displaystyle",
+    "\\mathbf",
+    "\\mathrm",
+    "\\left",
+    "\\alpha",
+    "\\beta",
+    "\\cdot",
+    "\\in",
 ];
 
 /// LaTeX between dollar signs: one for a formula inside a line, two for one of its own.
@@ -22,7 +33,9 @@ pub(super) fn delimited(latex: &str, display: bool) -> String {
 /// Whether the alternative text of an image with these classes is a formula.
 pub(super) fn is_formula(alt: &str, classes: &str) -> bool {
     let classed = classes.split_whitespace().any(|class| {
-        matches!(class, "tex" | "latex" | "math") || class.starts_with("mwe-math") || class.starts_with("ee_img")
+        matches!(class, "tex" | "latex" | "math")
+            || class.starts_with("mwe-math")
+            || class.starts_with("ee_img")
     });
     let delimited = alt.len() > 2 && alt.starts_with('$') && alt.ends_with('$');
     !alt.is_empty() && (classed || delimited || COMMANDS.iter().any(|command| alt.contains(command)))
@@ -32,7 +45,8 @@ pub(super) fn is_formula(alt: &str, classes: &str) -> bool {
 pub(super) fn of_mathml(page: &Document, math: NodeId) -> Option<String> {
     let display = page.get_attribute(math, "display").is_some_and(|value| value == "block");
     let annotations = page.get_elements_by_tag_name(math, "annotation").into_iter();
-    let is_tex = |&note: &NodeId| page.get_attribute(note, "encoding").is_some_and(|kind| kind.contains("tex"));
+    let is_tex =
+        |&note: &NodeId| page.get_attribute(note, "encoding").is_some_and(|kind| kind.contains("tex"));
     let latex = annotations.filter(is_tex).map(|note| page.text_content(note)).next();
     let latex = latex.or_else(|| page.get_attribute(math, "alttext")).unwrap_or_else(|| {
         let mut line = String::new();

@@ -18,7 +18,8 @@ const FORMULAS: &str = ".mwe-math-element, .katex, mjx-container, .MathJax, .Mat
 const PREVIEWS: &str = ".MathJax_Preview, .katex-html, mjx-math";
 
 /// Columns of line numbers beside code.
-const LINE_NUMBERS: &str = "pre .line-numbers-rows, pre .lineno, pre .linenos, td.gutter, td.linenos, td.line-numbers";
+const LINE_NUMBERS: &str =
+    "pre .line-numbers-rows, pre .lineno, pre .linenos, td.gutter, td.linenos, td.line-numbers";
 
 /// Where images belong to the site rather than to the page's text.
 const AROUND: [&str; 6] = ["a", "nav", "aside", "header", "footer", "button"];

@@ -14,8 +14,9 @@ enum Gap {
 /// How an element is set off from what comes before and after it.
 fn gap(tag: &str) -> Gap {
     match tag {
-        "p" | "div" | "pre" | "h1" | "h2" | "h3" | "h4" | "h5" | "h6" | "ul" | "ol" | "dl" | "table" | "blockquote"
-        | "section" | "article" | "main" | "body" | "hr" | "quote" | "head" | "list" | "details" | "figure" => Gap::Paragraph,
+        "p" | "div" | "pre" | "h1" | "h2" | "h3" | "h4" | "h5" | "h6" | "ul" | "ol" | "dl" | "table"
+        | "blockquote" | "section" | "article" | "main" | "body" | "hr" | "quote" | "head" | "list"
+        | "details" | "figure" => Gap::Paragraph,
         "br" | "li" | "tr" | "dt" | "dd" | "item" | "row" | "summary" | "figcaption" | "lb" => Gap::Line,
         "td" | "th" | "cell" => Gap::Cell,
         _ => Gap::None,

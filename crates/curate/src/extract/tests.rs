@@ -4,8 +4,11 @@ use super::*;
 
 fn text(body: &str) -> String {
     let prose = "The evening was long, and the people of the town spoke about the river and what it had brought them. ";
-    let html = format!("<html><head><title>A page</title></head><body><nav><a href=/>Home</a></nav><article><h1>Head</h1>\
-                        <p>{0}</p>{body}<p>{0}</p></article><footer>Imprint</footer></body></html>", prose.repeat(4));
+    let html = format!(
+        "<html><head><title>A page</title></head><body><nav><a href=/>Home</a></nav><article><h1>Head</h1>\
+                        <p>{0}</p>{body}<p>{0}</p></article><footer>Imprint</footer></body></html>",
+        prose.repeat(4)
+    );
     let found = Article::default().extract(&html, Some("http://example.com/a")).unwrap();
     assert_eq!(found.title, "A page");
     assert!(!found.text.contains("Home") && !found.text.contains("Imprint"), "{}", found.text);
@@ -16,11 +19,15 @@ fn text(body: &str) -> String {
 fn code_keeps_its_lines_and_indentation() {
     let code = "def f(x):\n    if x:\n\treturn  1\n\n    return 2";
     let html = code.replace("return", "<span class=k>return</span>").replace("\n", "\r\n");
-    for block in [format!("<pre>{html}</pre>"), format!("<div class=highlight><pre><code class=python>\n{html}\n</code></pre></div>")] {
+    for block in [
+        format!("<pre>{html}</pre>"),
+        format!("<div class=highlight><pre><code class=python>\n{html}\n</code></pre></div>"),
+    ] {
         let text = text(&block);
         assert!(text.contains(&format!("\n\n{code}\n\n")), "{text}");
     }
-    let inline = text("<p>Call <code>f(x)</code>, which is quick and does what everybody would expect of it.</p>");
+    let inline =
+        text("<p>Call <code>f(x)</code>, which is quick and does what everybody would expect of it.</p>");
     assert!(inline.contains("Call f(x), which"), "{inline}");
 }
 
@@ -43,7 +50,9 @@ fn formulas_become_latex_once() {
         (image, "$\\sqrt{2}$"),
     ];
     for (html, latex) in formulas {
-        let text = text(&format!("<p>The formula {html} is known to everybody who went to school and had lessons there.</p>"));
+        let text = text(&format!(
+            "<p>The formula {html} is known to everybody who went to school and had lessons there.</p>"
+        ));
         assert!(text.contains(&format!("The formula {latex} is known")), "{text}");
     }
 }
@@ -65,13 +74,18 @@ fn lists_and_tables_have_lines() {
         "<ul><li>first item of the list</li><li>second item of the list</li></ul>\
          <table><tr><td>one</td><td>two</td></tr><tr><td>three</td><td>four</td></tr></table>",
     );
-    assert!(text.contains("first item of the list\nsecond item of the list\n\none\ttwo\nthree\tfour\n\n"), "{text}");
+    assert!(
+        text.contains("first item of the list\nsecond item of the list\n\none\ttwo\nthree\tfour\n\n"),
+        "{text}"
+    );
 }
 
 #[test]
 fn pages_without_text_and_pages_too_deep_give_nothing() {
     let article = Article::default();
-    for html in ["", "<", "<html><body></body></html>", "\u{fdd0}", &"<div>".repeat(100_000), &"<p>x".repeat(200_000)] {
+    for html in
+        ["", "<", "<html><body></body></html>", "\u{fdd0}", &"<div>".repeat(100_000), &"<p>x".repeat(200_000)]
+    {
         assert_eq!(article.extract(html, None), None, "{}", &html[..html.len().min(30)]);
     }
 }

@@ -57,7 +57,9 @@ fn declared_in(bytes: &[u8]) -> Option<&'static Encoding> {
         let key = if tag.starts_with("meta") { "charset" } else { "encoding" };
         let value = tag[tag.find(key)? + key.len()..].trim_start().strip_prefix('=')?;
         let value = value.trim_start_matches([' ', '"', '\'']);
-        Encoding::for_label(value[..value.find(['"', '\'', ';', ' ', '/', '?']).unwrap_or(value.len())].as_bytes())
+        Encoding::for_label(
+            value[..value.find(['"', '\'', ';', ' ', '/', '?']).unwrap_or(value.len())].as_bytes(),
+        )
     });
     // A page that could be read so far is not in UTF-16, whatever it says.
     label.map(|found| if found == UTF_16LE || found == UTF_16BE { UTF_8 } else { found }).next()
@@ -82,7 +84,8 @@ mod tests {
         let (bytes, _, _) = encoding_rs::WINDOWS_1251.encode(russian);
         assert_eq!(decode(&bytes, Some("text/html; charset=windows-1251"), ""), russian);
         assert_eq!(decode(&bytes, None, "http://example.ru/"), russian);
-        let declaring = format!("<meta http-equiv='Content-Type' content='text/html; charset=windows-1251'>{russian}");
+        let declaring =
+            format!("<meta http-equiv='Content-Type' content='text/html; charset=windows-1251'>{russian}");
         let (bytes, _, _) = encoding_rs::WINDOWS_1251.encode(&declaring);
         assert_eq!(decode(&bytes, None, ""), declaring);
         // Latin-1 declared by a server's default, but written in UTF-8.

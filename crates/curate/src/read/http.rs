@@ -29,7 +29,8 @@ impl Response {
             format!("its HTTP status line is `{}`", shown.trim().escape_debug())
         })?;
         let headers = Headers::parse(fields);
-        let chunked = headers.get("Transfer-Encoding").is_some_and(|v| v.to_ascii_lowercase().contains("chunked"));
+        let chunked =
+            headers.get("Transfer-Encoding").is_some_and(|v| v.to_ascii_lowercase().contains("chunked"));
         let mut body = match chunked.then(|| dechunk(body)).flatten() {
             Some(body) => body?,
             None => body.to_vec(),

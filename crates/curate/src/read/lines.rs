@@ -41,7 +41,11 @@ impl Lines {
                 }
                 Err(damage) => {
                     self.ended |= damage.fatal;
-                    let place = Place { offset: damage.offset, position: self.stream.position(), length: seen as u64 };
+                    let place = Place {
+                        offset: damage.offset,
+                        position: self.stream.position(),
+                        length: seen as u64,
+                    };
                     self.stream.discard();
                     return Err(Flaw { place, reason: damage.reason });
                 }
@@ -114,8 +118,11 @@ impl Iterator for Lines {
                 Ok(length) => length?,
                 Err(flaw) => return Some(Err(flaw)),
             };
-            let place =
-                Place { offset: self.stream.offset(), position: self.stream.position(), length: length as u64 };
+            let place = Place {
+                offset: self.stream.offset(),
+                position: self.stream.position(),
+                length: length as u64,
+            };
             let line = &self.stream.window()[..length];
             let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii();
             let document = (!line.is_empty()).then(|| self.document(line, place.position));

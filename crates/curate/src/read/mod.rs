@@ -24,6 +24,8 @@ mod charset;
 mod http;
 mod lines;
 mod page;
+#[cfg(any(feature = "cloud", test))]
+mod remote;
 mod rows;
 mod store;
 mod stream;
@@ -141,7 +143,8 @@ impl Format {
     /// The format of bytes without a name, from how they begin.
     fn of_content(bytes: &[u8]) -> Format {
         let start = &bytes[..bytes.len().min(1024)];
-        let start = String::from_utf8_lossy(start).trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
+        let start =
+            String::from_utf8_lossy(start).trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
         if start.starts_with("warc/") {
             Format::Warc
         } else if bytes.starts_with(b"PAR1") {
@@ -309,9 +312,9 @@ fn reader(input: &Input, config: &ReadConfig) -> Result<Reader, Flaw> {
             Box::new(records.map(move |record| page::document(record?, &name, limit)))
         }
         Format::Jsonl => Box::new(lines::Lines::new(stream, name, config)),
-        Format::Html | Format::Text => Box::new(std::iter::once_with(move || {
-            page::whole(stream, &name, limit, format == Format::Html)
-        })),
+        Format::Html | Format::Text => {
+            Box::new(std::iter::once_with(move || page::whole(stream, &name, limit, format == Format::Html)))
+        }
         Format::Parquet => return rows::open(input, config).map_err(unreadable),
     })
 }

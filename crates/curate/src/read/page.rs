@@ -18,8 +18,13 @@ fn content(media_type: &str, body: &[u8]) -> Content {
         "text/html" | "application/xhtml+xml" => Content::Html,
         "text/plain" => Content::Text,
         "" | "application/octet-stream" | "unknown/unknown" => {
-            let start = String::from_utf8_lossy(&body[..body.len().min(256)]).trim_start().to_ascii_lowercase();
-            if start.starts_with("<!doctype html") || start.starts_with("<html") { Content::Html } else { Content::Other }
+            let start =
+                String::from_utf8_lossy(&body[..body.len().min(256)]).trim_start().to_ascii_lowercase();
+            if start.starts_with("<!doctype html") || start.starts_with("<html") {
+                Content::Html
+            } else {
+                Content::Other
+            }
         }
         _ => Content::Other,
     }
@@ -92,7 +97,9 @@ pub(super) fn whole(mut stream: Stream, name: &str, limit: u64, html: bool) -> R
         (charset::decode(bytes, None, ""), HTML)
     } else {
         match std::str::from_utf8(bytes) {
-            Ok(text) if text.contains('\0') => return flaw(bytes.len(), "is no text: it has NUL bytes".to_owned()),
+            Ok(text) if text.contains('\0') => {
+                return flaw(bytes.len(), "is no text: it has NUL bytes".to_owned());
+            }
             Ok(text) => (text.strip_prefix('\u{feff}').unwrap_or(text).to_owned(), "text/plain"),
             Err(error) => {
                 let reason = format!("is no text: byte {} is not UTF-8", error.valid_up_to());
@@ -101,7 +108,8 @@ pub(super) fn whole(mut stream: Stream, name: &str, limit: u64, html: bool) -> R
         }
     };
     let place = Place { length: bytes.len() as u64, ..Place::default() };
-    let mut document = Document { id: name.into(), url: name.into(), source: name.into(), text, ..Document::default() };
+    let mut document =
+        Document { id: name.into(), url: name.into(), source: name.into(), text, ..Document::default() };
     document.meta.insert(CONTENT_TYPE.to_owned(), kind.to_owned());
     Ok(Found::Document(Box::new(Record { document, place })))
 }

@@ -31,7 +31,8 @@ pub(super) fn open(input: &Input, config: &ReadConfig) -> Result<Reader, String>
     let text = &config.fields.text;
     let is_text = |&at: &usize| schema.field(at).name() == text && is_string(schema.field(at).data_type());
     if !columns.iter().any(|at| is_text(at)) {
-        let names: Vec<_> = schema.fields().iter().take(16).map(|field| format!("`{}`", field.name())).collect();
+        let names: Vec<_> =
+            schema.fields().iter().take(16).map(|field| format!("`{}`", field.name())).collect();
         return Err(format!("has no column of strings `{text}`; its columns are {}", names.join(", ")));
     }
     let mask = ProjectionMask::roots(builder.parquet_schema(), columns);
@@ -72,7 +73,10 @@ impl Rows {
         }
         if document.text.len() as u64 > self.limit {
             let (row, length) = (self.position, document.text.len());
-            return Err(format!("row {row} has a text of {length} bytes, more than the {} allowed", self.limit));
+            return Err(format!(
+                "row {row} has a text of {length} bytes, more than the {} allowed",
+                self.limit
+            ));
         }
         if document.id.is_empty() {
             document.id = id_at(&self.name, self.position);

@@ -1,48 +1,54 @@
-//! Where inputs lie: on this machine, or in an object store.
+//! What there is to read.
 
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use globset::GlobBuilder;
-use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt};
-use tokio::runtime::{Builder, Runtime};
-
 use super::stream::ReadAt;
 use super::{ReadConfig, Records};
 use crate::source::{self, GLOB_CHARACTERS};
 use crate::{CurateConfig, CurateError};
-
-/// Bytes that are asked of an object store at once.
-const REQUEST: u64 = 8 << 20;
-
-/// Variables of the environment that object stores are set up with.
-#[cfg(feature = "cloud")]
-const SETTINGS: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
 /// A file to read.
 #[derive(Clone)]
 pub struct Input {
     name: String,
     bytes: u64,
-    origin: Origin,
+    origin: Arc<dyn Origin>,
 }
 
-#[derive(Clone)]
-enum Origin {
-    Local(PathBuf),
-    Remote(Arc<Remote>, Key),
-    Memory(Arc<[u8]>),
-    /// Found, but not to be opened.
-    Closed(String),
+/// Where bytes come from.
+pub(super) trait Origin: Send + Sync {
+    fn open(&self) -> io::Result<Box<dyn ReadAt>>;
+}
+
+impl Origin for PathBuf {
+    fn open(&self) -> io::Result<Box<dyn ReadAt>> {
+        Ok(Box::new(File::open(self)?))
+    }
+}
+
+impl Origin for Arc<[u8]> {
+    fn open(&self) -> io::Result<Box<dyn ReadAt>> {
+        Ok(Box::new(Arc::clone(self)))
+    }
+}
+
+/// A file that was found, but cannot be opened: why.
+struct Closed(String);
+
+impl Origin for Closed {
+    fn open(&self) -> io::Result<Box<dyn ReadAt>> {
+        Err(io::Error::other(self.0.clone()))
+    }
 }
 
 impl Input {
     /// Bytes at hand, such as those of standard input. With an empty name the format is what they begin like.
     pub fn memory(name: &str, bytes: Vec<u8>) -> Input {
-        Input { name: name.to_owned(), bytes: bytes.len() as u64, origin: Origin::Memory(bytes.into()) }
+        let origin: Arc<[u8]> = bytes.into();
+        Input { name: name.to_owned(), bytes: origin.len() as u64, origin: Arc::new(origin) }
     }
 
     /// The path from the entry it was found by on, the entry's own last component included; this does not depend on where that
@@ -66,17 +72,11 @@ impl Input {
     }
 
     pub(super) fn open(&self) -> io::Result<Box<dyn ReadAt>> {
-        Ok(match &self.origin {
-            Origin::Local(path) => Box::new(File::open(path)?),
-            Origin::Memory(bytes) => Box::new(Arc::clone(bytes)),
-            Origin::Remote(remote, key) => Box::new(RemoteFile {
-                remote: Arc::clone(remote),
-                key: key.clone(),
-                size: self.bytes,
-                chunk: (0, bytes::Bytes::new()),
-            }),
-            Origin::Closed(problem) => return Err(io::Error::other(problem.clone())),
-        })
+        self.origin.open()
+    }
+
+    pub(super) fn new(name: String, bytes: u64, origin: Arc<dyn Origin>) -> Input {
+        Input { name, bytes, origin }
     }
 }
 
@@ -90,7 +90,7 @@ pub fn find(entries: &[String]) -> Result<Vec<Input>, CurateError> {
     for entry in entries {
         inputs.extend(match entry.split_once("://") {
             Some(("file", path)) => local(path)?,
-            Some((scheme, _)) => remote(entry, scheme)?,
+            Some(_) => remote(entry)?,
             None => local(entry)?,
         });
     }
@@ -113,138 +113,27 @@ fn local(entry: &str) -> Result<Vec<Input>, CurateError> {
     let base = if Path::new(entry).exists() { entry } else { &fixed[..fixed.rfind('/').unwrap_or(0)] };
     let label = Path::new(base).file_name().map(|name| name.to_string_lossy().into_owned());
     let label = label.filter(|_| Path::new(base).is_dir());
-    let input = |file: source::Found| Input {
-        name: label.iter().cloned().chain([file.relative]).collect::<Vec<_>>().join("/"),
-        bytes: file.bytes,
-        origin: file.problem.map_or(Origin::Local(file.path), Origin::Closed),
+    let input = |file: source::Found| {
+        let name = label.iter().cloned().chain([file.relative]).collect::<Vec<_>>().join("/");
+        let origin: Arc<dyn Origin> = match file.problem {
+            Some(problem) => Arc::new(Closed(problem)),
+            None => Arc::new(file.path),
+        };
+        Input::new(name, file.bytes, origin)
     };
     Ok(found.into_iter().map(input).collect())
 }
 
-/// An object store, and the runtime that its requests run on.
-struct Remote {
-    store: Arc<dyn ObjectStore>,
-    runtime: Runtime,
-}
-
-impl Remote {
-    fn new(store: Arc<dyn ObjectStore>) -> io::Result<Arc<Remote>> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        Ok(Arc::new(Remote { store, runtime }))
-    }
-
-    /// Key and size of all objects below `prefix`.
-    async fn below(&self, prefix: Key) -> object_store::Result<Vec<(Key, u64)>> {
-        let (mut folders, mut found) = (vec![prefix], Vec::new());
-        while let Some(folder) = folders.pop() {
-            let listed = self.store.list_with_delimiter(Some(&folder)).await?;
-            found.extend(listed.objects.into_iter().map(|object| (object.location, object.size)));
-            folders.extend(listed.common_prefixes);
-        }
-        Ok(found)
-    }
-}
-
-/// The objects that `path`, a key, a prefix or a glob, stands for.
-fn objects(remote: &Arc<Remote>, path: &str, folder: bool) -> Result<Vec<Input>, String> {
-    let fixed = &path[..path.find(GLOB_CHARACTERS).unwrap_or(path.len())];
-    let glob = fixed.len() < path.len();
-    let base = if glob { &fixed[..fixed.rfind('/').unwrap_or(0)] } else { path.trim_end_matches('/') };
-    let key = Key::parse(base).map_err(|error| error.to_string())?;
-    let one = (!glob && !folder)
-        .then(|| remote.runtime.block_on(remote.store.head(&key)))
-        .map(|head| head.map(|head| vec![(head.location, head.size)]));
-    let found = match one {
-        Some(Err(object_store::Error::NotFound { .. })) | None => remote.runtime.block_on(remote.below(key.clone())),
-        Some(head) => head,
-    };
-    let pattern = GlobBuilder::new(path).literal_separator(true).build().map_err(|error| error.to_string())?;
-    let pattern = glob.then(|| pattern.compile_matcher());
-    let found = found.map_err(|error| error.to_string())?.into_iter();
-    let wanted = found.filter(|(key, _)| pattern.as_ref().is_none_or(|pattern| pattern.is_match(key.as_ref())));
-    // Names begin with the last fixed component, as those of local files do.
-    let above = base.rfind('/').map_or(0, |slash| slash + 1);
-    Ok(wanted
-        .map(|(key, bytes)| Input {
-            name: key.as_ref()[above..].to_owned(),
-            bytes,
-            origin: Origin::Remote(Arc::clone(remote), key),
-        })
-        .collect())
-}
-
-fn unusable(entry: &str, problem: String, hint: &str) -> CurateError {
-    CurateError::BadSource { entry: entry.to_owned(), problem, hint: hint.to_owned() }
-}
-
 #[cfg(not(feature = "cloud"))]
-fn remote(entry: &str, scheme: &str) -> Result<Vec<Input>, CurateError> {
-    let problem = format!("has the scheme `{scheme}`, which this build cannot read");
-    Err(unusable(entry, problem, "build with `--features cloud`, or copy the files here"))
+fn remote(entry: &str) -> Result<Vec<Input>, CurateError> {
+    Err(CurateError::BadSource {
+        entry: entry.to_owned(),
+        problem: "is in an object store, which this build cannot read".to_owned(),
+        hint: "build with `--features cloud`, or copy the files here".to_owned(),
+    })
 }
 
 #[cfg(feature = "cloud")]
-fn remote(entry: &str, _scheme: &str) -> Result<Vec<Input>, CurateError> {
-    let failed = |problem: String| {
-        let hint = "object stores are set up by AWS_…, GOOGLE_… and AZURE_… variables; paths are s3://BUCKET/KEY and the like";
-        unusable(entry, format!("cannot be read: {problem}"), hint)
-    };
-    let glob = entry.find(GLOB_CHARACTERS).unwrap_or(entry.len());
-    let url = url::Url::parse(&entry[..glob]).map_err(|error| failed(error.to_string()))?;
-    let settings = std::env::vars().filter(|(name, _)| SETTINGS.iter().any(|start| name.starts_with(start)));
-    let settings = settings.map(|(name, value)| (name.to_ascii_lowercase(), value));
-    let (store, key) = object_store::parse_url_opts(&url, settings).map_err(|error| failed(error.to_string()))?;
-    let remote = Remote::new(store.into()).map_err(|error| failed(error.to_string()))?;
-    // A file on the web is known by its URL alone: nothing lists what lies beside it.
-    let path = format!("{}{}{}", key.as_ref(), if url.path().ends_with('/') && !key.as_ref().is_empty() { "/" } else { "" }, &entry[glob..]);
-    let found = objects(&remote, &path, url.path().ends_with('/')).map_err(failed)?;
-    if found.is_empty() {
-        return Err(CurateError::NoMatch {
-            entry: entry.to_owned(),
-            found: "there is no object of that name or prefix".to_owned(),
-            hint: "check bucket and key; globs such as s3://bucket/crawl/*.warc.gz are allowed".to_owned(),
-        });
-    }
-    Ok(found)
-}
-
-/// An object, read in large pieces.
-struct RemoteFile {
-    remote: Arc<Remote>,
-    key: Key,
-    size: u64,
-    /// The piece at hand, and where it begins.
-    chunk: (u64, bytes::Bytes),
-}
-
-impl ReadAt for RemoteFile {
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn read_at(&mut self, at: u64, into: &mut [u8]) -> io::Result<usize> {
-        let held = |chunk: &(u64, bytes::Bytes)| at.checked_sub(chunk.0).filter(|&from| from < chunk.1.len() as u64);
-        if held(&self.chunk).is_none() {
-            let end = self.size.min(at.saturating_add(REQUEST));
-            if at >= end {
-                return Ok(0);
-            }
-            let asked = self.remote.store.get_range(&self.key, at..end);
-            self.chunk = (at, self.remote.runtime.block_on(asked).map_err(io::Error::other)?);
-        }
-        let Some(from) = held(&self.chunk) else {
-            return Err(io::Error::other("the object store answered with nothing"));
-        };
-        let piece = &self.chunk.1[from as usize..];
-        let count = piece.len().min(into.len());
-        into[..count].copy_from_slice(&piece[..count]);
-        Ok(count)
-    }
-}
-
-/// Inputs in a store at hand, for tests.
-#[cfg(test)]
-pub(super) fn find_in(store: Arc<dyn ObjectStore>, path: &str) -> Result<Vec<Input>, String> {
-    let remote = Remote::new(store).map_err(|error| error.to_string())?;
-    objects(&remote, path, path.ends_with('/'))
+fn remote(entry: &str) -> Result<Vec<Input>, CurateError> {
+    super::remote::find(entry)
 }

@@ -329,7 +329,9 @@ impl Stream {
             Ok(Some(false)) => {
                 self.state = State::Between(source);
                 let kind = self.kind.name();
-                self.damaged(&io::Error::other(format!("bytes between members, where a {kind} should begin")))?;
+                self.damaged(&io::Error::other(format!(
+                    "bytes between members, where a {kind} should begin"
+                )))?;
                 Ok(true)
             }
             Ok(None) => Ok(false),

@@ -51,7 +51,8 @@ fn ids(records: &[Record]) -> Vec<&str> {
 
 #[test]
 fn all_compressions_of_a_warc_hold_the_same_documents() {
-    let parts: Vec<_> = (0..20).map(|n| response(n, &format!("<p>page {n} {}", "x".repeat(n * 977)))).collect();
+    let parts: Vec<_> =
+        (0..20).map(|n| response(n, &format!("<p>page {n} {}", "x".repeat(n * 977)))).collect();
     let join = |pack: fn(&[u8]) -> Vec<u8>| parts.iter().flat_map(|part| pack(part)).collect::<Vec<u8>>();
     let config = ReadConfig::default();
     let (plain, broken) = read("a.warc", &parts.concat(), &config);
@@ -99,7 +100,9 @@ fn records_too_large_cut_or_with_wrong_lengths_are_told_and_passed_over() {
     assert_eq!(broken[0].place.length + 4, large.len() as u64);
 
     let wrong = |length: &str| {
-        let text = String::from_utf8(good(1)).unwrap().replace("Content-Length: 65", &format!("Content-Length: {length}"));
+        let text = String::from_utf8(good(1))
+            .unwrap()
+            .replace("Content-Length: 65", &format!("Content-Length: {length}"));
         assert_ne!(text.as_bytes(), good(1));
         text.into_bytes()
     };
@@ -110,7 +113,11 @@ fn records_too_large_cut_or_with_wrong_lengths_are_told_and_passed_over() {
         // A member of its own ends it as well.
         let members = [gzip(&good(0)), gzip(&wrong(length)), gzip(&good(2))].concat();
         let (records, broken) = read("a.warc.gz", &members, &config);
-        assert_eq!((ids(&records), broken.len()), (vec!["urn:uuid:0", "urn:uuid:2"], 1), "{length} {broken:?}");
+        assert_eq!(
+            (ids(&records), broken.len()),
+            (vec!["urn:uuid:0", "urn:uuid:2"], 1),
+            "{length} {broken:?}"
+        );
     }
     let whole = [good(0), good(1)].concat();
     let (records, broken) = read("a.warc", &whole[..whole.len() - 9], &config);
@@ -130,10 +137,13 @@ fn asked_to_stop_it_stops() {
 
 #[test]
 fn what_is_meant_to_be_no_document_is_counted() {
-    let image = String::from_utf8(response(0, "x")).unwrap().replace("text/html; charset=utf-8", "image/png; charset=utf-8");
+    let image = String::from_utf8(response(0, "x"))
+        .unwrap()
+        .replace("text/html; charset=utf-8", "image/png; charset=utf-8");
     let image = image.replace("Content-Length: 59", "Content-Length: 59");
     let missing = String::from_utf8(response(1, "x")).unwrap().replace("200 OK", "404 OK");
-    let request = String::from_utf8(response(2, "x")).unwrap().replace("WARC-Type: response", "WARC-Type: request");
+    let request =
+        String::from_utf8(response(2, "x")).unwrap().replace("WARC-Type: response", "WARC-Type: request");
     let bytes = [image, missing, request].concat().into_bytes();
     let input = Input::memory("a.warc", bytes);
     let mut records = input.records(&ReadConfig::default());
@@ -157,7 +167,8 @@ fn json_lines_give_documents_or_reasons() {
     for packed in [lines.as_bytes().to_vec(), gzip(lines.as_bytes()), zstd(lines.as_bytes())] {
         let (records, broken) = read("d/a.jsonl", &packed, &config);
         assert_eq!(ids(&records), ["7", "d/a.jsonl#78", "d/a.jsonl#129"]);
-        let meta: BTreeMap<_, _> = [("added", "2023"), ("n", "1"), ("who", "x")].map(|(k, v)| (k.into(), v.into())).into();
+        let meta: BTreeMap<_, _> =
+            [("added", "2023"), ("n", "1"), ("who", "x")].map(|(k, v)| (k.into(), v.into())).into();
         assert_eq!(records[0].document.meta, meta);
         assert_eq!((records[2].document.url.as_str(), records[2].document.lang.as_str()), ("http://x", "de"));
         let reasons: Vec<_> = broken.iter().map(|b| (b.place.position, b.reason.as_str())).collect();
@@ -179,7 +190,10 @@ fn files_of_one_document() {
     assert_eq!(records[0].document.text, "<meta charset=windows-1252><p>caf\u{e9}");
     assert_eq!(records[0].document.meta[CONTENT_TYPE], HTML);
     let (records, _) = read("d/Makefile", "all: \u{e9}".as_bytes(), &config);
-    assert_eq!((records[0].document.id.as_str(), records[0].document.text.as_str()), ("d/Makefile", "all: \u{e9}"));
+    assert_eq!(
+        (records[0].document.id.as_str(), records[0].document.text.as_str()),
+        ("d/Makefile", "all: \u{e9}")
+    );
     let (_, broken) = read("d/a.png", b"\x89PNG\r\n", &config);
     assert_eq!(broken[0].reason, "is no text: byte 0 is not UTF-8");
     let (_, broken) = read("d/a.txt.gz", &gzip(b"hello hello")[..15], &config);
@@ -210,10 +224,14 @@ fn rows_of_parquet() {
     assert_eq!((records.len(), broken.len()), (99, 1));
     assert_eq!(broken[0].reason, "row 5 has no `text`");
     assert_eq!((ids(&records)[0], ids(&records)[6]), ("0", "a.parquet#7"));
-    assert_eq!((records[98].document.text.as_str(), records[98].document.meta["kind"].as_str()), ("text 99", "k"));
+    assert_eq!(
+        (records[98].document.text.as_str(), records[98].document.meta["kind"].as_str()),
+        ("text 99", "k")
+    );
     let (records, broken) = read("a.parquet", &bytes[..bytes.len() - 9], &ReadConfig::default());
     assert_eq!((records.len(), broken.len()), (0, 1));
-    let other = ReadConfig { fields: Fields { text: "body".into(), ..Fields::default() }, ..ReadConfig::default() };
+    let other =
+        ReadConfig { fields: Fields { text: "body".into(), ..Fields::default() }, ..ReadConfig::default() };
     let (_, broken) = read("a.parquet", &bytes, &other);
     assert_eq!(broken[0].reason, "has no column of strings `body`; its columns are `text`, `id`, `kind`");
 }
@@ -244,12 +262,15 @@ fn inputs_are_found_on_disk_and_in_stores() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let line = format!("{{\"text\": \"{}\"}}\n", "x".repeat(1000)).repeat(20_000);
     for name in ["crawl/a.jsonl", "crawl/b/c.jsonl", "other/d.jsonl"] {
-        let put = object_store::ObjectStoreExt::put(&store, &name.into(), line.clone().into());
+        let key = name.into();
+        let put = object_store::ObjectStoreExt::put(&store, &key, line.clone().into());
         runtime.block_on(put).unwrap();
     }
     let store: Arc<dyn object_store::ObjectStore> = Arc::new(store);
-    for (path, found) in [("crawl/", &all[..2]), ("crawl/b/*.jsonl", &["b/c.jsonl"]), ("crawl/a.jsonl", &["a.jsonl"])] {
-        let inputs = store::find_in(Arc::clone(&store), path).unwrap();
+    for (path, found) in
+        [("crawl/", &all[..2]), ("crawl/b/*.jsonl", &["b/c.jsonl"]), ("crawl/a.jsonl", &["a.jsonl"])]
+    {
+        let inputs = remote::find_in(Arc::clone(&store), path).unwrap();
         let mut names: Vec<_> = inputs.iter().map(Input::name).collect();
         names.sort_unstable();
         assert_eq!(names, found);
@@ -289,7 +310,10 @@ const FIXTURES: &[(&str, &str)] = &[
     ("warc/warcio/example-space-in-target-uri.warc.gz", "1 resource 1 warcinfo"),
     ("warc/warcio/example-space-in-url.arc", " broken@0"),
     ("warc/warcio/example-trunc.warc", "1 request 2 warcinfo broken@1197"),
-    ("warc/warcio/example-wget-bad-target-uri.warc.gz", "1 metadata 1 request 2 resource 1 response 1 warcinfo"),
+    (
+        "warc/warcio/example-wget-bad-target-uri.warc.gz",
+        "1 metadata 1 request 2 resource 1 response 1 warcinfo",
+    ),
     ("warc/warcio/example-wrong-chunks.warc.gz", "1 request 1 response"),
     ("warc/warcio/example.arc", " broken@0"),
     ("warc/warcio/example.arc.gz", " broken@0"),
@@ -323,8 +347,10 @@ fn fixtures_of_others_give_the_expected_documents() {
     let Some(corpora) = corpora() else { return };
     let config = ReadConfig::default();
     let documents = |name: &str, config| read(name, &std::fs::read(corpora.join(name)).unwrap(), config).0;
-    let (wet, warc) =
-        (documents("warc/whirlwind/whirlwind.warc.wet.gz", &config), documents("warc/whirlwind/whirlwind.warc.gz", &config));
+    let (wet, warc) = (
+        documents("warc/whirlwind/whirlwind.warc.wet.gz", &config),
+        documents("warc/whirlwind/whirlwind.warc.gz", &config),
+    );
     assert_eq!((wet.len(), wet[0].place.offset, warc.len(), warc[0].place.offset), (1, 466, 1, 1023));
     assert!(wet[0].document.text.starts_with("Escopete"), "{}", wet[0].document.text);
     assert_eq!(wet[0].document.url, "https://an.wikipedia.org/wiki/Escopete");
@@ -335,7 +361,11 @@ fn fixtures_of_others_give_the_expected_documents() {
     let crawl = documents("warc/resiliparse/warcfile.warc.gz", &config);
     assert_eq!(crawl.len(), 16);
     let wrong = |record: &&Record| record.document.text.contains('\u{fffd}');
-    assert!(crawl.iter().filter(wrong).count() <= 1, "{:?}", crawl.iter().find(wrong).map(|r| &r.document.url));
+    assert!(
+        crawl.iter().filter(wrong).count() <= 1,
+        "{:?}",
+        crawl.iter().find(wrong).map(|r| &r.document.url)
+    );
     let message = ReadConfig { fields: Fields { text: "message".into(), ..Fields::default() }, ..config };
     for end in ["", ".gz", ".zst"] {
         let found = documents(&format!("dolma-tests/formats/test.jsonl{end}"), &message);
@@ -372,7 +402,7 @@ proptest! {
 
     /// No bytes make it panic or run for ever.
     #[test]
-    fn any_bytes_are_read(bytes: Vec<u8>, head in 0..5) {
+    fn any_bytes_are_read(bytes: Vec<u8>, head in 0_usize..5) {
         let head: &[u8] = [&b""[..], b"WARC/1.0\r\n", b"\x1f\x8b\x08\0", b"\x28\xb5\x2f\xfd", b"PAR1"][head];
         for name in ["a.warc", "a.jsonl", "a.parquet", "a.html", "a.txt", ""] {
             read(name, &[head, &bytes].concat(), &ReadConfig::default());

@@ -167,7 +167,9 @@ impl WarcReader {
         };
         if self.stream.left().is_some_and(|left| length > left - header as u64) {
             let held = self.stream.left().unwrap_or_default() - header as u64;
-            return Err(self.garbage(MARK.len(), &format!("ends after {held} of {length} bytes, with the file")));
+            return Err(
+                self.garbage(MARK.len(), &format!("ends after {held} of {length} bytes, with the file"))
+            );
         }
         if length > self.limit {
             return Err(self.too_large(header, length));
@@ -202,7 +204,10 @@ impl WarcReader {
             if let Some(cut) = self.cut(header, end) {
                 let flaw = Flaw {
                     place: self.place(cut as u64),
-                    reason: format!("ends after {} of {length} bytes, where another record begins", cut - header),
+                    reason: format!(
+                        "ends after {} of {length} bytes, where another record begins",
+                        cut - header
+                    ),
                 };
                 self.stream.consume(cut);
                 return Err(flaw);
@@ -253,7 +258,8 @@ impl WarcReader {
             let undecided = MARK.starts_with(rest) && rest.len() < MARK.len();
             if !undecided {
                 let stray = !rest.starts_with(MARK) && self.stream.member_from(at) != Some(at);
-                return Ok(stray.then(|| "is followed by bytes of no record: its Content-Length is wrong".to_owned()));
+                return Ok(stray
+                    .then(|| "is followed by bytes of no record: its Content-Length is wrong".to_owned()));
             }
             match self.stream.more() {
                 Ok(true) => {}
