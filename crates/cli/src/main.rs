@@ -64,6 +64,9 @@ enum Command {
     Score(commands::score::ScoreArgs),
     /// Sizes, tensors, metadata and memory of a model or preset.
     Inspect(commands::inspect::InspectArgs),
+    /// Single steps of curation, on files given by hand.
+    #[command(subcommand)]
+    Curate(commands::curate::CurateCommand),
     /// Train a tokenizer, or encode and decode with one.
     #[command(subcommand)]
     Tokenizer(commands::tokenizer::TokenizerCommand),
@@ -149,6 +152,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Generate(args) => commands::generate::generate(&args),
         Command::Score(args) => commands::score::score(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),
+        Command::Curate(command) => commands::curate::curate(&command),
         Command::Tokenizer(command) => commands::tokenizer::tokenizer(&command),
         Command::Why(args) => commands::why::why(&args),
         Command::Export(args) => commands::export::export(&args),

@@ -108,7 +108,7 @@ fn single_file(path: &Path, bytes: u64) -> Walk {
 }
 
 /// Characters that make a source a glob.
-const GLOB_CHARACTERS: [char; 4] = ['*', '?', '[', '{'];
+pub(crate) const GLOB_CHARACTERS: [char; 4] = ['*', '?', '[', '{'];
 
 /// Splits a glob at its first component with a pattern, and walks the folder before it.
 fn glob(entry: &str) -> Result<Walk, CurateError> {

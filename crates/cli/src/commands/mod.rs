@@ -3,6 +3,7 @@
 pub(crate) mod bench;
 pub(crate) mod chat;
 pub(crate) mod convert;
+pub(crate) mod curate;
 pub(crate) mod dry_run;
 pub(crate) mod engine;
 pub(crate) mod export;

@@ -1,0 +1,325 @@
+//! Reading: from files, folders, globs and object stores to documents.
+//!
+//! [`find`] lists the inputs, and [`Input::records`] reads one of them. What it yields is a document, or a part of the file
+//! that is none ([`Broken`]): a damaged record is passed over and reading goes on behind it, unless [`OnError::Stop`] is asked
+//! for. One record is in memory at a time, none larger than [`ReadConfig::max_record_bytes`].
+//!
+//! | Format | A document is |
+//! |---|---|
+//! | WARC, WET (`.warc`, `.wet`, `.wat`) | a response with status 200, a resource or a conversion, if it is HTML or text |
+//! | JSON Lines (`.jsonl`, `.ndjson`, `.json`) | a line; [`Fields`] names its fields |
+//! | Parquet (`.parquet`) | a row; [`Fields`] names its columns |
+//! | HTML (`.html`, `.htm`, `.xhtml`) | the file |
+//! | text, which is anything else | the file, if it is UTF-8 |
+//!
+//! `.gz` and `.zst` may follow; what counts is how the file begins. The text of HTML is its source until
+//! [`Extraction`](crate::Extraction) has been over it.
+//!
+//! # Ids
+//! A document's id is the same in every run, on every machine and in every compression of the file: its `WARC-Record-ID`, or
+//! its field for ids; else `NAME` for a whole file and `NAME#POSITION` for a part of one, with the file's name from the input on
+//! and the decompressed bytes (rows, for Parquet) before it.
+
+mod charset;
+mod http;
+mod lines;
+mod page;
+#[cfg(any(feature = "cloud", test))]
+mod remote;
+mod rows;
+mod store;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod warc;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use http::Response;
+pub use store::{Input, find};
+pub use warc::{Headers, WarcRecord};
+
+use crate::{CurateError, Document};
+use stream::Stream;
+use warc::{Flaw, WarcReader};
+
+/// The key of [`Document::meta`] for the media type of the text.
+pub const CONTENT_TYPE: &str = "content_type";
+
+pub(crate) const HTML: &str = "text/html";
+
+/// How to read.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct ReadConfig {
+    /// The format of all inputs; from their names when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<Format>,
+    /// What to do about a record that cannot be read.
+    pub on_error: OnError,
+    /// A larger record is broken, in bytes.
+    pub max_record_bytes: u64,
+    /// A WARC record whose block does not have its SHA-1 is broken. Some writers state wrong ones for whole records.
+    pub check_digests: bool,
+    /// The names of fields in JSON Lines and of columns in Parquet.
+    pub fields: Fields,
+}
+
+impl Default for ReadConfig {
+    fn default() -> Self {
+        Self {
+            format: None,
+            on_error: OnError::Skip,
+            max_record_bytes: 64 << 20,
+            check_digests: false,
+            fields: Fields::default(),
+        }
+    }
+}
+
+/// Largest record that can be allowed, in bytes.
+const MAX_RECORD_LIMIT: u64 = 1 << 30;
+
+impl ReadConfig {
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`CurateError::OutOfRange`] with the key, the value found and the allowed range.
+    pub fn validate(&self) -> Result<(), CurateError> {
+        if (1..=MAX_RECORD_LIMIT).contains(&self.max_record_bytes) {
+            return Ok(());
+        }
+        Err(CurateError::OutOfRange {
+            key: "read.max_record_bytes",
+            found: self.max_record_bytes.to_string(),
+            allowed: format!("from 1 to {MAX_RECORD_LIMIT}"),
+        })
+    }
+}
+
+/// What to do about a record that cannot be read.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum OnError {
+    /// Pass over it.
+    #[default]
+    Skip,
+    /// Read nothing behind it.
+    Stop,
+}
+
+/// How documents lie in a file.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum Format {
+    /// WARC, WET or WAT.
+    Warc,
+    /// A web page.
+    Html,
+    /// A JSON object a line.
+    Jsonl,
+    /// Rows.
+    Parquet,
+    /// Plain text.
+    Text,
+}
+
+impl Format {
+    /// The format that a name stands for.
+    pub fn of_name(name: &str) -> Format {
+        let name = name.to_ascii_lowercase();
+        let plain = [".gz", ".zst", ".zstd"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+        match plain.rsplit_once('.').map_or("", |(_, extension)| extension) {
+            "warc" | "wet" | "wat" | "arc" => Format::Warc,
+            "html" | "htm" | "xhtml" => Format::Html,
+            "jsonl" | "ndjson" | "json" => Format::Jsonl,
+            "parquet" => Format::Parquet,
+            _ => Format::Text,
+        }
+    }
+
+    /// The format of bytes without a name, from how they begin.
+    fn of_content(bytes: &[u8]) -> Format {
+        let start = &bytes[..bytes.len().min(1024)];
+        let start =
+            String::from_utf8_lossy(start).trim_start_matches('\u{feff}').trim_start().to_ascii_lowercase();
+        if start.starts_with("warc/") {
+            Format::Warc
+        } else if bytes.starts_with(b"PAR1") {
+            Format::Parquet
+        } else if start.starts_with("{\"") {
+            Format::Jsonl
+        } else if start.starts_with('<') {
+            Format::Html
+        } else {
+            Format::Text
+        }
+    }
+}
+
+/// Names of fields in JSON Lines, and of columns in Parquet. Only the text must be there; what is named nowhere here goes
+/// into [`Document::meta`].
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Fields {
+    /// The text: a string.
+    pub text: String,
+    /// The id: a string or a number.
+    pub id: String,
+    /// The URL.
+    pub url: String,
+    /// The date.
+    pub date: String,
+    /// What it came with.
+    pub source: String,
+    /// Its language.
+    pub lang: String,
+    /// An object whose entries go into [`Document::meta`].
+    pub metadata: String,
+}
+
+impl Default for Fields {
+    fn default() -> Self {
+        Self {
+            text: "text".into(),
+            id: "id".into(),
+            url: "url".into(),
+            date: "date".into(),
+            source: "source".into(),
+            lang: "lang".into(),
+            metadata: "metadata".into(),
+        }
+    }
+}
+
+impl Fields {
+    /// Puts the value of the field `name` where it belongs in `document`; what has no place of its own becomes an entry of
+    /// [`Document::meta`].
+    fn put(&self, document: &mut Document, name: &str, value: String) {
+        let places = [
+            (&self.text, &mut document.text),
+            (&self.id, &mut document.id),
+            (&self.url, &mut document.url),
+            (&self.date, &mut document.date),
+            (&self.source, &mut document.source),
+            (&self.lang, &mut document.lang),
+        ];
+        match places.into_iter().find(|(field, _)| *field == name) {
+            Some((_, place)) => *place = value,
+            None => drop(document.meta.insert(name.to_owned(), value)),
+        }
+    }
+}
+
+/// Where a record is.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Place {
+    /// Byte of the file as it is stored at which the record begins, or the gzip member or zstd frame that holds its start.
+    pub offset: u64,
+    /// Decompressed bytes before it; rows, for Parquet.
+    pub position: u64,
+    /// Its decompressed bytes.
+    pub length: u64,
+}
+
+/// A document, and where it was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// The document.
+    pub document: Document,
+    /// Where it was.
+    pub place: Place,
+}
+
+/// A part of an input that is no document though it should be one.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{file}`, byte {}: {reason}", place.offset)]
+pub struct Broken {
+    /// The input.
+    pub file: String,
+    /// Where in it.
+    pub place: Place,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// What a reader finds: a document, or something that is meant to be none.
+enum Found {
+    Document(Box<Record>),
+    Passed(&'static str),
+}
+
+type Reader = Box<dyn Iterator<Item = Result<Found, Flaw>> + Send>;
+
+/// The documents of an input, in its order.
+pub struct Records {
+    reader: Option<Reader>,
+    file: String,
+    on_error: OnError,
+    passed: BTreeMap<&'static str, u64>,
+}
+
+impl Records {
+    /// Reads an input; what cannot be opened is one broken part.
+    fn open(input: &Input, config: &ReadConfig) -> Records {
+        let reader = reader(input, config).unwrap_or_else(|flaw| Box::new(std::iter::once(Err(flaw))));
+        let file = input.name().to_owned();
+        Records { reader: Some(reader), file, on_error: config.on_error, passed: BTreeMap::new() }
+    }
+
+    /// How many records so far were passed over because they are meant to be no documents, and what they are.
+    pub fn passed(&self) -> &BTreeMap<&'static str, u64> {
+        &self.passed
+    }
+}
+
+impl Iterator for Records {
+    type Item = Result<Record, Broken>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.reader.as_mut()?.next()? {
+                Ok(Found::Document(record)) => return Some(Ok(*record)),
+                Ok(Found::Passed(what)) => *self.passed.entry(what).or_default() += 1,
+                Err(Flaw { place, reason }) => {
+                    if self.on_error == OnError::Stop {
+                        self.reader = None;
+                    }
+                    return Some(Err(Broken { file: self.file.clone(), place, reason }));
+                }
+            }
+        }
+    }
+}
+
+fn reader(input: &Input, config: &ReadConfig) -> Result<Reader, Flaw> {
+    let unreadable = |reason: String| Flaw { place: Place::default(), reason };
+    let format = config.format.or_else(|| (!input.nameless()).then(|| Format::of_name(input.name())));
+    if format == Some(Format::Parquet) {
+        return rows::open(input, config).map_err(unreadable);
+    }
+    let opened = input.open().map_err(|error| unreadable(format!("cannot be opened: {error}")))?;
+    let mut stream = Stream::new(opened).map_err(|damage| unreadable(damage.reason))?;
+    // Damage shows again when the reader gets there.
+    stream.ensure(1024).ok();
+    let format = format.unwrap_or_else(|| Format::of_content(stream.window()));
+    let (name, limit) = (input.name().to_owned(), config.max_record_bytes);
+    Ok(match format {
+        Format::Warc => {
+            let records = WarcReader::new(stream, limit, config.check_digests);
+            Box::new(records.map(move |record| page::document(record?, &name, limit)))
+        }
+        Format::Jsonl => Box::new(lines::Lines::new(stream, name, config)),
+        Format::Html | Format::Text => {
+            Box::new(std::iter::once_with(move || page::whole(stream, &name, limit, format == Format::Html)))
+        }
+        Format::Parquet => return rows::open(input, config).map_err(unreadable),
+    })
+}
+
+/// The id of a part of a file that brings none.
+fn id_at(name: &str, position: u64) -> String {
+    format!("{name}#{position}")
+}

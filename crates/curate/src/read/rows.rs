@@ -1,0 +1,198 @@
+//! Parquet.
+
+use std::io::{self, Read};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type, UInt32Type, UInt64Type};
+use arrow_array::{Array, RecordBatch};
+use arrow_schema::DataType;
+use parquet::arrow::ProjectionMask;
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::reader::{ChunkReader, Length};
+
+use super::stream::ReadAt;
+use super::warc::Flaw;
+use super::{Fields, Found, Input, Place, ReadConfig, Reader, Record, id_at};
+use crate::Document;
+
+/// Rows that are decoded at once: few, as one may be large.
+const BATCH: usize = 64;
+
+/// The documents of the rows of a file. Columns that hold neither text, numbers nor truth values are not read.
+pub(super) fn open(input: &Input, config: &ReadConfig) -> Result<Reader, String> {
+    let file = input.open().map_err(|error| format!("cannot be opened: {error}"))?;
+    let builder = ParquetRecordBatchReaderBuilder::try_new(Chunks::new(file))
+        .map_err(|error| format!("cannot be read as Parquet: {error}"))?;
+    let schema = Arc::clone(builder.schema());
+    let columns: Vec<usize> =
+        (0..schema.fields().len()).filter(|&at| is_scalar(schema.field(at).data_type())).collect();
+    let text = &config.fields.text;
+    let is_text = |&at: &usize| schema.field(at).name() == text && is_string(schema.field(at).data_type());
+    if !columns.iter().any(|at| is_text(at)) {
+        let names: Vec<_> =
+            schema.fields().iter().take(16).map(|field| format!("`{}`", field.name())).collect();
+        return Err(format!("has no column of strings `{text}`; its columns are {}", names.join(", ")));
+    }
+    let mask = ProjectionMask::roots(builder.parquet_schema(), columns);
+    let batches = builder
+        .with_projection(mask)
+        .with_batch_size(BATCH)
+        .build()
+        .map_err(|error| format!("cannot be read as Parquet: {error}"))?;
+    let (name, fields, limit) = (input.name().to_owned(), config.fields.clone(), config.max_record_bytes);
+    Ok(Box::new(Rows { batches, batch: None, row: 0, position: 0, name, fields, limit, ended: false }))
+}
+
+struct Rows {
+    batches: ParquetRecordBatchReader,
+    batch: Option<RecordBatch>,
+    /// The next row of the batch.
+    row: usize,
+    /// Rows before it in the file.
+    position: u64,
+    name: String,
+    fields: Fields,
+    limit: u64,
+    ended: bool,
+}
+
+impl Rows {
+    fn document(&self, batch: &RecordBatch) -> Result<Document, String> {
+        let mut document = Document { source: self.name.clone(), ..Document::default() };
+        let mut has_text = false;
+        for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+            if let Some(value) = cell(column.as_ref(), self.row) {
+                has_text |= *field.name() == self.fields.text;
+                self.fields.put(&mut document, field.name(), value);
+            }
+        }
+        if !has_text {
+            return Err(format!("row {} has no `{}`", self.position, self.fields.text));
+        }
+        if document.text.len() as u64 > self.limit {
+            let (row, length) = (self.position, document.text.len());
+            return Err(format!(
+                "row {row} has a text of {length} bytes, more than the {} allowed",
+                self.limit
+            ));
+        }
+        if document.id.is_empty() {
+            document.id = id_at(&self.name, self.position);
+        }
+        Ok(document)
+    }
+}
+
+impl Iterator for Rows {
+    type Item = Result<Found, Flaw>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let place = Place { offset: 0, position: self.position, length: 0 };
+        let batch = loop {
+            match self.batch.take().filter(|batch| self.row < batch.num_rows()) {
+                Some(batch) => break batch,
+                None if self.ended => return None,
+                None => match self.batches.next()? {
+                    Ok(batch) => (self.batch, self.row) = (Some(batch), 0),
+                    Err(error) => {
+                        // The rows behind are of no known position.
+                        self.ended = true;
+                        let reason = format!("cannot be read from row {} on: {error}", self.position);
+                        return Some(Err(Flaw { place, reason }));
+                    }
+                },
+            }
+        };
+        let document = self.document(&batch);
+        self.batch = Some(batch);
+        self.row += 1;
+        self.position += 1;
+        Some(match document {
+            Ok(document) => {
+                let place = Place { length: document.text.len() as u64, ..place };
+                Ok(Found::Document(Box::new(Record { document, place })))
+            }
+            Err(reason) => Err(Flaw { place, reason }),
+        })
+    }
+}
+
+fn is_string(kind: &DataType) -> bool {
+    matches!(kind, DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View)
+}
+
+fn is_scalar(kind: &DataType) -> bool {
+    use DataType::{Boolean, Float32, Float64, Int32, Int64, UInt32, UInt64};
+    is_string(kind) || matches!(kind, Boolean | Int32 | Int64 | UInt32 | UInt64 | Float32 | Float64)
+}
+
+/// A cell as text; none where it is null.
+fn cell(column: &dyn Array, row: usize) -> Option<String> {
+    if column.is_null(row) {
+        return None;
+    }
+    Some(match column.data_type() {
+        DataType::Utf8 => column.as_string::<i32>().value(row).to_owned(),
+        DataType::LargeUtf8 => column.as_string::<i64>().value(row).to_owned(),
+        DataType::Utf8View => column.as_string_view().value(row).to_owned(),
+        DataType::Boolean => column.as_boolean().value(row).to_string(),
+        DataType::Int32 => column.as_primitive::<Int32Type>().value(row).to_string(),
+        DataType::Int64 => column.as_primitive::<Int64Type>().value(row).to_string(),
+        DataType::UInt32 => column.as_primitive::<UInt32Type>().value(row).to_string(),
+        DataType::UInt64 => column.as_primitive::<UInt64Type>().value(row).to_string(),
+        DataType::Float32 => column.as_primitive::<Float32Type>().value(row).to_string(),
+        DataType::Float64 => column.as_primitive::<Float64Type>().value(row).to_string(),
+        _ => return None,
+    })
+}
+
+/// A file as the Parquet reader takes it.
+struct Chunks {
+    size: u64,
+    file: Arc<Mutex<Box<dyn ReadAt>>>,
+}
+
+impl Chunks {
+    fn new(file: Box<dyn ReadAt>) -> Chunks {
+        Chunks { size: file.size(), file: Arc::new(Mutex::new(file)) }
+    }
+}
+
+impl Length for Chunks {
+    fn len(&self) -> u64 {
+        self.size
+    }
+}
+
+impl ChunkReader for Chunks {
+    type T = io::BufReader<From>;
+
+    fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
+        Ok(io::BufReader::new(From { file: Arc::clone(&self.file), at: start }))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<bytes::Bytes> {
+        let mut read = Vec::new();
+        self.get_read(start)?.take(length as u64).read_to_end(&mut read)?;
+        if read.len() != length {
+            return Err(ParquetError::EOF(format!("{length} bytes wanted at {start}, {} there", read.len())));
+        }
+        Ok(read.into())
+    }
+}
+
+/// The file from a place on.
+struct From {
+    file: Arc<Mutex<Box<dyn ReadAt>>>,
+    at: u64,
+}
+
+impl Read for From {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.lock().unwrap_or_else(PoisonError::into_inner).read_at(self.at, into)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}

@@ -1,0 +1,139 @@
+//! What there is to read.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::stream::ReadAt;
+use super::{ReadConfig, Records};
+use crate::source::{self, GLOB_CHARACTERS};
+use crate::{CurateConfig, CurateError};
+
+/// A file to read.
+#[derive(Clone)]
+pub struct Input {
+    name: String,
+    bytes: u64,
+    origin: Arc<dyn Origin>,
+}
+
+/// Where bytes come from.
+pub(super) trait Origin: Send + Sync {
+    fn open(&self) -> io::Result<Box<dyn ReadAt>>;
+}
+
+impl Origin for PathBuf {
+    fn open(&self) -> io::Result<Box<dyn ReadAt>> {
+        Ok(Box::new(File::open(self)?))
+    }
+}
+
+impl Origin for Arc<[u8]> {
+    fn open(&self) -> io::Result<Box<dyn ReadAt>> {
+        Ok(Box::new(Arc::clone(self)))
+    }
+}
+
+/// A file that was found, but cannot be opened: why.
+struct Closed(String);
+
+impl Origin for Closed {
+    fn open(&self) -> io::Result<Box<dyn ReadAt>> {
+        Err(io::Error::other(self.0.clone()))
+    }
+}
+
+impl Input {
+    /// Bytes at hand, such as those of standard input. With an empty name the format is what they begin like.
+    pub fn memory(name: &str, bytes: Vec<u8>) -> Input {
+        let origin: Arc<[u8]> = bytes.into();
+        Input { name: name.to_owned(), bytes: origin.len() as u64, origin: Arc::new(origin) }
+    }
+
+    /// The path from the entry it was found by on, the entry's own last component included; this does not depend on where that
+    /// lies.
+    pub fn name(&self) -> &str {
+        if self.nameless() { "-" } else { &self.name }
+    }
+
+    pub(super) fn nameless(&self) -> bool {
+        self.name.is_empty()
+    }
+
+    /// Its size as it is stored.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Reads its documents.
+    pub fn records(&self, config: &ReadConfig) -> Records {
+        Records::open(self, config)
+    }
+
+    pub(super) fn open(&self) -> io::Result<Box<dyn ReadAt>> {
+        self.origin.open()
+    }
+
+    pub(super) fn new(name: String, bytes: u64, origin: Arc<dyn Origin>) -> Input {
+        Input { name, bytes, origin }
+    }
+}
+
+/// All files of `entries`, sorted by name. An entry is a file, a folder, a glob, or a URL with a scheme of an object store:
+/// `file`, and with the feature `cloud` also `s3`, `gs`, `az`, `http` and `https`. A URL that ends in `/` stands for all below it.
+///
+/// # Errors
+/// An entry that names nothing, and files of two entries that have one name.
+pub fn find(entries: &[String]) -> Result<Vec<Input>, CurateError> {
+    let mut inputs = Vec::new();
+    for entry in entries {
+        inputs.extend(match entry.split_once("://") {
+            Some(("file", path)) => local(path)?,
+            Some(_) => remote(entry)?,
+            None => local(entry)?,
+        });
+    }
+    inputs.sort_by(|a, b| a.name.cmp(&b.name));
+    if let Some(pair) = inputs.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        return Err(CurateError::BadSource {
+            entry: pair[0].name.clone(),
+            problem: "is found twice, and documents are known by the name of their file".to_owned(),
+            hint: "give each file once, and folders of different names".to_owned(),
+        });
+    }
+    Ok(inputs)
+}
+
+fn local(entry: &str) -> Result<Vec<Input>, CurateError> {
+    let config = CurateConfig { sources: vec![entry.to_owned()], ..CurateConfig::default() };
+    let found = source::expand(&config, None)?;
+    // The folder that paths below are relative to.
+    let fixed = &entry[..entry.find(GLOB_CHARACTERS).unwrap_or(entry.len())];
+    let base = if Path::new(entry).exists() { entry } else { &fixed[..fixed.rfind('/').unwrap_or(0)] };
+    let label = Path::new(base).file_name().map(|name| name.to_string_lossy().into_owned());
+    let label = label.filter(|_| Path::new(base).is_dir());
+    let input = |file: source::Found| {
+        let name = label.iter().cloned().chain([file.relative]).collect::<Vec<_>>().join("/");
+        let origin: Arc<dyn Origin> = match file.problem {
+            Some(problem) => Arc::new(Closed(problem)),
+            None => Arc::new(file.path),
+        };
+        Input::new(name, file.bytes, origin)
+    };
+    Ok(found.into_iter().map(input).collect())
+}
+
+#[cfg(not(feature = "cloud"))]
+fn remote(entry: &str) -> Result<Vec<Input>, CurateError> {
+    Err(CurateError::BadSource {
+        entry: entry.to_owned(),
+        problem: "is in an object store, which this build cannot read".to_owned(),
+        hint: "build with `--features cloud`, or copy the files here".to_owned(),
+    })
+}
+
+#[cfg(feature = "cloud")]
+fn remote(entry: &str) -> Result<Vec<Input>, CurateError> {
+    super::remote::find(entry)
+}
