@@ -11,11 +11,16 @@
 //! The three files depend on the recipe and the inventory alone: not on threads, file order, time or machine paths.
 
 mod config;
+pub mod contamination;
 mod corpus;
 mod document;
 mod error;
+pub mod fasttext;
+pub mod filter;
 mod inventory;
+pub mod language;
 mod output;
+pub mod quality;
 mod rules;
 mod source;
 #[cfg(test)]
