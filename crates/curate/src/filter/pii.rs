@@ -136,7 +136,7 @@ impl Pii {
             let finding = match bytes[at] {
                 b'@' => email(text, at).map(|range| (Kind::Email, range)),
                 b'-' | b'A' | b'g' | b'x' | b's' | b'e' => key(text, at).map(|range| (Kind::Key, range)),
-                b'0'..=b'9' | b'+' | b'(' | b':' | b'a' | b'b' | b'c' | b'd' | b'f' => self.number(text, at),
+                b'0'..=b'9' | b'+' | b'(' => self.number(text, at),
                 _ => None,
             };
             match finding {
@@ -198,7 +198,7 @@ fn email(text: &str, at: usize) -> Option<Range<usize>> {
     good.then(|| start..at + 1 + end)
 }
 
-/// A public address of version 4 or 6.
+/// A public address of version 4, or of version 6, of which all begin with a digit.
 fn ip(text: &str, at: usize) -> Option<Range<usize>> {
     let bytes = text.as_bytes();
     let run = |wanted: fn(&u8) -> bool| bytes[at..].iter().take(46).take_while(|&byte| wanted(byte)).count();

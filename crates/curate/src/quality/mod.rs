@@ -1,7 +1,7 @@
 //! Model-based quality: classifiers trained here, on labels that people or a model gave.
 //!
 //! Llama 3 (section 3.1.1) uses a fastText classifier that tells whether Wikipedia would cite a page, and classifiers of labels that Llama 2 gave.
-//! Both are [`train`] on other examples: `{"text": …, "label": …}` lines, which [`label`] makes from a model's answers. Classifiers of code and
+//! Both are [`train`] on other examples: `{"text": …, "label": …}` lines, which [`label()`] makes from a model's answers. Classifiers of code and
 //! of reasoning differ in their examples only.
 
 mod auc;
