@@ -111,6 +111,40 @@ pub enum CurateError {
         /// What was found.
         problem: String,
     },
+    /// A file of a filter or classifier cannot be read.
+    #[error("cannot read `{}`: {cause}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The cause, with the line where there is one.
+        cause: String,
+    },
+    /// A file is not the model it should be.
+    #[error("`{}` cannot be used as a model: {found}\nhint: {hint}", path.display())]
+    BadModel {
+        /// The file.
+        path: PathBuf,
+        /// What was found.
+        found: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A setting of a filter.
+    #[error("`{key}` is `{found}`, but must be {allowed}")]
+    BadFilter {
+        /// Filter and key.
+        key: String,
+        /// The value found.
+        found: String,
+        /// The values allowed, in words.
+        allowed: String,
+    },
+    /// A classifier cannot be trained, or labels cannot be made.
+    #[error("cannot train or label: {found}")]
+    BadTraining {
+        /// What was found and what is needed.
+        found: String,
+    },
     /// An output file cannot be written.
     #[error("cannot write `{}`: {cause}", path.display())]
     Write {
@@ -122,6 +156,11 @@ pub enum CurateError {
 }
 
 impl CurateError {
+    /// Wraps any failure to read `path`.
+    pub(crate) fn read(path: &std::path::Path, cause: impl std::fmt::Display) -> Self {
+        Self::Read { path: path.to_path_buf(), cause: cause.to_string() }
+    }
+
     /// Wraps any failure to write `path`.
     pub(crate) fn write(path: &std::path::Path, cause: impl std::fmt::Display) -> Self {
         Self::Write { path: path.to_path_buf(), cause: cause.to_string() }

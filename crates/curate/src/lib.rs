@@ -13,17 +13,22 @@
 //! paths.
 
 mod config;
+pub mod contamination;
 pub mod dedup;
 mod document;
 mod error;
-mod files;
 pub mod extract;
+pub mod fasttext;
+mod files;
+pub mod filter;
 mod inventory;
 mod item;
+pub mod language;
 pub mod local;
 mod output;
 mod pipeline;
 pub mod plan;
+pub mod quality;
 pub mod read;
 mod rules;
 mod source;

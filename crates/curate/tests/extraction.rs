@@ -60,7 +60,8 @@ fn scores(pages: &[Page], found: &[String]) -> [f64; 3] {
     let (mut precisions, mut recalls) = (Vec::new(), Vec::new());
     for (page, found) in pages.iter().zip(found) {
         let (truth, found) = (shingles(&page.article), shingles(found));
-        let hits: i64 = found.iter().map(|(shingle, &count)| count.min(*truth.get(shingle).unwrap_or(&0))).sum();
+        let hits: i64 =
+            found.iter().map(|(shingle, &count)| count.min(*truth.get(shingle).unwrap_or(&0))).sum();
         let all = |counts: &BTreeMap<Vec<&str>, i64>| counts.values().sum::<i64>();
         for (total, into) in [(all(&found), &mut precisions), (all(&truth), &mut recalls)] {
             if total > 0 {
@@ -82,11 +83,16 @@ fn by_python(python: &std::ffi::OsStr, pages: &[Page]) -> Vec<String> {
         .unwrap();
     let lines: Vec<_> = pages.iter().map(|page| serde_json::to_string(&page.html).unwrap() + "\n").collect();
     let mut input = child.stdin.take().unwrap();
-    let writer = std::thread::spawn(move || lines.iter().try_for_each(|line| input.write_all(line.as_bytes())));
+    let writer =
+        std::thread::spawn(move || lines.iter().try_for_each(|line| input.write_all(line.as_bytes())));
     let output = child.wait_with_output().unwrap();
     writer.join().unwrap().unwrap();
     assert!(output.status.success(), "the Python of LLAMERO_PYTHON has no trafilatura");
-    String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    String::from_utf8(output.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 #[test]
@@ -104,10 +110,15 @@ fn articles_are_found_in_real_pages() {
     let mut best = 0.0_f64;
     for alt_text in [true, false] {
         let (article, start) = (Article { alt_text }, Instant::now());
-        let text = |page: &Page| article.extract(&page.html, None).map_or_else(String::new, |found| found.text);
+        let text =
+            |page: &Page| article.extract(&page.html, None).map_or_else(String::new, |found| found.text);
         let found: Vec<_> = pages.iter().map(text).collect();
         let scores = scores(&pages, &found);
-        row(if alt_text { "llamero" } else { "llamero, no alternative text" }, scores, start.elapsed().as_secs_f64());
+        row(
+            if alt_text { "llamero" } else { "llamero, no alternative text" },
+            scores,
+            start.elapsed().as_secs_f64(),
+        );
         best = best.max(scores[2]);
     }
     if let Some(python) = std::env::var_os("LLAMERO_PYTHON") {

@@ -66,7 +66,7 @@ fn binary_is_a_zero_byte_or_many_controls() {
             "a.md",
             "UTF-16 text".encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>().as_slice()
         ),
-        Some("binary")
+        Some("binary".to_owned())
     );
     assert_eq!(
         reason("a.md", format!("{text}{}", "\u{1b}".repeat(20)).as_bytes()),

@@ -113,7 +113,9 @@ fn inputs(files: &[String]) -> Result<Vec<Input>> {
             std::io::stdin().lock().read_to_end(&mut bytes).context("standard input cannot be read")?;
             inputs.push(Input::memory("", bytes));
         } else if !file.contains("://") && !file.contains(['*', '?', '[', '{']) && !Path::new(file).exists() {
-            bail!("there is no file or folder `{file}`. hint: `-` reads standard input, and globs need quotes");
+            bail!(
+                "there is no file or folder `{file}`. hint: `-` reads standard input, and globs need quotes"
+            );
         } else {
             inputs.extend(find(std::slice::from_ref(file))?);
         }
@@ -121,7 +123,13 @@ fn inputs(files: &[String]) -> Result<Vec<Input>> {
     Ok(inputs)
 }
 
-fn show(record: Record, article: &Extraction<Article>, json: bool, headed: bool, counts: &mut Counts) -> Result<()> {
+fn show(
+    record: Record,
+    article: &Extraction<Article>,
+    json: bool,
+    headed: bool,
+    counts: &mut Counts,
+) -> Result<()> {
     let Record { mut document, place } = record;
     if let Some(dropped) = article.apply(&mut document) {
         say!("warning: `{}`: {}", document.url, dropped.detail);

@@ -1,6 +1,10 @@
 //! `llamero curate`: the steps of curation one by one, on files given by hand.
 
+mod classifier;
 mod extract;
+mod hash_eval;
+mod label;
+mod lang;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -9,10 +13,22 @@ use clap::Subcommand;
 pub(crate) enum CurateCommand {
     /// The text of web pages, as curation sees it.
     Extract(extract::ExtractArgs),
+    /// The language of a text, or of each of its lines.
+    Lang(lang::LangArgs),
+    /// Train a classifier of quality, topic or kind from labelled examples.
+    TrainClassifier(classifier::ClassifierArgs),
+    /// Label documents by a model's judgement, to train a classifier from.
+    Label(label::LabelArgs),
+    /// Hash an evaluation set, so that it can be kept out of a corpus without being shown.
+    HashEval(hash_eval::HashEvalArgs),
 }
 
 pub(crate) fn curate(command: &CurateCommand) -> Result<()> {
     match command {
         CurateCommand::Extract(args) => extract::extract(args),
+        CurateCommand::Lang(args) => lang::lang(args),
+        CurateCommand::TrainClassifier(args) => classifier::train_classifier(args),
+        CurateCommand::Label(args) => label::label_documents(args),
+        CurateCommand::HashEval(args) => hash_eval::hash_eval(args),
     }
 }

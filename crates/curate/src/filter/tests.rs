@@ -1,0 +1,4 @@
+//! Tests of the filters: against datatrove's verdicts, and each rule by itself.
+
+mod datatrove;
+mod others;
