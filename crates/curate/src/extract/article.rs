@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+use serde::{Deserialize, Serialize};
 use trafilatura::dom::{Document, NodeId};
 use trafilatura::{Options, extract_document};
 
@@ -14,7 +15,8 @@ const MAX_DEPTH: usize = 512;
 const MAX_ELEMENTS: usize = 100_000;
 
 /// Finds the article of a page: what it is about, without navigation, comments and notices around it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default)]
 pub struct Article {
     /// Keep the alternative text of images inside the article.
     pub alt_text: bool,

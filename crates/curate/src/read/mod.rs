@@ -302,9 +302,10 @@ fn reader(input: &Input, config: &ReadConfig) -> Result<Reader, Flaw> {
     }
     let opened = input.open().map_err(|error| unreadable(format!("cannot be opened: {error}")))?;
     let mut stream = Stream::new(opened).map_err(|damage| unreadable(damage.reason))?;
-    // Damage shows again when the reader gets there.
-    stream.ensure(1024).ok();
-    let format = format.unwrap_or_else(|| Format::of_content(stream.window()));
+    let format = format.unwrap_or_else(|| {
+        stream.look_ahead(1024);
+        Format::of_content(stream.window())
+    });
     let (name, limit) = (input.name().to_owned(), config.max_record_bytes);
     Ok(match format {
         Format::Warc => {

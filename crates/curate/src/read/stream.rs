@@ -203,6 +203,8 @@ pub(crate) struct Stream {
     members: VecDeque<(u64, u64)>,
     /// Whether the damage before was told and nothing was read since.
     told: bool,
+    /// Damage that was met too early to tell.
+    ahead: Option<Damage>,
 }
 
 impl Stream {
@@ -221,6 +223,7 @@ impl Stream {
             position: 0,
             members: VecDeque::new(),
             told: false,
+            ahead: None,
         })
     }
 
@@ -277,8 +280,23 @@ impl Stream {
         Ok(true)
     }
 
+    /// Decodes on until the window has `count` bytes, if it can. Damage on the way is told by the next [`Stream::more`].
+    pub(crate) fn look_ahead(&mut self, count: usize) {
+        if let Err(damage) = self.ensure(count) {
+            self.ahead = Some(damage);
+        }
+    }
+
+    /// Whether a member begins where the window does.
+    pub(crate) fn at_member(&self) -> bool {
+        self.members.front().is_some_and(|&(start, _)| start == self.position)
+    }
+
     /// Decodes some more into the window; false at the end. After damage it can be called again.
     pub(crate) fn more(&mut self) -> Result<bool, Damage> {
+        if let Some(damage) = self.ahead.take() {
+            return Err(damage);
+        }
         self.window.drain(..self.used);
         self.used = 0;
         loop {

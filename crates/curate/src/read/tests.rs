@@ -95,18 +95,18 @@ fn records_too_large_cut_or_with_wrong_lengths_are_told_and_passed_over() {
     let large = response(1, &"x".repeat(300_000));
     let (records, broken) = read("a.warc", &[good(0), large.clone(), good(2)].concat(), &config);
     assert_eq!(ids(&records), ["urn:uuid:0", "urn:uuid:2"]);
-    assert!(broken[0].reason.contains("300061 bytes, more than the 1000 allowed"), "{broken:?}");
+    assert!(broken[0].reason.contains("300059 bytes, more than the 1000 allowed"), "{broken:?}");
     assert_eq!(broken[0].place.offset, good(0).len() as u64);
     assert_eq!(broken[0].place.length + 4, large.len() as u64);
 
     let wrong = |length: &str| {
         let text = String::from_utf8(good(1))
             .unwrap()
-            .replace("Content-Length: 65", &format!("Content-Length: {length}"));
+            .replace("Content-Length: 66", &format!("Content-Length: {length}"));
         assert_ne!(text.as_bytes(), good(1));
         text.into_bytes()
     };
-    for length in ["60", "70", "99", "999999999999", "", "x"] {
+    for length in ["60", "80", "99", "999999999999", "", "x"] {
         let (records, broken) = read("a.warc", &[good(0), wrong(length), good(2)].concat(), &config);
         assert_eq!(ids(&records), ["urn:uuid:0", "urn:uuid:2"], "{length}");
         assert_eq!((broken.len(), broken[0].place.offset), (1, good(0).len() as u64), "{length} {broken:?}");
@@ -140,7 +140,6 @@ fn what_is_meant_to_be_no_document_is_counted() {
     let image = String::from_utf8(response(0, "x"))
         .unwrap()
         .replace("text/html; charset=utf-8", "image/png; charset=utf-8");
-    let image = image.replace("Content-Length: 59", "Content-Length: 59");
     let missing = String::from_utf8(response(1, "x")).unwrap().replace("200 OK", "404 OK");
     let request =
         String::from_utf8(response(2, "x")).unwrap().replace("WARC-Type: response", "WARC-Type: request");
@@ -166,13 +165,13 @@ fn json_lines_give_documents_or_reasons() {
     let config = ReadConfig::default();
     for packed in [lines.as_bytes().to_vec(), gzip(lines.as_bytes()), zstd(lines.as_bytes())] {
         let (records, broken) = read("d/a.jsonl", &packed, &config);
-        assert_eq!(ids(&records), ["7", "d/a.jsonl#78", "d/a.jsonl#129"]);
+        assert_eq!(ids(&records), ["7", "d/a.jsonl#78", "d/a.jsonl#117"]);
         let meta: BTreeMap<_, _> =
             [("added", "2023"), ("n", "1"), ("who", "x")].map(|(k, v)| (k.into(), v.into())).into();
         assert_eq!(records[0].document.meta, meta);
         assert_eq!((records[2].document.url.as_str(), records[2].document.lang.as_str()), ("http://x", "de"));
         let reasons: Vec<_> = broken.iter().map(|b| (b.place.position, b.reason.as_str())).collect();
-        assert_eq!(reasons[0], (94, "has no string in the field `text`; its fields are `text`"));
+        assert_eq!(reasons[0], (93, "has no string in the field `text`; its fields are `text`"));
         assert!(reasons[1].1.starts_with("is no JSON"));
         assert_eq!(reasons[2].1, "is JSON, but no object");
     }
@@ -376,8 +375,7 @@ fn fixtures_of_others_give_the_expected_documents() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever is damaged in one member, the records in all others are found, but for the one behind it where the damage hides
-    /// that it begins.
+    /// Whatever is damaged in one member, the records in all others are found.
     #[test]
     fn damage_stays_where_it_is(
         sizes in prop::collection::vec(0_usize..3000, 3..8), zstd_frames: bool, at: prop::sample::Index, flip in 1_u8..,

@@ -242,8 +242,7 @@ impl WarcReader {
     /// Where inside the block a member of the file begins with a record of its own.
     fn cut(&mut self, header: usize, end: usize) -> Option<usize> {
         let start = self.stream.member_from(header).filter(|&start| start < end)?;
-        // Damage shows again when the block is read.
-        self.stream.ensure(start + MARK.len()).ok();
+        self.stream.look_ahead(start + MARK.len());
         self.stream.window()[start..].starts_with(MARK).then_some(start)
     }
 
@@ -276,16 +275,16 @@ impl WarcReader {
 
     /// Passes over a block that is too large to hold.
     fn too_large(&mut self, header: usize, length: u64) -> Flaw {
-        let total = header as u64 + length;
+        let total = length.saturating_add(header as u64);
         let place = self.place(total);
         let limit = self.limit;
         let mut left = total;
         while left > 0 {
             let here = left.min(self.stream.window().len() as u64) as usize;
-            let stop = self.cut(header.min(here), here.max(1));
+            let stop = self.cut(header.min(here), here);
             self.stream.consume(stop.unwrap_or(here));
             left -= here as u64;
-            if stop.is_some() {
+            if stop.is_some() || left == 0 {
                 break;
             }
             match self.stream.more() {
@@ -296,6 +295,10 @@ impl WarcReader {
                     self.stream.discard();
                     break;
                 }
+            }
+            self.stream.look_ahead(MARK.len());
+            if self.stream.at_member() && self.stream.window().starts_with(MARK) {
+                break;
             }
         }
         Flaw { place, reason: format!("has {length} bytes, more than the {limit} allowed") }
