@@ -113,7 +113,7 @@ def texts():
         "haven't they?\" It cost $5.00, or 20% of 1,000... See http://example.com/a-b?c=d or mail me@example.org. "
         "I can't, won't and shouldn't. John's dogs' 5km walk -- no, 3-4 km! #tag @me x=y foo/bar 'quoted' “curly” it’s. "
     ) * 3
-    yield "I'm sure you're right, she'll come, we'd go, and cannot dont im gonna. A+ R&D AT&T C++ end.Next fast,or a--b."
+    yield "I'm sure you're right, she'll come, we'd go, and cannot dont im gonna. A+ R&D AT&T C++ end.Next fast,or a--b too."
     yield "  \n \n  "
     yield "*** !!! ???"
     yield "[1] first [23] second [edit] third. (a) b) c] {d} <e> f; g: h, i! j? k… l— m– n- o"

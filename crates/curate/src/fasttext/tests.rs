@@ -59,7 +59,7 @@ fn every_damage_is_an_error_and_never_a_panic() {
         assert!(FastText::from_bytes(&damaged).is_err(), "damage at {at}");
         // Without the checksum, what is wrong may still be a model, which must then work.
         if let Ok(model) = FastText::from_bytes(&damaged[..body]) {
-            model.predict("the study of herds", 2);
+            assert!(model.predict("the study of herds", 2).len() <= 2);
         }
     }
 }

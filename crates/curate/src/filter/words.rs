@@ -169,7 +169,7 @@ fn chunk(text: &str, from: usize, to: usize, emit: &mut impl FnMut(usize, usize)
 /// What is left of a chunk without the marks at its ends.
 fn middle(text: &str, from: usize, to: usize, emit: &mut impl FnMut(usize, usize)) {
     let rest = &text[from..to];
-    if let Some(cut) = contraction(rest) {
+    if let Some(cut) = contraction(rest).or_else(|| joined(rest.as_bytes())) {
         emit(from, from + cut);
         emit(from + cut, to);
         return;
