@@ -289,7 +289,7 @@ impl Stream {
 
     /// Whether a member begins where the window does.
     pub(crate) fn at_member(&self) -> bool {
-        self.members.front().is_some_and(|&(start, _)| start == self.position)
+        self.members.iter().any(|&(start, _)| start == self.position)
     }
 
     /// Decodes some more into the window; false at the end. After damage it can be called again.
