@@ -204,7 +204,7 @@ fn write(
     let mut documents = DocumentWriter::create(&stage)?;
     let mut dropped = LineWriter::create(stage.join(DROPPED_FILE))?;
     let (mut rows, mut filled) = (Vec::new(), 0);
-    done.in_order(&mut |key, value| {
+    done.in_order(|key, value| {
         progress.advance((key.len() + value.len()) as u64);
         let item = Value::item(value)?;
         report.count(&item);

@@ -5,6 +5,8 @@
 //! `LLAMERO_PYTHON` a Python that has trafilatura. To see the table: `cargo test --release -p llamero-curate --test extraction --
 //! --nocapture`.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::path::PathBuf;

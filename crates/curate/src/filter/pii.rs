@@ -293,7 +293,7 @@ fn card(bytes: &[u8], at: usize) -> Option<Range<usize>> {
         .enumerate()
         .map(|(place, &digit)| if place % 2 == 1 { double(u32::from(digit)) } else { u32::from(digit) })
         .sum();
-    (sum % 10 == 0).then_some(at..end)
+    sum.is_multiple_of(10).then_some(at..end)
 }
 
 fn phone(bytes: &[u8], at: usize, bare: bool) -> Option<Range<usize>> {
@@ -363,8 +363,7 @@ const TOKENS: [(&str, usize); 13] = [
 fn key(text: &str, at: usize) -> Option<Range<usize>> {
     let bytes = text.as_bytes();
     let rest = text.get(at..)?;
-    if rest.starts_with("-----BEGIN ") {
-        let head = &rest[11..];
+    if let Some(head) = rest.strip_prefix("-----BEGIN ") {
         let title = head.find("-----").filter(|&end| end < 64)?;
         if !head[..title].ends_with("PRIVATE KEY") && !head[..title].ends_with("PRIVATE KEY BLOCK") {
             return None;

@@ -131,7 +131,7 @@ impl Divergence {
     /// # Errors
     /// Those of [`Unigrams::load`], a limit out of range.
     pub fn new(config: &DivergenceConfig) -> Result<Divergence, CurateError> {
-        Ok(Divergence::with(config, Unigrams::load(&config.unigrams)?)?)
+        Divergence::with(config, Unigrams::load(&config.unigrams)?)
     }
 
     /// With a table that is in memory.

@@ -352,11 +352,7 @@ fn suffix(text: &str) -> usize {
         '+' => usize::from(before.is_some_and(|c| c.is_ascii_digit())),
         _ if is_mark(c) => c.len_utf8(),
         _ if is_currency(c) || c == '%' => {
-            if before.is_some_and(|c| c.is_ascii_digit()) {
-                c.len_utf8()
-            } else {
-                0
-            }
+            c.len_utf8() * usize::from(before.is_some_and(|c| c.is_ascii_digit()))
         }
         _ if text.starts_with(|c: char| c.is_ascii_digit() || c == '.')
             || head.contains(|c: char| c.is_ascii_digit()) =>

@@ -203,7 +203,7 @@ impl Done {
     /// A partition that is damaged, and what `each` says.
     pub fn in_order(
         &self,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), CurateError>,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), CurateError>,
     ) -> Result<(), CurateError> {
         let mut segments = Vec::new();
         for path in &self.last {

@@ -130,7 +130,7 @@ fn run(
     let sources: BTreeMap<&str, &dyn Source> = [("lines", lines as &dyn Source)].into();
     let done = local.run(plan, registry, &sources, &())?;
     let mut records = Vec::new();
-    done.in_order(&mut |key, value| {
+    done.in_order(|key, value| {
         records.push((key.to_vec(), value.to_vec()));
         Ok(())
     })?;

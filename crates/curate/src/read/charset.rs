@@ -58,7 +58,7 @@ fn declared_in(bytes: &[u8]) -> Option<&'static Encoding> {
         let value = tag[tag.find(key)? + key.len()..].trim_start().strip_prefix('=')?;
         let value = value.trim_start_matches([' ', '"', '\'']);
         Encoding::for_label(
-            value[..value.find(['"', '\'', ';', ' ', '/', '?']).unwrap_or(value.len())].as_bytes(),
+            &value.as_bytes()[..value.find(['"', '\'', ';', ' ', '/', '?']).unwrap_or(value.len())],
         )
     });
     // A page that could be read so far is not in UTF-16, whatever it says.

@@ -30,7 +30,7 @@ pub(super) fn open(input: &Input, config: &ReadConfig) -> Result<Reader, String>
         (0..schema.fields().len()).filter(|&at| is_scalar(schema.field(at).data_type())).collect();
     let text = &config.fields.text;
     let is_text = |&at: &usize| schema.field(at).name() == text && is_string(schema.field(at).data_type());
-    if !columns.iter().any(|at| is_text(at)) {
+    if !columns.iter().any(is_text) {
         let names: Vec<_> =
             schema.fields().iter().take(16).map(|field| format!("`{}`", field.name())).collect();
         return Err(format!("has no column of strings `{text}`; its columns are {}", names.join(", ")));

@@ -219,7 +219,7 @@ fn components_match(vertices: usize, edges: &[(usize, usize)]) {
         Local { partitions: 3, ..Local::new(work.path()) }.run(&plan, &registry, &sources, &()).unwrap();
     let number = |bytes: &[u8]| usize::from_be_bytes(bytes.try_into().unwrap());
     let mut least: Vec<_> = (0..vertices).collect();
-    done.in_order(&mut |key, value| {
+    done.in_order(|key, value| {
         // The first value of a key that has an edge to the least is that edge.
         least[number(key)] = least[number(key)].min(number(value));
         Ok(())

@@ -62,7 +62,7 @@ pub(super) fn run_with(
     let sources: BTreeMap<&str, &dyn Source> = [("documents", &source as &dyn Source)].into();
     let done = local.run(plan, registry, &sources, &()).unwrap();
     let mut items = BTreeMap::new();
-    done.in_order(&mut |key, value| {
+    done.in_order(|key, value| {
         items.insert(String::from_utf8(key.to_vec()).unwrap(), Value::item(value)?);
         Ok(())
     })
