@@ -25,14 +25,49 @@ pub fn write_atomic_with<E: From<ArtifactError>>(
 ) -> Result<(), E> {
     let temp = temporary(path)?;
     step("create", &temp)?;
-    let file = File::create(&temp).map_err(|e| ArtifactError::io("create", &temp, e))?;
+    let file = own(&temp).map_err(|e| ArtifactError::io("create", &temp, e))?;
+    // Held until the file has its name, so that no other process writes into it.
+    let lock = file.try_clone().map_err(|e| ArtifactError::io("create", &temp, e))?;
     let written = fill_synced(file, &temp, fill).and_then(|()| Ok(rename(&temp, path)?));
     if written.is_err() {
         // The first error is the one to tell.
         fs::remove_file(&temp).ok();
     }
+    drop(lock);
     written?;
     Ok(sync_dir(parent(path))?)
+}
+
+/// An empty file at `temp` that is locked; an error where another process has it. Where files cannot be locked, it is not.
+fn own(temp: &Path) -> std::io::Result<File> {
+    loop {
+        let file = File::options().write(true).create(true).truncate(false).open(temp)?;
+        match file.try_lock() {
+            Err(fs::TryLockError::WouldBlock) => {
+                return Err(std::io::Error::other("another process is writing this file"));
+            }
+            Ok(()) if !is_at(&file, temp)? => continue,
+            _ => {}
+        }
+        file.set_len(0)?;
+        return Ok(file);
+    }
+}
+
+/// Whether `path` still names the file: who had the lock before may have renamed it.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
+    match fs::metadata(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        other => Ok(identity(other?) == identity(file.metadata()?)),
+    }
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> std::io::Result<bool> {
+    Ok(true)
 }
 
 fn fill_synced<E: From<ArtifactError>>(

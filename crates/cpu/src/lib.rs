@@ -31,8 +31,8 @@
 //! # Memory
 //!
 //! Storage comes from a caching allocator whose counter includes the scratch of running kernels, so the reported peak
-//! is what was really in use. Cached blocks are given back to the system when they exceed the highest use by a
-//! quarter.
+//! is what was really in use. A freed block is kept for the next one; what is kept is given back to the system when the
+//! peak is reset.
 //!
 //! # Unsafe code
 //!

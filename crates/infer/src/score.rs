@@ -2,14 +2,14 @@
 
 use std::sync::mpsc::channel;
 
-use llamero_tensor::{NO_TARGET, Segments};
+use llamero_tensor::{KvFormat, NO_TARGET, Segments};
 use serde::{Deserialize, Serialize};
 
 use crate::request::Cancel;
 use crate::scheduler::Job;
 use crate::{Engine, Event, InferError, Request, Result};
 
-/// Least number of rows that short documents are packed to. The result does not depend on it.
+/// Rows that short documents are packed to, and most rows of a pass without pages. The result does not depend on it.
 const PACKED_ROWS: usize = 1024;
 
 /// The score of a text.
@@ -71,7 +71,7 @@ impl Engine {
     /// Negative log-likelihood in nats of every token after the first, `ids.len() − 1` values: the bits that training
     /// computes for the same tokens.
     ///
-    /// Up to `context + 1` tokens are scored in one pass. A longer text is read in windows of `context` tokens that begin
+    /// Up to `context + 1` tokens are read from their beginning. A longer text is read in windows of `context` tokens that begin
     /// `context / 2` tokens apart; each scores the tokens that no earlier window has scored, so every token is scored
     /// once, and all but the first ones with at least `context / 2` tokens before it.
     ///
@@ -215,7 +215,6 @@ impl Engine {
         for ids in documents {
             self.check_ids(ids)?;
         }
-        let limit = self.context().max(PACKED_ROWS);
         let mut scores = vec![Vec::new(); documents.len()];
         let tokens = |windows: &[Window]| windows.iter().map(|w| w.end - w.first).sum::<usize>();
         let (mut rest, all) = (windows, tokens(windows));
@@ -224,14 +223,31 @@ impl Engine {
             let mut rows = 0;
             let fits = rest.iter().take_while(|w| {
                 rows += w.end - 1 - w.start;
-                rows <= limit
+                rows <= PACKED_ROWS
             });
-            let (batch, later) = rest.split_at(fits.count());
-            self.score_pass(documents, batch, &mut scores)?;
+            let count = fits.count();
+            let (batch, later) = rest.split_at(count.max(1));
+            match batch {
+                [long] if count == 0 => self.score_long(documents, long, &mut scores)?,
+                _ => self.score_pass(documents, batch, &mut scores)?,
+            }
             rest = later;
             on_scored(all - tokens(rest), all);
         }
         Ok(scores)
+    }
+
+    /// A window of more rows than go through the layers at once: in chunks, as a prompt is read, so that its activations need
+    /// no more memory than those of any request. The same bits, unless keys and values are kept as integers; then it is one pass.
+    fn score_long(&self, documents: &[&[u32]], window: &Window, scores: &mut [Vec<f32>]) -> Result<()> {
+        if self.kv_layout().format == KvFormat::Int8 {
+            return self.score_pass(documents, std::slice::from_ref(window), scores);
+        }
+        self.check_memory(window.end - 1 - window.start)?;
+        let ids = documents[window.document][window.start..window.end].to_vec();
+        let mut found = self.score_requests([Request::score(ids, window.first - window.start)])?;
+        scores[window.document].extend(found.swap_remove(0).into_iter().map(|logprob| -logprob));
+        Ok(())
     }
 
     fn score_pass(&self, documents: &[&[u32]], batch: &[Window], scores: &mut [Vec<f32>]) -> Result<()> {

@@ -253,13 +253,17 @@ pub fn parse_checkpoint(bytes: &[u8]) -> Result<Vec<(String, Vec<u64>)>, String>
     let inside = |range: &Range<usize>| bytes.get(range.clone()).is_some();
     let outside = found.iter().find(|(_, _, range)| range.as_ref().is_ok_and(|r| !inside(r)));
     assert!(outside.is_none(), "parse_checkpoint: {outside:?} of {} bytes", bytes.len());
-    Ok(found.into_iter().filter(|f| f.2.is_ok()).map(|(name, tensor, _)| (name, tensor.shape)).collect())
+    Ok(found
+        .into_iter()
+        .filter(|f| f.2.is_ok())
+        .map(|(name, tensor, _)| (name.to_owned(), tensor.shape))
+        .collect())
 }
 
 /// Names and shapes in the pickle of a checkpoint: for fuzzing.
 #[doc(hidden)]
 pub fn parse_pickle(bytes: &[u8]) -> Result<Vec<(String, Vec<u64>)>, String> {
-    Ok(pickle::tensors(bytes)?.into_iter().map(|(name, tensor)| (name, tensor.shape)).collect())
+    Ok(pickle::tensors(bytes)?.into_iter().map(|(name, tensor)| (name.to_owned(), tensor.shape)).collect())
 }
 
 /// Meta's name of a part of a parameter; only the fused ones have several.

@@ -18,7 +18,7 @@ use llamero_model::{Config, ParamSpec, StopTokens, WeightError, Weights};
 use llamero_tensor::{DType, Encoding, StoredRows};
 use llamero_tokenizer::Tokenizer;
 
-use super::folder::{TOKENIZER_FILES, is_ours, new_folder, verify};
+use super::folder::{TOKENIZER_FILES, is_ours, may_write, new_folder, verify};
 use super::{no_preset, print};
 use crate::progress::Progress;
 use crate::termination::Unfinished;
@@ -78,12 +78,13 @@ pub(crate) fn convert(args: &ConvertArgs) -> Result<()> {
     verify(&from)?;
     let weights = weights::open(&from)?;
     not_its_source(&args.out, &from, &*weights)?;
+    let threads = args.threads.unwrap_or_else(crate::machine::threads);
     match format {
-        Format::Gguf => to_gguf(args, &from, &*weights)?,
+        Format::Gguf => to_gguf(args, threads, &from, &*weights)?,
         Format::Hf => {
             let shard_bytes = args.shard_size.map(|mib| mib << 20);
-            let folder =
-                Folder { out: &args.out, hint: "name a new folder", encoding: args.encoding, shard_bytes };
+            let hint = "name a new folder";
+            let folder = Folder { out: &args.out, hint, encoding: args.encoding, shard_bytes, threads };
             folder.write(&from, &*weights)?;
         }
     }
@@ -125,21 +126,7 @@ fn check_out(out: &Path, format: Format, force: bool) -> Result<()> {
         }
         return Ok(());
     }
-    let Ok(entries) = out.read_dir() else { return Ok(()) };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry.with_context(|| format!("`{shown}`"))?.file_name().to_string_lossy().into_owned());
-    }
-    if !names.is_empty() && !force {
-        bail!("`{shown}` is not empty\nhint: name a new folder, or replace it with `--force`");
-    }
-    // A whole folder is at stake.
-    match names.iter().find(|name| !is_ours(name)) {
-        Some(other) => {
-            bail!("`{shown}` holds `{other}`, which is no file of a model\nhint: name a new folder")
-        }
-        None => Ok(()),
-    }
+    may_write(out, force, "model", is_ours)
 }
 
 /// The encoding of most bytes of a model's files.
@@ -164,8 +151,7 @@ fn tokenizer(from: &Path) -> Result<Option<Tokenizer>> {
     Ok(Some(open_tokenizer(from)?))
 }
 
-fn to_gguf(args: &ConvertArgs, from: &Path, weights: &dyn Weights) -> Result<()> {
-    let threads = args.threads.unwrap_or_else(crate::machine::threads);
+fn to_gguf(args: &ConvertArgs, threads: usize, from: &Path, weights: &dyn Weights) -> Result<()> {
     let encoding = args.encoding.unwrap_or_else(|| main_encoding(weights));
     let watched = Watched::new(weights);
     let writer = gguf::Writer::new(&watched, encoding, threads);
@@ -208,6 +194,8 @@ pub(super) struct Folder<'a> {
     pub(super) encoding: Option<Encoding>,
     /// As in [`SaveOptions`].
     pub(super) shard_bytes: Option<u64>,
+    /// Threads that encode.
+    pub(super) threads: usize,
 }
 
 impl Folder<'_> {
@@ -228,7 +216,8 @@ impl Folder<'_> {
         };
         let watched = Watched::new(weights);
         new_folder(self.out, self.hint, |partial| {
-            let options = SaveOptions { encoding, shard_bytes: self.shard_bytes, tokens: tokens.as_ref() };
+            let (shard_bytes, threads) = (self.shard_bytes, self.threads);
+            let options = SaveOptions { encoding, shard_bytes, tokens: tokens.as_ref(), threads };
             hf::save_weights(partial, &watched, options)?;
             put_tokenizer(from, tokenizer.as_ref(), partial)
         })?;

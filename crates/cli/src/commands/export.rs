@@ -36,6 +36,7 @@ pub(crate) fn export(args: &ExportArgs) -> Result<()> {
     if args.out.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("`{}` is not empty\nhint: {hint}", args.out.display());
     }
-    Folder { out: &args.out, hint, encoding: None, shard_bytes: None }.write(&from, &*weights)?;
+    Folder { out: &args.out, hint, encoding: None, shard_bytes: None, threads: crate::machine::threads() }
+        .write(&from, &*weights)?;
     print(args.out.display())
 }

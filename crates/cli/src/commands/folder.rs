@@ -17,8 +17,32 @@ pub(super) fn verify(model: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Refuses to write the folder `out` where something is, unless `force`; and even then where a file is that is not `ours`, which
+/// is what `what` has.
+pub(super) fn may_write(out: &Path, force: bool, what: &str, ours: impl Fn(&str) -> bool) -> Result<()> {
+    let shown = out.display();
+    if out.exists() && !out.is_dir() {
+        bail!("`{shown}` is a file\nhint: name a new folder");
+    }
+    let Ok(entries) = out.read_dir() else { return Ok(()) };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry.with_context(|| format!("`{shown}`"))?.file_name().to_string_lossy().into_owned());
+    }
+    if !names.is_empty() && !force {
+        bail!("`{shown}` is not empty\nhint: name a new folder, or replace it with `--force`");
+    }
+    // A whole folder is at stake.
+    match names.iter().find(|name| !ours(name)) {
+        Some(other) => {
+            bail!("`{shown}` holds `{other}`, which is no file of a {what}\nhint: name a new folder")
+        }
+        None => Ok(()),
+    }
+}
+
 /// Makes the folder `out` with what `fill` writes, whole or not at all; where there is one, it gives way. `hint` says what to do
-/// about a file in the way.
+/// about a file in the way. Nothing beside `out` is touched.
 pub(super) fn new_folder(out: &Path, hint: &str, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let mut name =
         out.file_name().with_context(|| format!("`{}` must name a folder", out.display()))?.to_owned();
@@ -92,14 +116,43 @@ fn is_temporary_or_ours(name: &str) -> bool {
     is_ours(whole.or_else(|| name.strip_suffix(".part")).unwrap_or(name))
 }
 
-/// Renames the folder to `out`.
+/// Gives the folder the name `out`. What was there goes; [`may_write`] has looked at it.
 fn put(partial: &Path, out: &Path) -> Result<()> {
     // An empty folder needs no name beside it.
     if out.read_dir().is_ok_and(|mut entries| entries.next().is_none()) {
         std::fs::remove_dir(out).with_context(|| format!("`{}` cannot be replaced", out.display()))?;
     }
-    if out.exists() {
-        return Ok(fsutil::publish_dir(partial, out)?);
+    let names = || format!("`{}` to `{}`", partial.display(), out.display());
+    if !out.exists() {
+        return std::fs::rename(partial, out).with_context(names);
     }
-    std::fs::rename(partial, out).with_context(|| format!("`{}` to `{}`", partial.display(), out.display()))
+    exchange(partial, out).with_context(names)?;
+    std::fs::remove_dir_all(partial).with_context(|| format!("`{}`", partial.display()))
+}
+
+/// Gives each of two folders the other's name, in one step: a kill leaves the old one or the new one.
+#[cfg(target_os = "linux")]
+fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    match renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE) {
+        // Some file systems over a network have no such step.
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS | rustix::io::Errno::OPNOTSUPP) => {
+            in_three_steps(one, other)
+        }
+        done => Ok(done?),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
+    in_three_steps(one, other)
+}
+
+/// The same by a third name, where a kill may leave the old folder.
+fn in_three_steps(one: &Path, other: &Path) -> std::io::Result<()> {
+    let mut between = one.as_os_str().to_owned();
+    between.push(".old");
+    std::fs::rename(other, &between)?;
+    std::fs::rename(one, other)?;
+    std::fs::rename(&between, one)
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use llamero_cpu::Cpu;
 use llamero_infer::{open_tokenizer, resolve_model};
 use llamero_model::gguf::{GgufFile, GgufValue};
 use llamero_model::weights::{self, Layout, TensorInfo};
@@ -76,14 +77,21 @@ struct MemoryAt {
 impl MemoryAt {
     fn new(config: &Config, context: usize, dtype: DType, weight_bytes: u64) -> Self {
         let positions = context.next_multiple_of(KV_PAGE) as u64;
-        let kv_bytes = config.kv_bytes_per_token(dtype.bytes()) * positions;
+        let kv_bytes = config.kv_bytes_per_token(held_bytes(dtype)) * positions;
         Self { context, dtype: dtype.name(), weight_bytes, kv_bytes, bytes: weight_bytes + kv_bytes }
     }
+}
+
+/// Bytes of an element in memory: a processor without products of bf16 keeps it widened.
+fn held_bytes(dtype: DType) -> usize {
+    let widens = || Cpu::new(1).is_ok_and(|cpu| !cpu.packs_pairs());
+    if dtype == DType::Bf16 && widens() { DType::F32.bytes() } else { dtype.bytes() }
 }
 
 /// Bytes of a model's weights in memory: blocks stay blocks where every part of a matrix has them and the dtype is bf16.
 fn resident_bytes(weights: &dyn Weights) -> Result<u64> {
     let dtype = weights.dtype();
+    let held = held_bytes(dtype);
     let mut sum = 0;
     for spec in weights.config().params() {
         let (mut first, mut blocks) = (0, Some(0));
@@ -95,7 +103,7 @@ fn resident_bytes(weights: &dyn Weights) -> Result<u64> {
             first += part.rows;
         }
         let blocks = blocks.filter(|_| dtype == DType::Bf16 && spec.group() != Group::Norm);
-        sum += blocks.unwrap_or(spec.shape.elements() * dtype.bytes()) as u64;
+        sum += blocks.unwrap_or(spec.shape.elements() * held) as u64;
     }
     Ok(sum)
 }
@@ -123,7 +131,7 @@ pub(crate) fn inspect(args: &InspectArgs) -> Result<()> {
 
 fn look(args: &InspectArgs) -> Result<Inspection> {
     if let Some(config) = Config::preset(&args.model) {
-        let bytes = 2 * config.num_params();
+        let bytes = held_bytes(DType::Bf16) as u64 * config.num_params();
         let memory = MemoryAt::new(&config, context(args, &config)?, DType::Bf16, bytes);
         return Ok(inspection(args, "preset", config, memory));
     }

@@ -116,8 +116,13 @@ fn nothing_is_overwritten_unasked() {
     write(&folder.join("thesis.txt"), "years of work");
     llamero(["convert", model, arg(&folder), "--force"]).fails(1, &["`thesis.txt`", "no file of a model"]);
     fs::remove_file(folder.join("thesis.txt")).unwrap();
+    // Nor one beside it.
+    let beside = ["folder.old", "folder.partial"].map(|name| tmp.path().join(name).join("thesis.txt"));
+    beside.iter().for_each(|path| write(path, "years of work"));
     llamero(["convert", model, arg(&folder), "--force"]).ok();
     assert_eq!(answer(&folder), answer(&shared.exported));
+    assert!(beside.iter().all(|path| fs::read(path).unwrap() == b"years of work"));
+    assert_eq!(names(tmp.path()), ["a.gguf", "folder", "folder.old", "folder.partial"]);
 
     llamero(["convert", model, arg(&folder), "--to", "gguf"]).fails(1, &["is a folder", "hint:"]);
     llamero(["convert", model, arg(&gguf), "--to", "hf"]).fails(1, &["is a file", "hint:"]);

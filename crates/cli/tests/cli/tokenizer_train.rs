@@ -86,7 +86,10 @@ fn what_is_there_stays_and_what_is_wrong_is_named() {
     let before = model(&out);
     train(&[&text], "580", &out, &[]).fails(1, &["not empty", "--force"]);
     assert_eq!(model(&out), before);
+    let beside = ["old", "partial"].map(|end| out.with_extension(end).join("thesis.txt"));
+    beside.iter().for_each(|path| write(path, "years of work"));
     train(&[&text], "580", &out, &["--force"]).ok();
+    assert!(beside.iter().all(|path| fs::read(path).unwrap() == b"years of work"));
     assert_ne!(model(&out), before);
     write(&out.join("mine.txt"), "");
     train(&[&text], "600", &out, &["--force"]).fails(1, &["mine.txt", "hint:"]);

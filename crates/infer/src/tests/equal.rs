@@ -45,6 +45,22 @@ fn scores_are_those_of_training() {
 }
 
 #[test]
+fn long_windows_are_read_in_chunks_with_the_same_scores() {
+    let config = Config { context: 1500, layers: 1, ..config() };
+    for dtype in [DType::F32, DType::Bf16] {
+        let engine = engine_of(&config, dtype);
+        for len in [1025, 1026, 1500] {
+            let tokens = ids(5, len);
+            let expected = bits(&training_nll(&config, dtype, &tokens));
+            assert_eq!(bits(&engine.score_tokens(&tokens).unwrap()), expected, "{len} tokens, {dtype}");
+            let scores = engine.score(&tokens[..1100.min(len - 7)], &tokens[1100.min(len - 7)..]).unwrap();
+            let nll: Vec<f32> = scores.iter().map(|x| -x).collect();
+            assert_eq!(bits(&nll), expected[expected.len() - nll.len()..], "{len} tokens, {dtype}");
+        }
+    }
+}
+
+#[test]
 fn log_probabilities_of_sampling_are_those_of_training() {
     for (config, dtype) in variants() {
         let engine = engine_of(&config, dtype);

@@ -99,7 +99,7 @@ fn a_model_from_files_has_the_bits_of_the_one_that_was_saved_on_every_backend() 
 fn a_folder_of_shards_gives_the_same_bits() {
     let (one, many) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     save_model(one.path(), &config(), 1);
-    let options = SaveOptions { encoding: Encoding::F32, shard_bytes: Some(5000), tokens: None };
+    let options = SaveOptions { encoding: Encoding::F32, shard_bytes: Some(5000), tokens: None, threads: 1 };
     hf::save_weights(many.path(), &*weights::open(one.path()).unwrap(), options).unwrap();
     byte_tokenizer().save_hf(many.path()).unwrap();
     assert!(!many.path().join("model.safetensors").exists());

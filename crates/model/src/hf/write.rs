@@ -24,6 +24,8 @@ pub struct SaveOptions<'a> {
     pub shard_bytes: Option<u64>,
     /// Tokens to name in place of those that the weights' own files name.
     pub tokens: Option<&'a StopTokens>,
+    /// Threads that encode.
+    pub threads: usize,
 }
 
 /// A tensor to write: rows of a parameter.
@@ -72,7 +74,7 @@ pub fn save(
 /// # Errors
 /// A weight that cannot be read, or that is too large for the encoding; a file that cannot be written.
 pub fn save_weights(dir: &Path, weights: &dyn Weights, options: SaveOptions<'_>) -> Result<(), WeightError> {
-    let SaveOptions { encoding, shard_bytes, tokens } = options;
+    let SaveOptions { encoding, shard_bytes, tokens, threads } = options;
     if encoding.is_quantized() {
         let reason = format!("{encoding} cannot be written there; safetensors hold F32, F16 and BF16");
         return Err(WeightError::config(dir, reason));
@@ -85,7 +87,7 @@ pub fn save_weights(dir: &Path, weights: &dyn Weights, options: SaveOptions<'_>)
         let spec = &table[entry.param];
         let (rows, name) = (entry.rows.clone(), entry.name.as_str());
         let piece = Piece { spec, rows, encoding, group: 1, name };
-        transcode(weights, &piece, |row| row, 1, (path, out))?;
+        transcode(weights, &piece, |row| row, threads, (path, out))?;
         weights.release(spec);
         Ok(())
     })

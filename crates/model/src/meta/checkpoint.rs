@@ -18,26 +18,24 @@ pub(super) fn tensors(at: usize, file: &WeightFile) -> Result<BTreeMap<String, M
     let descriptions = archive(bytes).map_err(bad)?;
     let mut tensors = BTreeMap::new();
     for (name, description, range) in descriptions {
-        let range = range.map_err(|reason| WeightError::tensor(&file.path, &name, reason))?;
+        let range = range.map_err(|reason| WeightError::tensor(&file.path, name, reason))?;
         let tensor = MappedTensor {
             file: at,
             shape: description.shape.iter().map(|n| *n as usize).collect(),
             dtype: description.encoding.name().to_owned(),
             encoding: Some(description.encoding),
             bytes: range,
-            name: name.clone(),
+            name: name.to_owned(),
         };
-        if tensors.insert(name.clone(), tensor).is_some() {
-            return Err(WeightError::tensor(&file.path, &name, "is there twice"));
-        }
+        tensors.insert(name.to_owned(), tensor);
     }
     Ok(tensors)
 }
 
-type Found = (String, Description, Result<Range<usize>, String>);
+type Found<'p> = (&'p str, Description<'p>, Result<Range<usize>, String>);
 
 /// Every tensor of the archive, with its bytes or what is wrong with them.
-pub(super) fn archive(bytes: &[u8]) -> Result<Vec<Found>, String> {
+pub(super) fn archive(bytes: &[u8]) -> Result<Vec<Found<'_>>, String> {
     let entries = zip::entries(bytes)?;
     let mut pickles = entries.keys().filter_map(|name| name.strip_suffix("data.pkl"));
     let (Some(root), None) = (pickles.next(), pickles.next()) else {
@@ -53,16 +51,17 @@ pub(super) fn archive(bytes: &[u8]) -> Result<Vec<Found>, String> {
         return Err(format!("its pickle has {} bytes; at most {MOST_PICKLE} are read", pickle.len()));
     }
     let tensors = pickle::tensors(pickle)?;
-    let located = |(name, description): (String, Description)| {
+    let mut located = Vec::with_capacity(tensors.len());
+    for (name, description) in tensors {
         let storage = entries.get(format!("{root}data/{}", description.storage).as_str());
         let range = locate(&description, storage);
-        (name, description, range)
-    };
-    Ok(tensors.into_iter().map(located).collect())
+        located.push((name, description, range));
+    }
+    Ok(located)
 }
 
 /// The bytes of a tensor in those of its storage.
-fn locate(tensor: &Description, storage: Option<&Range<usize>>) -> Result<Range<usize>, String> {
+fn locate(tensor: &Description<'_>, storage: Option<&Range<usize>>) -> Result<Range<usize>, String> {
     let storage = storage.ok_or_else(|| format!("lies in storage `{}`, which is missing", tensor.storage))?;
     let width = tensor.encoding.block().1 as u64;
     if tensor.storage_elements.checked_mul(width) != Some(storage.len() as u64) {

@@ -11,11 +11,11 @@ use llamero_tensor::Encoding;
 
 /// A tensor as the pickle describes it: a part of one of the storages beside it.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Description {
+pub(super) struct Description<'p> {
     /// How its elements are stored.
     pub(super) encoding: Encoding,
     /// Name of the storage.
-    pub(super) storage: String,
+    pub(super) storage: &'p str,
     /// Elements of the storage.
     pub(super) storage_elements: u64,
     /// First element.
@@ -26,7 +26,7 @@ pub(super) struct Description {
     pub(super) stride: Vec<u64>,
 }
 
-impl Description {
+impl Description<'_> {
     /// Number of elements, if that is a number.
     pub(super) fn elements(&self) -> Option<u64> {
         self.shape.iter().try_fold(1u64, |product, n| product.checked_mul(*n))
@@ -49,6 +49,8 @@ impl Description {
 const MOST_VALUES: usize = 1 << 20;
 /// Dimensions of a tensor.
 const MOST_DIMENSIONS: usize = 8;
+/// Bytes of a str. All are names; without a limit a few bytes that recall a long one could ask for any memory.
+const MOST_TEXT: usize = 4096;
 
 /// The names that may occur.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -94,7 +96,7 @@ enum Value<'p> {
         key: &'p str,
         elements: u64,
     },
-    Tensor(Description),
+    Tensor(Description<'p>),
 }
 
 impl Value<'_> {
@@ -115,8 +117,8 @@ impl Value<'_> {
     }
 }
 
-/// The tensors of the dictionary that the pickle holds, in its order; or what is wrong with it.
-pub(super) fn tensors(pickle: &[u8]) -> Result<Vec<(String, Description)>, String> {
+/// The tensors of the dictionary that the pickle holds, by name; or what is wrong with it.
+pub(super) fn tensors(pickle: &[u8]) -> Result<BTreeMap<&str, Description<'_>>, String> {
     let mut machine = Machine { rest: pickle, ..Machine::default() };
     let root = loop {
         let opcode = machine.byte()?;
@@ -129,12 +131,21 @@ pub(super) fn tensors(pickle: &[u8]) -> Result<Vec<(String, Description)>, Strin
     let Value::Dict(items, _) = &machine.values[root] else {
         return Err(format!("it holds {}, not a dict of tensors", machine.values[root].kind()));
     };
-    let item = |&(key, value): &(Id, Id)| match (&machine.values[key], &machine.values[value]) {
-        (Value::Text(name), Value::Tensor(tensor)) => Ok((name.to_string(), tensor.clone())),
-        (Value::Text(name), other) => Err(format!("`{name}` in it is {}, not a tensor", other.kind())),
-        (other, _) => Err(format!("a key of its dict is {}, not a str", other.kind())),
-    };
-    items.iter().map(item).collect()
+    let mut tensors = BTreeMap::new();
+    for &(key, value) in items {
+        match (&machine.values[key], &machine.values[value]) {
+            (Value::Text(name), Value::Tensor(tensor)) => {
+                if tensors.insert(*name, tensor.clone()).is_some() {
+                    return Err(format!("`{name}` is in it twice"));
+                }
+            }
+            (Value::Text(name), other) => {
+                return Err(format!("`{name}` in it is {}, not a tensor", other.kind()));
+            }
+            (other, _) => return Err(format!("a key of its dict is {}, not a str", other.kind())),
+        }
+    }
+    Ok(tensors)
 }
 
 #[derive(Default)]
@@ -170,7 +181,11 @@ impl<'p> Machine<'p> {
     }
 
     fn text(&mut self, length: usize) -> Result<&'p str, String> {
-        std::str::from_utf8(self.bytes(length)?).map_err(|_| "a str in it is not UTF-8".into())
+        let bytes = self.bytes(length)?;
+        if length > MOST_TEXT {
+            return Err(format!("it has a str of {length} bytes; at most {MOST_TEXT} are read"));
+        }
+        std::str::from_utf8(bytes).map_err(|_| "a str in it is not UTF-8".into())
     }
 
     fn line(&mut self) -> Result<&'p str, String> {
@@ -362,6 +377,9 @@ impl<'p> Machine<'p> {
         }
         let top = self.top()?;
         match &mut self.values[top] {
+            Value::Dict(pairs, _) if pairs.len() + items.len() / 2 > MOST_VALUES => {
+                Err(format!("it has a dict of more than {MOST_VALUES} items"))
+            }
             Value::Dict(pairs, _) => {
                 pairs.extend(items.as_chunks::<2>().0.iter().map(|[key, value]| (*key, *value)));
                 Ok(())
@@ -427,8 +445,9 @@ impl<'p> Machine<'p> {
 
     /// `("storage", type, key, device, elements)`.
     fn storage(&self, id: Id) -> Result<Value<'p>, String> {
-        let parts: Vec<&Value<'p>> = self.items(id)?.iter().map(|id| &self.values[*id]).collect();
-        match parts.as_slice() {
+        let other = "it has a persistent id that is no storage of F32, F16 or BF16";
+        let parts: &[Id; 5] = self.items(id)?.try_into().map_err(|_| other)?;
+        match parts.map(|id| &self.values[id]) {
             [
                 Value::Text("storage"),
                 Value::Global(Global::Storage(encoding)),
@@ -440,12 +459,12 @@ impl<'p> Machine<'p> {
                     u64::try_from(*elements).map_err(|_| format!("a storage of {elements} elements"))?;
                 Ok(Value::Storage { encoding: *encoding, key, elements })
             }
-            _ => Err("it has a persistent id that is no storage of F32, F16 or BF16".into()),
+            _ => Err(other.into()),
         }
     }
 
     /// `_rebuild_tensor_v2(storage, offset, shape, stride, requires_grad, hooks[, metadata])`.
-    fn tensor(&self, arguments: &[Id]) -> Result<Description, String> {
+    fn tensor(&self, arguments: &[Id]) -> Result<Description<'p>, String> {
         let [storage, offset, shape, stride, rest @ ..] = arguments else {
             return Err(format!("a tensor of {} arguments", arguments.len()));
         };
@@ -455,13 +474,14 @@ impl<'p> Machine<'p> {
         if !(2..=3).contains(&rest.len()) {
             return Err(format!("a tensor of {} arguments", arguments.len()));
         }
-        let (shape, stride) = (self.lengths(*shape)?, self.lengths(*stride)?);
+        let (shape, stride) = (self.items(*shape)?, self.items(*stride)?);
         if shape.len() != stride.len() || shape.len() > MOST_DIMENSIONS {
             return Err(format!("a tensor of {} dimensions and {} strides", shape.len(), stride.len()));
         }
+        let (shape, stride) = (self.counts(shape)?, self.counts(stride)?);
         Ok(Description {
             encoding: *encoding,
-            storage: (*key).to_owned(),
+            storage: key,
             storage_elements: *elements,
             offset: self.count(*offset)?,
             shape,
@@ -469,8 +489,8 @@ impl<'p> Machine<'p> {
         })
     }
 
-    fn lengths(&self, id: Id) -> Result<Vec<u64>, String> {
-        self.items(id)?.iter().map(|id| self.count(*id)).collect()
+    fn counts(&self, ids: &[Id]) -> Result<Vec<u64>, String> {
+        ids.iter().map(|id| self.count(*id)).collect()
     }
 
     fn count(&self, id: Id) -> Result<u64, String> {

@@ -19,7 +19,7 @@ fn tokens() -> StopTokens {
 }
 
 fn options(encoding: Encoding, shard_bytes: Option<u64>) -> SaveOptions<'static> {
-    SaveOptions { encoding, shard_bytes, tokens: None }
+    SaveOptions { encoding, shard_bytes, tokens: None, threads: 2 }
 }
 
 /// A Hugging Face folder with made-up weights in one file.

@@ -164,7 +164,7 @@ fn wrong_tensors_are_errors_that_name_file_and_tensor() {
         refused(dir.path(), &[FIRST_SHARD, name, found]);
     }
     let dir = changed("norm.weight", |t| t.name = name.into());
-    refused(dir.path(), &[FIRST_SHARD, name, "is there twice"]);
+    refused(dir.path(), &[FIRST_SHARD, name, "is in it twice"]);
     let mut more = tiny();
     more.push(TorchTensor::new("layers.0.attention.wq.bias", &[4], &[0.0; 4]));
     write(dir.path(), &checkpoint(&more));
@@ -301,6 +301,26 @@ fn pickles_that_make_no_sense_are_refused() {
         let error = parse_pickle(&pickle).unwrap_err();
         assert!(error.contains("more than 1048576"), "{error}");
     }
+    let long = [b"\x80\x02X\x01\x10\x00\x00".as_slice(), &[b'a'; 4097], b"."].concat();
+    assert!(parse_pickle(&long).unwrap_err().contains("a str of 4097 bytes"));
+    // Two bytes that recall a name, and two that recall a tensor, make no second copy of either.
+    let whole = pickle(&tiny(), false);
+    let mut again = whole[..whole.len() - 2].to_vec();
+    text(&mut again, &"n".repeat(4096));
+    again.extend(b"q\xf0N");
+    again.extend(b"h\xf0N".repeat(100_000));
+    again.extend(b"u.");
+    assert!(parse_pickle(&again).unwrap_err().contains("is None, not a tensor"));
+    // Nor is a long row walked through for each tensor that is said to have it as its shape.
+    let mut row = b"\x80\x02(".to_vec();
+    row.extend(b"K\x01".repeat(500_000));
+    row.extend(b"tq\x00");
+    global(&mut row, "torch", "FloatStorage");
+    row.extend(b"q\x01");
+    text(&mut row, "storage");
+    text(&mut row, "0");
+    row.extend(b"h\x00h\x00tQ");
+    assert!(parse_pickle(&row).is_err());
     // A value that holds itself is none that anybody walks through.
     assert!(
         parse_pickle(b"\x80\x02}q\x00X\x01\x00\x00\x00ah\x00s.")
@@ -329,7 +349,7 @@ fn archives_that_are_none_or_damaged_are_refused() {
             zip(&[entry("c/data.pkl", &pickled), entry("c/byteorder", b"big")], false),
             "byte order is not little",
         ),
-        (zip(&[entry("c/data.pkl", &pickled)], false), "storage `0`, which is missing"),
+        (zip(&[entry("c/data.pkl", &pickled)], false), "storage `3`, which is missing"),
         (zip(&[entry("c/data.pkl", &vec![b'N'; (16 << 20) + 1])], false), "at most 16777216 are read"),
     ];
     for (bytes, found) in cases {

@@ -118,7 +118,7 @@ fn what_ends_a_text_is_kept_where_nothing_begins_it() {
     hf::save_weights(
         &folder,
         &model,
-        SaveOptions { encoding: Encoding::F32, shard_bytes: None, tokens: None },
+        SaveOptions { encoding: Encoding::F32, shard_bytes: None, tokens: None, threads: 2 },
     )
     .unwrap();
     assert_eq!(weights::open(&folder).unwrap().stop_tokens(), model.stop_tokens());

@@ -10,8 +10,10 @@ use serde::Serialize as _;
 use serde_json::ser::{Formatter, PrettyFormatter, Serializer};
 use std::io;
 
-/// Steps after which a template is stopped. A long dialog takes some thousands of them.
-const FUEL: u64 = 20_000_000;
+/// Steps after which a template is stopped; text costs a step for every [`BYTES`]. A long dialog takes some thousands of them.
+const FUEL: u64 = 2_000_000;
+/// Bytes of text that a step pays for.
+const BYTES: usize = 64;
 
 /// An environment without templates.
 pub(super) fn environment() -> Result<Environment<'static>, Error> {
@@ -83,11 +85,11 @@ fn strip(text: &str, chars: Option<&str>, (start, end): (bool, bool)) -> String 
 }
 
 /// Python's `json.dumps` without escapes of what is not ASCII.
-fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
+fn to_json(state: &State, value: &Value, options: Kwargs) -> Result<String, Error> {
     let indent: Option<usize> = options.get("indent")?;
     let _ascii: Option<bool> = options.get("ensure_ascii")?;
     options.assert_all_used()?;
-    let mut out = Vec::new();
+    let mut out = Metered { state, text: Vec::new(), paid: 0, spent: None };
     let written = match indent {
         Some(width) => {
             let indent = " ".repeat(width.min(16));
@@ -96,8 +98,39 @@ fn to_json(value: &Value, options: Kwargs) -> Result<String, Error> {
         }
         None => value.serialize(&mut Serializer::with_formatter(&mut out, OneLine)),
     };
+    if let Some(error) = out.spent {
+        return Err(error);
+    }
     written.map_err(|error| failure(format!("tojson: {error}")))?;
-    String::from_utf8(out).map_err(|error| failure(format!("tojson: {error}")))
+    String::from_utf8(out.text).map_err(|error| failure(format!("tojson: {error}")))
+}
+
+/// Text that is paid for as it grows: what a template gives to a filter may be a list of any length that is nowhere in memory.
+struct Metered<'a, 'env> {
+    state: &'a State<'a, 'env>,
+    text: Vec<u8>,
+    paid: usize,
+    /// That the steps are used up.
+    spent: Option<Error>,
+}
+
+impl io::Write for Metered<'_, '_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let steps = (self.text.len() + bytes.len()).saturating_sub(self.paid) / BYTES;
+        if steps > 0 {
+            self.paid += steps * BYTES;
+            if let Err(error) = self.state.consume_fuel(steps as u64) {
+                self.spent = Some(error);
+                return Err(io::Error::other("out of fuel"));
+            }
+        }
+        self.text.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// JSON on one line, with a space after each comma and colon.
@@ -236,5 +269,11 @@ mod tests {
         let nested = "{% for a in range(9999) %}".repeat(4) + "x" + &"{% endfor %}".repeat(4);
         let error = environment().unwrap().render_str(&nested, ()).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::OutOfFuel);
+        // Lists that are nowhere in memory until a filter writes them down.
+        for long in ["{{ ([[0]*100000000]*100000000) | tojson }}", "{{ ([0]*100000000) | tojson(indent=4) }}"]
+        {
+            let error = environment().unwrap().render_str(long, ()).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::OutOfFuel, "{long}");
+        }
     }
 }

@@ -7,12 +7,12 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
-use llamero_artifact::fsutil;
 use llamero_tokenizer::{Fit, Survey, Tokenizer, TrainReport, Trainer};
 use serde::Serialize;
 
+use crate::commands::folder::{may_write, new_folder};
 use crate::commands::{print, print_json};
 use crate::machine;
 use crate::progress::Progress;
@@ -94,7 +94,7 @@ struct Report<'a> {
 }
 
 pub(crate) fn train(args: &TrainArgs) -> Result<()> {
-    let partial = prepare(&args.out, args.force)?;
+    may_write(&args.out, args.force, "tokenizer", |name| FILES_WRITTEN.contains(&name))?;
     let base = args.extend.as_deref().map(super::load).transpose()?;
     let inputs = Inputs::find(&args.input)?;
     if let Some(threads) = args.threads {
@@ -103,7 +103,7 @@ pub(crate) fn train(args: &TrainArgs) -> Result<()> {
     let started = Instant::now();
     let (tokenizer, trained) = learn(args, base.as_ref(), &inputs)?;
     let train_seconds = started.elapsed().as_secs_f64();
-    save(&tokenizer, &partial, &args.out)?;
+    save(&tokenizer, &args.out)?;
     if !trained.reached_size() {
         say!(
             "note: the text has only enough frequent pairs for {} of {} entries; give more text for more",
@@ -189,45 +189,15 @@ fn survey(args: &TrainArgs, tokenizer: &Tokenizer, inputs: &Inputs, total: u64) 
     failure.take().map_or(Ok(survey), Err)
 }
 
-/// The folder to write into first. Refuses to write where something is, unless `force`; and even then over anything but a
-/// tokenizer.
-fn prepare(out: &Path, force: bool) -> Result<PathBuf> {
-    let shown = out.display();
-    fsutil::recover_dir(out)?;
-    if out.exists() && !out.is_dir() {
-        bail!("`{shown}` is a file\nhint: name a new folder");
-    }
-    if let Ok(entries) = out.read_dir() {
-        for entry in entries {
-            let name = entry.with_context(|| format!("`{shown}`"))?.file_name();
-            if !force {
-                bail!(
-                    "`{shown}` is not empty\nhint: name a new folder, or replace the tokenizer with `--force`"
-                );
-            }
-            let name = name.to_string_lossy();
-            if !["tokenizer.model", "tokenizer.json", "tokenizer_config.json"].contains(&&*name) {
-                bail!("`{shown}` holds `{name}`, which training does not write\nhint: name a new folder");
-            }
-        }
-    }
-    let mut name = out.file_name().with_context(|| format!("`{shown}` is no name of a folder"))?.to_owned();
-    name.push(".partial");
-    Ok(out.with_file_name(name))
-}
+/// Files that training writes.
+const FILES_WRITTEN: [&str; 3] = ["tokenizer.model", "tokenizer.json", "tokenizer_config.json"];
 
 /// Writes the folder whole or not at all.
-fn save(tokenizer: &Tokenizer, partial: &Path, out: &Path) -> Result<()> {
-    fsutil::remove_dir(partial)?;
-    std::fs::create_dir_all(partial).with_context(|| format!("`{}`", partial.display()))?;
-    let written =
-        tokenizer.save_hf(partial).and_then(|()| tokenizer.save_model(partial.join("tokenizer.model")));
-    if let Err(error) = written {
-        fsutil::remove_dir(partial)?;
-        return Err(error.into());
-    }
-    fsutil::sync_tree(partial)?;
-    Ok(fsutil::publish_dir(partial, out)?)
+fn save(tokenizer: &Tokenizer, out: &Path) -> Result<()> {
+    new_folder(out, "name a new folder", |partial| {
+        tokenizer.save_hf(partial)?;
+        Ok(tokenizer.save_model(partial.join(FILES_WRITTEN[0]))?)
+    })
 }
 
 /// The report for people.
