@@ -13,15 +13,22 @@ mod merge;
 
 use crate::tokens::{Merges, Tokens};
 use crate::{Error, Result};
-use cache::{Cache, Key, ShortTokens};
+use cache::{Key, KeyOfTwo, MediumCache, ShortCache, ShortTokens};
 use index::{NONE, Places, TokenIndex};
 use merge::{Merging, Rules, merge_short};
 use std::collections::HashMap;
+use std::ops::Range;
 
 pub(crate) type FixedMap<K, V> = HashMap<K, V, foldhash::fast::FixedState>;
 
-/// How many bytes of a long piece are merged at once.
+/// How many bytes of a long piece are merged at once, at the least.
 const WINDOW: usize = 1024;
+
+/// How many of the longest tokens such a stretch has room for, at the least.
+const TOKENS: usize = 8;
+
+/// How many pieces are looked up at once.
+const BATCH: usize = 64;
 
 /// What turns the pieces of a text into ids.
 #[derive(Debug)]
@@ -38,8 +45,8 @@ pub(crate) struct Bpe {
     whole_pieces: bool,
     /// With that, the short tokens.
     short_tokens: Option<ShortTokens>,
-    /// Whether a long piece may be merged stretch by stretch, see [`Bpe::merge_stretches`].
-    stretches: bool,
+    /// Where a long piece may be merged stretch by stretch: how many bytes at once, see [`Bpe::merge_stretches`].
+    window: Option<usize>,
 }
 
 /// What a list of merges needs beside it.
@@ -54,7 +61,8 @@ pub(crate) struct MergeRules {
 /// Memory that the encoding of one piece leaves for the next, by the same tokenizer.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    cache: Cache,
+    cache: ShortCache,
+    medium: MediumCache,
     merging: Merging,
 }
 
@@ -62,6 +70,7 @@ impl Scratch {
     /// Makes the memory fit for a text of `bytes`.
     pub(crate) fn prepare(&mut self, bytes: usize) {
         self.cache.prepare(bytes);
+        self.medium.prepare(bytes);
     }
 }
 
@@ -76,7 +85,7 @@ impl Bpe {
         bpe.treat_whole_pieces_as_tokens();
         let pairs = match trained_pairs(&bpe, ranks) {
             Some(pairs) => {
-                bpe.stretches = true;
+                bpe.window = Some(bpe.stretch());
                 pairs
             }
             None => bpe.splits(ranks).into_iter().map(|(id, left, right)| ((left, right), id)).collect(),
@@ -126,8 +135,11 @@ impl Bpe {
         }
         bpe.places = Places::new(bpe.tokens.len(), pairs.iter().copied());
         bpe.results = Some(results);
-        let own = |(byte, &id): (usize, &u32)| bpe.id(&[byte as u8]) == Some(id);
-        bpe.stretches = in_order && bpe.bytes.iter().enumerate().all(own);
+        // A byte is its token, or left out.
+        let own = |(byte, &id): (usize, &u32)| id == NONE || bpe.id(&[byte as u8]) == Some(id);
+        if in_order && bpe.bytes.iter().enumerate().all(own) {
+            bpe.window = Some(bpe.stretch());
+        }
         Ok(bpe)
     }
 
@@ -161,8 +173,14 @@ impl Bpe {
             bytes,
             whole_pieces: false,
             short_tokens: None,
-            stretches: false,
+            window: None,
         })
+    }
+
+    /// How many bytes of a long piece to merge at once.
+    fn stretch(&self) -> usize {
+        let longest = self.tokens.iter().map(<[u8]>::len).max().unwrap_or(0);
+        WINDOW.max(longest.saturating_mul(TOKENS))
     }
 
     fn treat_whole_pieces_as_tokens(&mut self) {
@@ -236,23 +254,70 @@ impl Bpe {
         self.index.get(&self.tokens, bytes)
     }
 
-    /// Appends the ids of the piece of `text` at `piece`.
+    /// Appends the ids of the pieces of `text` that `next` finds.
+    ///
+    /// Most of the time goes into waiting for memory. So the pieces of a batch are looked up one right after another first: no
+    /// look-up needs what another finds, and a processor waits for many of them at once.
     #[inline]
     pub(crate) fn encode(
         &self,
         text: &[u8],
-        piece: std::ops::Range<usize>,
+        mut next: impl FnMut() -> Option<Range<usize>>,
         scratch: &mut Scratch,
         out: &mut Vec<u32>,
     ) {
-        if piece.len() > cache::LONGEST {
-            return self.encode_long(&text[piece], &mut scratch.merging, out);
+        let mut keys = [cache::LONG; BATCH];
+        let mut begins = [0; BATCH + 1];
+        loop {
+            let mut count = 0;
+            while count < BATCH
+                && let Some(piece) = next()
+            {
+                let short = piece.len() <= cache::LONGEST;
+                keys[count] = if short { Key::new(text, piece.start, piece.len()) } else { cache::LONG };
+                begins[count] = piece.start;
+                begins[count + 1] = piece.end;
+                count += 1;
+            }
+            self.encode_batch(text, &begins[..count + 1], &keys[..count], scratch, out);
+            if count < BATCH {
+                return;
+            }
         }
-        let key = Key::new(text, piece.start, piece.len());
-        if !scratch.cache.get(key, out) {
-            let before = out.len();
-            self.encode_short(&text[piece], key, out);
-            scratch.cache.put(key, &out[before..]);
+    }
+
+    /// Appends the ids of the pieces of `text` between each two of `begins`.
+    #[inline(never)]
+    fn encode_batch(
+        &self,
+        text: &[u8],
+        begins: &[usize],
+        keys: &[Key],
+        scratch: &mut Scratch,
+        out: &mut Vec<u32>,
+    ) {
+        let mut unknown = 0u64;
+        for (at, &key) in keys.iter().enumerate() {
+            unknown |= u64::from(!scratch.cache.knows(key)) << at;
+        }
+        if let Some(tokens) = &self.short_tokens {
+            let (mut rest, mut found) = (unknown, 0u64);
+            while rest != 0 {
+                let at = rest.trailing_zeros();
+                found |= u64::from(tokens.touch(keys[at as usize])) << at;
+                rest &= rest - 1;
+            }
+            // The memory is in the caches now, which is all that was wanted.
+            std::hint::black_box(found);
+        }
+        for (&key, two) in keys.iter().zip(begins.windows(2)) {
+            if key == cache::LONG {
+                self.encode_longer(text, two[0]..two[1], scratch, out);
+            } else if !scratch.cache.get(key, out) {
+                let before = out.len();
+                self.encode_short(&text[two[0]..two[1]], key, out);
+                scratch.cache.put(key, &out[before..]);
+            }
         }
     }
 
@@ -265,6 +330,19 @@ impl Bpe {
         }
     }
 
+    /// Appends the ids of the piece of `text` at `piece`, which is not short.
+    fn encode_longer(&self, text: &[u8], piece: Range<usize>, scratch: &mut Scratch, out: &mut Vec<u32>) {
+        if piece.len() > cache::LONGEST_OF_TWO {
+            return self.encode_long(&text[piece], &mut scratch.merging, out);
+        }
+        let key = KeyOfTwo::new(text, piece.start, piece.len());
+        if !scratch.medium.get(key, out) {
+            let before = out.len();
+            self.encode_long(&text[piece], &mut scratch.merging, out);
+            scratch.medium.put(key, &out[before..]);
+        }
+    }
+
     /// Appends the ids of a long piece.
     #[inline(never)]
     fn encode_long(&self, piece: &[u8], merging: &mut Merging, out: &mut Vec<u32>) {
@@ -272,8 +350,15 @@ impl Bpe {
             && let Some(id) = self.id(piece)
         {
             out.push(id);
-        } else if piece.len() > WINDOW && self.stretches {
-            self.merge_stretches(piece, merging, out);
+        } else if piece.len() <= merge::SHORT {
+            merge_short(self, piece, out);
+        } else if let Some(window) = self.window.filter(|&window| piece.len() > window) {
+            if piece.iter().all(|&byte| self.byte(byte) != NONE) {
+                self.merge_stretches(piece, window, merging, out);
+            } else {
+                let kept: Vec<u8> = piece.iter().copied().filter(|&byte| self.byte(byte) != NONE).collect();
+                self.merge_stretches(&kept, window, merging, out);
+            }
         } else {
             let _ = merging.run(self, piece);
             out.extend(merging.tokens().map(|(_, id)| id));
@@ -287,16 +372,20 @@ impl Bpe {
         merging.tokens().map(|(_, id)| id).collect()
     }
 
-    /// Merges a long piece stretch by stretch, which takes time that is linear in its length and stays in the caches.
+    /// Merges a long piece stretch by stretch of `least` bytes, which takes time that is linear in its length and stays in the
+    /// caches.
     ///
     /// A stretch begins with the last token of the one before and must begin with the same token again. When it does, both
     /// may be put together. Why: two neighbours of a result are also the result for their bytes alone. And where merges come after
     /// those of their parts, so that they happen in the order of their places, a row of tokens of which each two neighbours
     /// are the result for their bytes is the result for all bytes: the first merge across a border would have happened in the
     /// two neighbours alone as well.
-    fn merge_stretches(&self, piece: &[u8], merging: &mut Merging, out: &mut Vec<u32>) {
+    ///
+    /// Why it ends: a stretch that cannot be put together takes back a token and is tried again twice as long. As `least` is
+    /// [`TOKENS`] tokens, that comes further than what was taken back.
+    fn merge_stretches(&self, piece: &[u8], least: usize, merging: &mut Merging, out: &mut Vec<u32>) {
         let first = out.len();
-        let (mut begin, mut window) = (0, WINDOW);
+        let (mut begin, mut window) = (0, least);
         loop {
             let end = piece.len().min(begin + window);
             let _ = merging.run(self, &piece[begin..end]);
@@ -320,9 +409,8 @@ impl Bpe {
                 out.push(id);
                 begin = start + at;
             }
-            if out.len() == before {
-                window *= 2;
-            }
+            // Whatever has made a stretch long is behind.
+            window = if out.len() == before { window * 2 } else { least };
         }
     }
 }
@@ -434,11 +522,17 @@ mod tests {
         Bpe::of_merges(tokens.iter().collect(), 0..tokens.len() as u32, &list, rules)
     }
 
+    /// A piece as the only one.
+    fn one(piece: &[u8]) -> impl FnMut() -> Option<Range<usize>> {
+        let mut piece = Some(0..piece.len()).filter(|piece| !piece.is_empty());
+        move || piece.take()
+    }
+
     fn encode(bpe: &Bpe, piece: &[u8]) -> Vec<u32> {
         let (mut out, mut again) = (Vec::new(), Vec::new());
         let mut scratch = Scratch::default();
-        bpe.encode(piece, 0..piece.len(), &mut scratch, &mut out);
-        bpe.encode(piece, 0..piece.len(), &mut scratch, &mut again);
+        bpe.encode(piece, one(piece), &mut scratch, &mut out);
+        bpe.encode(piece, one(piece), &mut scratch, &mut again);
         assert_eq!(out, again);
         out
     }
@@ -504,7 +598,7 @@ mod tests {
         #[test]
         fn trained_ranks_follow_the_rule((tokens, piece) in trained_and_piece(40)) {
             let bpe = ranks(&tokens).unwrap();
-            prop_assert!(bpe.stretches);
+            prop_assert!(bpe.window.is_some());
             prop_assert_eq!(encode(&bpe, &piece), oracle(&tokens, &piece));
         }
 
@@ -528,9 +622,12 @@ mod tests {
         #[test]
         fn stretch_by_stretch_is_all_at_once((tokens, piece) in trained_and_piece(9_000)) {
             let bpe = ranks(&tokens).unwrap();
-            let mut out = vec![7];
-            bpe.merge_stretches(&piece, &mut Merging::default(), &mut out);
-            prop_assert_eq!(&out[1..], bpe.merged(&piece));
+            let longest = tokens.iter().map(Vec::len).max().unwrap();
+            for window in [bpe.window.unwrap(), longest * TOKENS] {
+                let mut out = vec![7];
+                bpe.merge_stretches(&piece, window, &mut Merging::default(), &mut out);
+                prop_assert_eq!(&out[1..], bpe.merged(&piece));
+            }
         }
     }
 
@@ -547,6 +644,8 @@ mod tests {
         assert!(encoded(None, b"xx").is_empty());
         assert_eq!(encoded(Some(2), b"axa"), [0, 2, 0]);
         assert_eq!(encoded(None, &b"ax".repeat(1_000)), [1; 500]);
+        let rules = MergeRules::default();
+        assert!(list(&tokens, &merges, rules).unwrap().window.is_some());
     }
 
     #[test]

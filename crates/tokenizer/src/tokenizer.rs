@@ -186,9 +186,7 @@ impl Tokenizer {
             Found::Token(id) => out.push(id),
             Found::Text(text) => {
                 let mut pieces = self.0.split.pieces(text);
-                while let Some(piece) = pieces.next_range() {
-                    self.0.bpe.encode(text.as_bytes(), piece, &mut scratch, out);
-                }
+                self.0.bpe.encode(text.as_bytes(), || pieces.next_range(), &mut scratch, out);
             }
         });
         self.scratches().push(scratch);

@@ -3,39 +3,56 @@
 /// The longest piece that is a number, in bytes.
 pub(crate) const LONGEST: usize = 15;
 
-/// The most ids of a piece that is kept.
-const IDS: usize = 3;
-
-/// Entries of the largest cache, 512 KiB: larger ones are no faster, for they do not stay in a core's own caches.
-const MOST: usize = 1 << 14;
+/// The longest piece that is two numbers.
+pub(crate) const LONGEST_OF_TWO: usize = 31;
 
 /// A short piece as a number: its bytes, and in the highest byte how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key(u128);
 
+/// A piece of more than [`LONGEST`] bytes as two numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct KeyOfTwo(u128, Key);
+
+/// What a cache finds pieces by.
+pub(crate) trait Keys: Copy + PartialEq {
+    /// No piece.
+    const NONE: Self;
+
+    fn hash(self) -> u64;
+}
+
+/// A cache of short pieces: 32 bytes an entry, up to 4 MiB.
+pub(crate) type ShortCache = Cache<Key, 3, { 1 << 17 }>;
+
+/// A cache of pieces of up to [`LONGEST_OF_TWO`] bytes: 64 bytes an entry, up to 1 MiB.
+pub(crate) type MediumCache = Cache<KeyOfTwo, 7, { 1 << 14 }>;
+
 #[derive(Clone, Copy, Debug)]
-#[repr(align(32))]
-struct Entry {
-    key: Key,
+#[repr(C, align(32))]
+struct Entry<K, const IDS: usize> {
+    key: K,
     ids: [u32; IDS],
     count: u32,
 }
 
-const EMPTY: Entry = Entry { key: Key(0), ids: [0; IDS], count: 0 };
+/// No short piece.
+pub(crate) const LONG: Key = Key(u128::MAX);
 
-/// Keeps the last piece of each slot. Starts small and grows with the text that it has seen.
+/// Keeps the last piece of each slot, in up to `MOST` slots, where it became at most `IDS` ids. Starts small and grows with the
+/// text that it has seen.
 #[derive(Debug)]
-pub(crate) struct Cache {
-    entries: Vec<Entry>,
+pub(crate) struct Cache<K, const IDS: usize, const MOST: usize> {
+    entries: Vec<Entry<K, IDS>>,
     /// How far to shift a hash for a slot.
     shift: u32,
     /// Bytes of text that it was made fit for.
     bytes: usize,
 }
 
-impl Default for Cache {
-    fn default() -> Cache {
-        let mut cache = Cache { entries: Vec::new(), shift: 0, bytes: 0 };
+impl<K: Keys, const IDS: usize, const MOST: usize> Default for Cache<K, IDS, MOST> {
+    fn default() -> Self {
+        let mut cache = Self { entries: Vec::new(), shift: 0, bytes: 0 };
         cache.resize(64);
         cache
     }
@@ -55,11 +72,34 @@ impl Key {
         };
         Key(bytes & ((1 << (8 * len)) - 1) | (len as u128) << 120)
     }
+}
+
+impl Keys for Key {
+    const NONE: Key = Key(0);
 
     #[inline]
     fn hash(self) -> u64 {
         let (low, high) = (self.0 as u64, (self.0 >> 64) as u64);
         low.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ high.wrapping_mul(0xD6E8_FEB8_6659_FD93).rotate_left(32)
+    }
+}
+
+impl KeyOfTwo {
+    /// The piece of `text` at `begin` of `len` bytes, more than [`LONGEST`] and at most [`LONGEST_OF_TWO`].
+    #[inline]
+    pub(crate) fn new(text: &[u8], begin: usize, len: usize) -> KeyOfTwo {
+        let mut low = [0; 16];
+        low.copy_from_slice(&text[begin..begin + 16]);
+        KeyOfTwo(u128::from_le_bytes(low), Key::new(text, begin + 16, len - 16))
+    }
+}
+
+impl Keys for KeyOfTwo {
+    const NONE: KeyOfTwo = KeyOfTwo(0, Key(u128::MAX));
+
+    #[inline]
+    fn hash(self) -> u64 {
+        Key(self.0).hash().rotate_left(23).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.1.hash()
     }
 }
 
@@ -77,7 +117,7 @@ impl ShortTokens {
         let count = short.clone().count();
         let slots = (count + count / 3 + 1).next_power_of_two().max(2);
         let mut index = ShortTokens {
-            keys: vec![EMPTY.key; slots],
+            keys: vec![Key::NONE; slots],
             ids: vec![0; slots],
             shift: u64::BITS - slots.trailing_zeros(),
         };
@@ -88,6 +128,12 @@ impl ShortTokens {
             index.ids[slot] = id;
         }
         index
+    }
+
+    /// Whether the first slot where `key` may be has it: one read, that depends on no other.
+    #[inline]
+    pub(crate) fn touch(&self, key: Key) -> bool {
+        self.keys[(key.hash() >> self.shift) as usize] == key
     }
 
     /// The id of the token `key`.
@@ -103,7 +149,7 @@ impl ShortTokens {
         let mut slot = (key.hash() >> self.shift) as usize;
         loop {
             let there = self.keys[slot];
-            if there == key || there == EMPTY.key {
+            if there == key || there == Key::NONE {
                 return (slot, there == key);
             }
             slot = (slot + 1) % self.keys.len();
@@ -111,7 +157,7 @@ impl ShortTokens {
     }
 }
 
-impl Cache {
+impl<K: Keys, const IDS: usize, const MOST: usize> Cache<K, IDS, MOST> {
     /// Makes the cache fit for `bytes` more of text.
     pub(crate) fn prepare(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_add(bytes);
@@ -123,7 +169,10 @@ impl Cache {
 
     fn resize(&mut self, entries: usize) {
         self.shift = u64::BITS - entries.trailing_zeros();
-        let old = std::mem::replace(&mut self.entries, vec![EMPTY; entries]);
+        let old = std::mem::replace(
+            &mut self.entries,
+            vec![Entry { key: K::NONE, ids: [0; IDS], count: 0 }; entries],
+        );
         for entry in old.into_iter().filter(|entry| entry.count != 0) {
             let slot = self.slot(entry.key);
             self.entries[slot] = entry;
@@ -131,13 +180,19 @@ impl Cache {
     }
 
     #[inline]
-    fn slot(&self, key: Key) -> usize {
+    fn slot(&self, key: K) -> usize {
         (key.hash() >> self.shift) as usize
+    }
+
+    /// Whether the ids of the piece `key` are known: one read, that depends on no other.
+    #[inline]
+    pub(crate) fn knows(&self, key: K) -> bool {
+        self.entries[self.slot(key)].key == key
     }
 
     /// Appends the ids of the piece `key` where they are known.
     #[inline]
-    pub(crate) fn get(&self, key: Key, out: &mut Vec<u32>) -> bool {
+    pub(crate) fn get(&self, key: K, out: &mut Vec<u32>) -> bool {
         let entry = &self.entries[self.slot(key)];
         if entry.key != key {
             return false;
@@ -150,7 +205,7 @@ impl Cache {
 
     /// Notes the ids of the piece `key`.
     #[inline]
-    pub(crate) fn put(&mut self, key: Key, found: &[u32]) {
+    pub(crate) fn put(&mut self, key: K, found: &[u32]) {
         if (1..=IDS).contains(&found.len()) {
             let mut ids = [0; IDS];
             ids[..found.len()].copy_from_slice(found);
