@@ -1,7 +1,8 @@
-//! Repository checks: `cargo xtask layers`, `sizes` and `kills`; `fixtures`, which fetches what some tests need; and `cargo xtask bench`, which measures us beside our peers.
+//! Repository checks: `cargo xtask layers`, `sizes` and `kills`; `fixtures`, which fetches what some tests need; `corpus`, which makes a large one; and `cargo xtask bench`, which measures us beside our peers.
 
 mod bench;
 mod binary;
+mod corpus;
 mod fixtures;
 mod kills;
 mod layers;
@@ -17,8 +18,10 @@ const USAGE: &str = "usage: cargo xtask COMMAND
   fixtures fetch files for conformance tests with pip into `fixtures/` (or LLAMERO_FIXTURES); nothing to do when they are there
   kills    run a recipe through `kill -9` at random moments and compare it with a run that was left alone:
            --recipe FILE --run DIR [--kills N] [--seed S] [--reference DIR] [--seconds T] [--set K=V]…
+  corpus   make a large corpus from real documents, repeated and changed:
+           --text FILE.jsonl --out DIR --megabytes N [--file-megabytes N] [--seed S]
   bench    run our benchmarks and our peers' in turn and print the ratios as Markdown tables:
-           [gemm|train|memory|curves|attention|infer|all] --python PATH [--samples N] [--json FILE]; `bench --help` says more";
+           [gemm|train|memory|curves|attention|infer|tokenizer|tokenizer-train|curate|all] --python PATH [--samples N] [--json FILE]; `bench --help` says more";
 
 fn main() -> ExitCode {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."));
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
         ["fixtures"] => fixtures::run(root),
         ["bench", .., "--help" | "-h"] => Ok(bench::USAGE.to_owned()),
         ["bench", ref options @ ..] => bench::run(root, options),
+        ["corpus", ref options @ ..] => corpus::run(options),
         ["kills", ref options @ ..] => kills::run(root, options),
         _ => {
             eprintln!("{USAGE}");

@@ -13,6 +13,7 @@ pub(super) enum What {
     Infer,
     Tokenizer,
     TrainTokenizer,
+    Curate,
     All,
 }
 
@@ -81,6 +82,10 @@ impl Options {
                 self.python.get_or_insert("python3".into());
             }
         }
+        if self.what == What::Curate && self.thread_counts.is_empty() {
+            // The peer's worker has one.
+            self.thread_counts = vec![1];
+        }
         if self.what == What::Tokenizer {
             if self.tokenizer.is_none() || self.text.is_none() {
                 return Err("`--tokenizer` and `--text` are needed".into());
@@ -95,7 +100,9 @@ impl Options {
             }
             self.threads = Some(*first);
         }
-        if self.what == What::TrainTokenizer && (self.text.is_none() || self.python.is_none()) {
+        if matches!(self.what, What::TrainTokenizer | What::Curate)
+            && (self.text.is_none() || self.python.is_none())
+        {
             return Err("`--text` and `--python` are needed (benches/peers/README.md)".into());
         }
         if self.python.is_none() && self.what != What::Attention {
@@ -107,7 +114,8 @@ impl Options {
     /// Modules that the Python must have.
     pub(super) fn modules(&self) -> Option<&'static str> {
         match (self.what, &self.hf) {
-            (What::Attention | What::Tokenizer | What::TrainTokenizer, _) | (What::Infer, None) => None,
+            (What::Attention | What::Tokenizer | What::TrainTokenizer | What::Curate, _)
+            | (What::Infer, None) => None,
             (What::Infer, Some(_)) => Some("torch, transformers"),
             (What::Curves | What::All, _) => Some("torch, numpy, safetensors"),
             (What::Gemm | What::Train | What::Memory, _) => Some("torch"),
@@ -163,6 +171,7 @@ fn what(name: &str) -> Result<What, String> {
         "infer" => What::Infer,
         "tokenizer" => What::Tokenizer,
         "tokenizer-train" => What::TrainTokenizer,
+        "curate" => What::Curate,
         "all" => What::All,
         _ => return Err(format!("unknown benchmark `{name}`")),
     })
@@ -204,9 +213,12 @@ mod tests {
         let tokenizer = Options::parse(&tokenizer).unwrap();
         assert_eq!((tokenizer.thread_counts, tokenizer.threads), (vec![1, 3], None));
         assert_eq!(Options::parse(&["attention", "--threads", "3"]).unwrap().threads, Some(3));
+        let curate = Options::parse(&["curate", "--python", "py", "--text", "d.jsonl"]).unwrap();
+        assert_eq!((curate.threads, curate.modules()), (Some(1), None));
         for (args, says) in [
             (&["infer", "--model", "a.gguf"][..], "`--llamacpp`"),
             (&["tokenizer-train", "--python", "py"], "`--text`"),
+            (&["curate", "--python", "py"], "`--text`"),
             (&["gemm"], "--python"),
             (&["gemm", "--python", "py", "--threads", "1,2"], "only `tokenizer`"),
             (&["tokenizer", "--python", "py", "--text", "t.jsonl"], "`--tokenizer`"),

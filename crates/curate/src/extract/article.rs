@@ -6,10 +6,13 @@ use serde::{Deserialize, Serialize};
 use trafilatura::dom::{Document, NodeId};
 use trafilatura::{Options, extract_document};
 
-use super::{Extract, Extracted, preserve, render};
+use super::{Extract, Extracted, depth, preserve, render};
 
 /// Elements within one another; browsers allow no more.
 const MAX_DEPTH: usize = 512;
+
+/// Open elements at which a page is not even parsed. The count is rough, so it leaves room above [`MAX_DEPTH`].
+const MAX_OPEN: usize = 4 * MAX_DEPTH;
 
 /// Elements of a page. Some rules compare many of them, and no page for people has so many.
 const MAX_ELEMENTS: usize = 100_000;
@@ -37,6 +40,9 @@ impl Extract for Article {
 
 impl Article {
     fn article(&self, html: &str, url: Option<&str>) -> Option<Extracted> {
+        if depth::is_deeper(html, MAX_OPEN) {
+            return None;
+        }
         let mut page = Document::parse(&preserve::without_marks(html));
         if !is_bounded(&page) {
             return None;

@@ -5,6 +5,7 @@
 //! written.
 
 mod article;
+mod depth;
 mod mathematics;
 mod preserve;
 mod render;

@@ -339,6 +339,18 @@ fn fixtures_of_others_give_the_expected_records() {
     for (name, expected) in FIXTURES {
         assert_eq!(summary(std::fs::read(corpora.join(name)).unwrap()), *expected, "{name}");
     }
+    // None is left out.
+    let names = |folder: &str| -> Vec<String> {
+        let entries = std::fs::read_dir(corpora.join(folder)).unwrap().map(Result::unwrap);
+        entries.map(|entry| format!("{folder}/{}", entry.file_name().to_string_lossy())).collect()
+    };
+    let mut there: Vec<_> = ["warc/resiliparse", "warc/warcio", "warc/whirlwind", "dolma-tests/warc"]
+        .into_iter()
+        .flat_map(names)
+        .filter(|name| !name.ends_with("LICENSE"))
+        .collect();
+    there.sort();
+    assert_eq!(there, FIXTURES.iter().map(|(name, _)| name.to_string()).collect::<Vec<_>>());
 }
 
 #[test]

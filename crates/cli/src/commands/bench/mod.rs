@@ -1,6 +1,7 @@
 //! `llamero bench`: the machine's limits, and how close the kernels, a training step and a request come to them.
 
 mod attention;
+mod curate;
 mod gemm;
 mod infer;
 mod machine;
@@ -26,7 +27,8 @@ use crate::report::format::precise_bytes;
     llamero bench attention --documents 1,4,16,64\n  \
     llamero bench train --shape 125m --json\n  \
     llamero bench infer runs/quickstart --json\n  \
-    llamero bench tokenizer --tokenizer runs/quickstart --text corpus.txt\n\n\
+    llamero bench tokenizer --tokenizer runs/quickstart --text corpus.txt\n  \
+    llamero bench curate --text documents.jsonl --stage filters --threads 1\n\n\
     LLAMERO_CPU=scalar|avx2|avx512|avx512bf16 forces one set of kernels; otherwise the last that the processor has is \
     taken.")]
 pub(crate) enum BenchCommand {
@@ -42,6 +44,8 @@ pub(crate) enum BenchCommand {
     Infer(infer::InferArgs),
     /// Speed of encoding and decoding text.
     Tokenizer(tokenizer::TokenizerArgs),
+    /// Speed and memory of filters and deduplication over documents in files.
+    Curate(curate::CurateArgs),
 }
 
 pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
@@ -52,6 +56,7 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
         BenchCommand::Train(args) => train::train(args),
         BenchCommand::Infer(args) => infer::infer(args),
         BenchCommand::Tokenizer(args) => tokenizer::tokenizer(args),
+        BenchCommand::Curate(args) => curate::curate(args),
     }
 }
 
