@@ -108,14 +108,14 @@ fn write_sources(root: &Path) -> Expected {
         "The same sentence comes again and again in this place of the world, and that is all. ".repeat(30);
     add("again.example/1", NEW, &again, "top_3_gram");
     add("words.example/1", NEW, &text(RARE, 50, 10), "unigram_divergence");
-    let dirty = text(WORDS, 51, 10).replace(" and ", " smut ").replace("ing ", "ing smut ") + "smut.\n";
+    let dirty = text(WORDS, 51, 10).replace(". ", " smut. ");
     add("dirty.example/1", NEW, &dirty, "dirty_words");
     add("bad.example/1", NEW, &text(BAD, 52, 12), "quality");
     add("exam.example/1", NEW, &(text(WORDS, 53, 10) + EXAM + ".\n"), "contamination");
-    let mail = "Write to llama@herd.example for more about this house and the land. ";
-    add("mail.example/1", NEW, &(text(WORDS, 54, 10) + &mail.repeat(1) + "\n"), "kept");
+    let mail = "Write to llama@herd.example for more about this house and the land.";
+    add("mail.example/1", NEW, &(text(WORDS, 54, 10) + mail + "\n"), "kept");
     let maths = "Then \\(x^2 + y^2 = z^2\\) and \\(\\frac{a}{b} = c\\) hold, as they should and would with all of that.\n";
-    add("maths.example/1", NEW, &(text(WORDS, 55, 4) + &maths.repeat(1) + &text(WORDS, 56, 4)), "kept");
+    add("maths.example/1", NEW, &(text(WORDS, 55, 2) + maths + &text(WORDS, 56, 2)), "kept");
     // The same address, with another text of an older day.
     let mut crawl: Vec<u8> = crawl.concat();
     let older = gzip(&response("http://www.good.example/3/", OLD, &page(&text(WORDS, 60, 10))));
@@ -157,7 +157,8 @@ fn write_sources(root: &Path) -> Expected {
         (100..140).map(example).collect()
     };
     let examples = [labelled(WORDS, "good"), labelled(BAD, "bad")];
-    let model = train(&examples.concat(), &TrainConfig::default(), |_, _| ()).unwrap();
+    let model =
+        train(&examples.concat(), &TrainConfig { epochs: 50, ..TrainConfig::default() }, |_, _| ()).unwrap();
     model.save(&root.join("lists/quality.bin")).unwrap();
     expected
 }
