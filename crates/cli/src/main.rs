@@ -120,7 +120,8 @@ impl DtypeArg {
 impl Command {
     /// Whether the same command goes on where it was stopped.
     fn resumes(&self) -> bool {
-        matches!(self, Self::Run(_) | Self::Pretrain(_) | Self::Pull(_))
+        let resumes = matches!(self, Self::Run(_) | Self::Pretrain(_) | Self::Pull(_));
+        resumes || matches!(self, Self::Curate(commands::curate::CurateCommand::Run(_)))
     }
 }
 

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::io::IsTerminal;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -79,19 +78,29 @@ impl Progress {
 /// Progress of the curation, which reports from several threads.
 pub(crate) struct CurateProgress {
     bar: ProgressBar,
-    lines: Mutex<Instant>,
-    phase: Mutex<String>,
-    total: AtomicU64,
+    phase: Mutex<Phase>,
+}
+
+/// What is worked on now.
+struct Phase {
+    name: String,
+    total: u64,
+    started: Instant,
+    last_line: Instant,
+    /// Partitions that are finished, and all of them.
+    partitions: (u64, u64),
 }
 
 impl CurateProgress {
     pub(crate) fn new() -> Self {
         let bar = if std::io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
         let style = ProgressStyle::with_template(
-            "{prefix:>10} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}",
+            "{prefix:>10} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {msg} eta {eta}",
         );
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        Self { bar, lines: Mutex::new(Instant::now()), phase: Mutex::default(), total: AtomicU64::new(1) }
+        let now = Instant::now();
+        let (name, partitions) = (String::new(), (0, 0));
+        Self { bar, phase: Mutex::new(Phase { name, total: 1, started: now, last_line: now, partitions }) }
     }
 
     pub(crate) fn finish(&self) {
@@ -104,19 +113,37 @@ impl llamero_curate::Progress for CurateProgress {
         self.bar.set_prefix(name.to_owned());
         self.bar.set_length(total_bytes);
         self.bar.set_position(0);
-        self.total.store(total_bytes.max(1), Ordering::Relaxed);
+        self.bar.set_message("");
+        self.bar.reset_eta();
         if let Ok(mut phase) = self.phase.lock() {
-            *phase = name.to_owned();
+            name.clone_into(&mut phase.name);
+            phase.total = total_bytes.max(1);
+            phase.started = Instant::now();
+            phase.partitions = (0, 0);
         }
     }
 
     fn advance(&self, bytes: u64) {
         self.bar.inc(bytes);
-        let (Ok(mut last), Ok(phase)) = (self.lines.lock(), self.phase.lock()) else { return };
-        if self.bar.is_hidden() && last.elapsed() >= LINE_EVERY {
-            *last = Instant::now();
-            let percent = 100 * self.bar.position() / self.total.load(Ordering::Relaxed);
-            say!("{phase:>10} {percent:3} %");
+        let Ok(mut phase) = self.phase.lock() else { return };
+        if self.bar.is_hidden() && phase.last_line.elapsed() >= LINE_EVERY {
+            phase.last_line = Instant::now();
+            let done = self.bar.position().max(1);
+            let left = phase.total.saturating_sub(done) as f64 / done as f64;
+            let eta = phase.started.elapsed().as_secs_f64() * left;
+            let percent = (100 * done / phase.total).min(100);
+            let parts = match phase.partitions {
+                (_, 0) => String::new(),
+                (done, all) => format!("{done} of {all} parts "),
+            };
+            say!("{:>10} {percent:3} % {parts}eta {eta:.0} s", phase.name);
+        }
+    }
+
+    fn partition(&self, done: u64, total: u64) {
+        self.bar.set_message(format!("{done}/{total} parts"));
+        if let Ok(mut phase) = self.phase.lock() {
+            phase.partitions = (done, total);
         }
     }
 }

@@ -1,13 +1,28 @@
 //! The `[curate]` section of a recipe.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
-use crate::CurateError;
+use crate::contamination::ContaminationConfig;
 use crate::dedup::MinHash;
 use crate::dedup::lines::CommonLines;
+use crate::dedup::semantic::Semantic;
+use crate::filter::{
+    C4, DirtyWordsConfig, FineWeb, GopherQuality, GopherRepetition, KlOutliers, NgramCoverage, PiiConfig,
+    UrlBlockConfig,
+};
+use crate::language::LanguageConfig;
+use crate::mix::MixConfig;
+use crate::quality::QualityConfig;
+use crate::read::ReadConfig;
 use crate::source::REGISTRY;
+use crate::{Article, CurateError};
 
 /// Where the documents come from and which of them are kept. Every field changes the result.
+///
+/// What is an `Option` is off when it is absent; `{}` turns it on as it was published. The steps come in the order of the
+/// fields from `read` on; the rules above `read` come before `pii`.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct CurateConfig {
@@ -19,7 +34,7 @@ pub struct CurateConfig {
     pub crates: Option<Vec<String>>,
     /// A file above this size is dropped as `huge`, in bytes.
     pub max_document_bytes: u64,
-    /// Kept text stops here, in bytes; whole sources are kept together.
+    /// Kept text stops here, in bytes; whole sources are kept together. Where there is a `mix`, its size counts instead.
     pub max_corpus_bytes: u64,
     /// A document with fewer characters is dropped as `too_short`.
     pub min_characters: u64,
@@ -37,13 +52,78 @@ pub struct CurateConfig {
     pub max_repeated_share: f64,
     /// Drop code that says it was generated, as `generated`.
     pub drop_generated: bool,
+    /// The language whose documents are not `multilingual`.
+    #[serde(skip_serializing_if = "is_english")]
+    pub main_language: String,
+    /// Read the sources as WARC, WET, HTML, JSON Lines, Parquet or text, many documents a file; without it each file is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read: Option<ReadConfig>,
+    /// Drop documents by their address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url_block: Option<UrlBlockConfig>,
+    /// Put the main text of HTML in its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extract: Option<Article>,
+    /// Find personal data and secrets.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pii: Option<PiiConfig>,
+    /// Tell the language of what is no code, and keep some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub language: Option<LanguageConfig>,
+    /// Keep the newest document of each address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url_duplicates: Option<UrlDuplicates>,
     /// Keep one of documents that are nearly the same, by MinHash; the others are dropped as `near_duplicate`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub near_duplicates: Option<MinHash>,
     /// Take lines out that many documents share; a document with no other lines is dropped as `common_lines`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub common_lines: Option<CommonLines>,
+    /// Texts that repeat themselves. This and the next six are not asked of code.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gopher_repetition: Option<GopherRepetition>,
+    /// Texts that are not made of words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gopher_quality: Option<GopherQuality>,
+    /// Lines that repeat themselves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ngram_coverage: Option<NgramCoverage>,
+    /// Lines that are not prose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub c4: Option<C4>,
+    /// Lists and menus.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fineweb: Option<FineWeb>,
+    /// Words of lists.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dirty_words: Option<DirtyWordsConfig>,
+    /// Documents whose words are not those of the corpus.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_outliers: Option<KlOutliers>,
+    /// Classifiers, in order. A tag called `maths` or `code` of 0.5 or more also says what a document's domain is.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub quality: Vec<QualityConfig>,
+    /// Keep one of documents that mean the same. Needs an embedder in the [`Registry`](crate::plan::Registry).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub semantic: Option<Semantic>,
+    /// Keep examples of evaluation sets out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decontaminate: Option<ContaminationConfig>,
+    /// Draw documents in given proportions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mix: Option<MixConfig>,
 }
+
+const ENGLISH: &str = "en";
+
+fn is_english(language: &str) -> bool {
+    language == ENGLISH
+}
+
+/// URL duplicates have no settings.
+#[derive(Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct UrlDuplicates {}
 
 impl Default for CurateConfig {
     fn default() -> Self {
@@ -60,8 +140,26 @@ impl Default for CurateConfig {
             min_letter_share: 0.3,
             max_repeated_share: 0.6,
             drop_generated: true,
+            main_language: ENGLISH.to_owned(),
+            read: None,
+            url_block: None,
+            extract: None,
+            pii: None,
+            language: None,
+            url_duplicates: None,
             near_duplicates: None,
             common_lines: None,
+            gopher_repetition: None,
+            gopher_quality: None,
+            ngram_coverage: None,
+            c4: None,
+            fineweb: None,
+            dirty_words: None,
+            kl_outliers: None,
+            quality: Vec::new(),
+            semantic: None,
+            decontaminate: None,
+            mix: None,
         }
     }
 }
@@ -95,8 +193,68 @@ impl CurateConfig {
         share("min_letter_share", self.min_letter_share)?;
         share("max_repeated_share", self.max_repeated_share)?;
         self.near_duplicates.as_ref().map_or(Ok(()), MinHash::validate)?;
-        self.common_lines.as_ref().map_or(Ok(()), CommonLines::validate)
+        self.common_lines.as_ref().map_or(Ok(()), CommonLines::validate)?;
+        self.mix.as_ref().map_or(Ok(()), MixConfig::validate)?;
+        self.validate_read()
     }
+
+    fn validate_read(&self) -> Result<(), CurateError> {
+        let Some(read) = &self.read else {
+            return match &self.extract {
+                None => Ok(()),
+                Some(_) => Err(CurateError::OutOfRange {
+                    key: "extract",
+                    found: "{}".to_owned(),
+                    allowed: "absent without `curate.read`, which is what reads HTML".to_owned(),
+                }),
+            };
+        };
+        read.validate()?;
+        if self.sources.iter().any(|source| source == REGISTRY) {
+            return Err(CurateError::OutOfRange {
+                key: "sources",
+                found: REGISTRY.to_owned(),
+                allowed: "files, folders, globs or URLs where there is `curate.read`".to_owned(),
+            });
+        }
+        Ok(())
+    }
+
+    /// The files that filters read, by their keys in the section: models, lists, evaluation sets.
+    pub fn side_files(&mut self) -> Vec<(String, &mut PathBuf)> {
+        let mut files = Vec::new();
+        if let Some(block) = &mut self.url_block {
+            let lists = [
+                ("domains", &mut block.domains),
+                ("urls", &mut block.urls),
+                ("banned_words", &mut block.banned_words),
+                ("soft_words", &mut block.soft_words),
+                ("banned_subwords", &mut block.banned_subwords),
+            ];
+            for (name, paths) in lists {
+                files.extend(numbered(&format!("url_block.{name}"), paths.iter_mut()));
+            }
+        }
+        if let Some(model) = self.language.as_mut().and_then(|language| language.model.as_mut()) {
+            files.push(("language.model".to_owned(), model));
+        }
+        if let Some(dirty) = &mut self.dirty_words {
+            files.extend(numbered("dirty_words.lists", dirty.lists.iter_mut()));
+        }
+        files.extend(numbered("quality.model", self.quality.iter_mut().map(|quality| &mut quality.model)));
+        if let Some(decontaminate) = &mut self.decontaminate {
+            let sets = decontaminate.sets.iter_mut().flat_map(|set| [&mut set.text, &mut set.hashes]);
+            files.extend(numbered("decontaminate.sets", sets.flatten()));
+        }
+        files
+    }
+}
+
+fn numbered<'a>(
+    key: &str,
+    paths: impl Iterator<Item = &'a mut PathBuf>,
+) -> impl Iterator<Item = (String, &'a mut PathBuf)> {
+    paths.enumerate().map(move |(at, path)| (format!("{key}[{at}]"), path))
 }
 
 fn integer(key: &'static str, found: u64, low: u64, high: u64) -> Result<(), CurateError> {

@@ -5,44 +5,65 @@ use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::inventory::SourceFile;
 use crate::item::{Item, Value};
 use crate::plan::{Broken, Emit, Source};
-use crate::rules::{Subject, domain, judge_file, normalise};
+use crate::rules::{FileLimits, Subject, domain, judge_file, normalise};
 use crate::version::Version;
-use crate::{CurateConfig, CurateError, Document, Dropped, Inventory};
+use crate::{CurateError, Document, Dropped};
+
+/// The step, as reports call it, that drops what is no text.
+pub(crate) const FILES: &str = "files";
 
 /// Bytes of a split, about.
 const SPLIT_BYTES: u64 = 16 << 20;
 
+/// Files in order, cut into splits of about [`SPLIT_BYTES`], from their sizes.
+pub(crate) fn splits(sizes: impl ExactSizeIterator<Item = u64>) -> Vec<Range<usize>> {
+    let count = sizes.len();
+    let (mut splits, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (at, size) in sizes.enumerate() {
+        bytes += size;
+        if bytes >= SPLIT_BYTES || at + 1 == count {
+            splits.push(start..at + 1);
+            (start, bytes) = (at + 1, 0);
+        }
+    }
+    splits
+}
+
 /// Reads the files, and drops those that are no text, too large, or of an older version of their crate.
-pub(crate) struct FileSource<'a> {
-    config: &'a CurateConfig,
-    inventory: &'a Inventory,
+pub(crate) struct FileSource {
+    listed: Files,
     /// The newest version of each crate in the registry.
-    newest: BTreeMap<&'a str, &'a Version>,
+    newest: BTreeMap<String, Version>,
     splits: Vec<Range<usize>>,
 }
 
-impl<'a> FileSource<'a> {
-    pub(crate) fn new(config: &'a CurateConfig, inventory: &'a Inventory) -> Self {
-        let mut newest = BTreeMap::new();
-        for file in &inventory.files {
-            if let Some(version) = &file.registry_version {
-                let best = newest.entry(file.source.as_str()).or_insert(version);
-                *best = version.max(*best);
+/// A [`FileSource`] as data.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Files {
+    pub(crate) files: Vec<SourceFile>,
+    pub(crate) limits: FileLimits,
+    /// What tells this input from another.
+    pub(crate) fingerprint: String,
+}
+
+impl FileSource {
+    pub(crate) fn new(listed: Files) -> Self {
+        let mut newest: BTreeMap<String, Version> = BTreeMap::new();
+        for file in &listed.files {
+            if let Some(version) = &file.registry_version
+                && newest.get(&file.source).is_none_or(|best| best < version)
+            {
+                newest.insert(file.source.clone(), version.clone());
             }
         }
-        let mut splits = Vec::new();
-        let (mut start, mut bytes) = (0, 0);
-        for (at, file) in inventory.files.iter().enumerate() {
-            bytes += file.bytes;
-            if bytes >= SPLIT_BYTES || at + 1 == inventory.files.len() {
-                splits.push(start..at + 1);
-                (start, bytes) = (at + 1, 0);
-            }
-        }
-        Self { config, inventory, newest, splits }
+        let splits = splits(listed.files.iter().map(|file| file.bytes));
+        Self { listed, newest, splits }
     }
 
     /// Reads one file and asks the rules.
@@ -58,33 +79,32 @@ impl<'a> FileSource<'a> {
                 .collect(),
             ..Document::default()
         };
-        let mut item = Item::new(document, file.bytes);
+        let mut item = Item { text_bytes: file.bytes, ..Item::new(document, file.bytes) };
         if let Some(version) = &file.registry_version
-            && let Some(newer) = self.newest.get(file.source.as_str()).filter(|&&newest| newest > version)
+            && let Some(newer) = self.newest.get(&file.source).filter(|newest| *newest > version)
         {
-            item.drop_for(Dropped::new("older_version", format!("`{newer}` is present")));
+            item.drop_for(FILES, Dropped::new("older_version", format!("`{newer}` is present")));
             return Ok(item);
         }
-        let readable = file.problem.is_none() && file.bytes <= self.config.max_document_bytes;
+        let readable = file.problem.is_none() && file.bytes <= self.listed.limits.max_document_bytes;
         let bytes = if readable { read_unchanged(file)? } else { Vec::new() };
         let subject = Subject { problem: file.problem.as_deref(), size: file.bytes, bytes: &bytes };
-        if let Some(dropped) = judge_file(&subject, self.config) {
-            item.drop_for(dropped);
+        if let Some(dropped) = judge_file(&subject, &self.listed.limits) {
+            item.drop_for(FILES, dropped);
             return Ok(item);
         }
         let text = normalise(std::str::from_utf8(&bytes).unwrap_or_default());
         let name = file.path.file_name().unwrap_or_default().to_string_lossy();
         domain(&name, &text).clone_into(&mut item.document.domain);
         item.document.text = text.into_owned();
+        item.edited(FILES);
         Ok(item)
     }
 }
 
-impl Source for FileSource<'_> {
+impl Source for FileSource {
     fn fingerprint(&self) -> String {
-        // What of the recipe decides while files are read; the rest is in the plan.
-        let config = self.config;
-        format!("{} {} {}", self.inventory.id, config.max_document_bytes, config.max_control_share)
+        self.listed.fingerprint.clone()
     }
 
     fn splits(&self) -> usize {
@@ -92,7 +112,7 @@ impl Source for FileSource<'_> {
     }
 
     fn bytes(&self, split: usize) -> u64 {
-        self.inventory.files[self.splits[split].clone()].iter().map(|file| file.bytes).sum()
+        self.listed.files[self.splits[split].clone()].iter().map(|file| file.bytes).sum()
     }
 
     fn read(
@@ -102,7 +122,7 @@ impl Source for FileSource<'_> {
         _broken: &mut Broken,
         tick: &dyn Fn(u64),
     ) -> Result<(), CurateError> {
-        for file in &self.inventory.files[self.splits[split].clone()] {
+        for file in &self.listed.files[self.splits[split].clone()] {
             let item = self.examine(file)?;
             let key = item.document.id.clone();
             emit(key.as_bytes(), &Value::Item(Box::new(item)).encode()?)?;

@@ -1,17 +1,19 @@
 //! The inventory: which files there are and what they hold, as one id.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::PathBuf;
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
+use crate::read::{self, Listed};
 use crate::source::{Found, cargo_home, expand};
 use crate::version::{Version, split_crate};
 use crate::{CurateConfig, CurateError, Progress};
 
 /// One candidate file.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SourceFile {
     /// Where it lies on this machine; never part of an id or of the output.
     pub path: PathBuf,
@@ -43,9 +45,14 @@ pub struct Inventory {
     /// [`crate::curate`] takes from the inventory. A changed file changes it; moving a source, touching a file or listing
     /// the sources in another order does not.
     pub id: String,
-    /// The files, sorted by url.
+    /// The files, sorted by url. None where the recipe has `read`.
     pub files: Vec<SourceFile>,
-    /// Bytes of all files.
+    /// The inputs of a recipe that has `read`, sorted by name.
+    pub inputs: Vec<Listed>,
+    /// blake3 of the files that filters read, such as models and lists, by their keys in the recipe. They are no part of the
+    /// id.
+    pub side_files: BTreeMap<String, String>,
+    /// Bytes of all files or inputs.
     pub bytes: u64,
 }
 
@@ -67,6 +74,10 @@ pub(crate) fn inventory_at(
     progress: &dyn Progress,
 ) -> Result<Inventory, CurateError> {
     config.validate()?;
+    let side_files = hash_side_files(config)?;
+    if config.read.is_some() {
+        return Ok(Inventory { side_files, ..inputs(config, progress)? });
+    }
     let found = expand(config, cargo_home.as_deref())?;
     progress.phase("inventory", found.iter().map(|file| file.bytes).sum());
     let mut files: Vec<SourceFile> = found.into_par_iter().map(|file| hash_file(file, progress)).collect();
@@ -77,7 +88,43 @@ pub(crate) fn inventory_at(
     make_urls_unique(&mut files);
     files.sort_by(|a, b| a.url.cmp(&b.url));
     let bytes = files.iter().map(|file| file.bytes).sum();
-    Ok(Inventory { id: inventory_id(&files), files, bytes })
+    Ok(Inventory { id: inventory_id(&files), files, inputs: Vec::new(), side_files, bytes })
+}
+
+/// The inputs of a recipe that has `read`: local files are hashed, of objects the store says what they are.
+fn inputs(config: &CurateConfig, progress: &dyn Progress) -> Result<Inventory, CurateError> {
+    let found = read::find(&config.sources)?;
+    progress.phase("inventory", found.iter().map(read::Input::bytes).sum());
+    let list = |input: read::Input| {
+        let listed = input.listed();
+        progress.advance(listed.bytes);
+        listed
+    };
+    let inputs: Vec<Listed> = found.into_par_iter().map(list).collect();
+    let mut hasher = blake3::Hasher::new_derive_key("llamero curate inputs 1");
+    for input in &inputs {
+        for text in [&input.name, &input.version] {
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        hasher.update(&[u8::from(input.problem.is_some())]);
+    }
+    let bytes = inputs.iter().map(|input| input.bytes).sum();
+    let id = short_hex(&hasher.finalize());
+    Ok(Inventory { id, files: Vec::new(), inputs, side_files: BTreeMap::new(), bytes })
+}
+
+/// Hashes the files that filters read, which also shows early that one is not there.
+fn hash_side_files(config: &CurateConfig) -> Result<BTreeMap<String, String>, CurateError> {
+    let mut hashes = BTreeMap::new();
+    for (key, path) in config.clone().side_files() {
+        let mut hasher = blake3::Hasher::new();
+        File::open(&*path)
+            .and_then(|file| hasher.update_reader(file).map(|_| ()))
+            .map_err(|error| CurateError::read(path, format!("{error}, and `curate.{key}` names it")))?;
+        hashes.insert(key, hasher.finalize().to_hex().to_string());
+    }
+    Ok(hashes)
 }
 
 fn hash_file(found: Found, progress: &dyn Progress) -> SourceFile {

@@ -15,6 +15,12 @@ pub struct Item {
     pub document: Document,
     /// Size as it was read, in bytes.
     pub bytes: u64,
+    /// Bytes of its text; of a dropped one, those that it had then.
+    pub text_bytes: u64,
+    /// The steps that changed its text, in order, and the bytes that each left.
+    pub edits: Vec<(String, u64)>,
+    /// The step that dropped it; empty where it is kept.
+    pub step: String,
     /// Why it is not kept.
     pub dropped: Option<Dropped>,
 }
@@ -22,13 +28,24 @@ pub struct Item {
 impl Item {
     /// A document to be judged.
     pub fn new(document: Document, bytes: u64) -> Item {
-        Item { document, bytes, dropped: None }
+        let text_bytes = document.text.len() as u64;
+        Item { document, bytes, text_bytes, ..Item::default() }
     }
 
-    /// Drops it, if it is not dropped yet.
-    pub fn drop_for(&mut self, dropped: Dropped) {
+    /// Notes that `step` has been over the text.
+    pub fn edited(&mut self, step: &str) {
+        let now = self.document.text.len() as u64;
+        if now != self.text_bytes {
+            self.text_bytes = now;
+            self.edits.push((step.to_owned(), now));
+        }
+    }
+
+    /// Drops it in `step`, if it is not dropped yet.
+    pub fn drop_for(&mut self, step: &str, dropped: Dropped) {
         if self.dropped.is_none() {
             self.document.text = String::new();
+            step.clone_into(&mut self.step);
             self.dropped = Some(dropped);
         }
     }
@@ -139,8 +156,13 @@ impl Map for Filters {
         if item.dropped.is_some() {
             return emit(key, value);
         }
-        if let Some(dropped) = self.0.iter().find_map(|filter| filter.apply(&mut item.document)) {
-            item.drop_for(dropped);
+        for filter in &self.0 {
+            let dropped = filter.apply(&mut item.document);
+            item.edited(filter.name());
+            if let Some(dropped) = dropped {
+                item.drop_for(filter.name(), dropped);
+                break;
+            }
         }
         emit(key, &Value::Item(Box::new(item)).encode()?)
     }

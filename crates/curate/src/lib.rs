@@ -16,15 +16,18 @@ mod config;
 pub mod contamination;
 pub mod dedup;
 mod document;
+pub mod domain;
 mod error;
 pub mod extract;
 pub mod fasttext;
 mod files;
 pub mod filter;
+mod inputs;
 mod inventory;
 mod item;
 pub mod language;
 pub mod local;
+pub mod mix;
 mod output;
 mod pipeline;
 pub mod plan;
@@ -36,15 +39,18 @@ mod source;
 mod tests;
 mod version;
 
-pub use config::CurateConfig;
+pub use config::{CurateConfig, UrlDuplicates};
 pub use document::{Document, Dropped, Filter};
+pub use domain::DOMAINS;
 pub use error::CurateError;
 pub use extract::{Article, Extract, Extracted, Extraction};
 pub use inventory::{Inventory, SourceFile, inventory};
 pub use item::{FILTERS, Item, Sketch, Value, decode, encode};
-pub use output::{COLUMNS, DOCUMENTS_FILE, DROPPED_FILE, DroppedRecord, REPORT_FILE};
+pub use mix::{MixConfig, MixReport};
+pub use output::{BROKEN_FILE, COLUMNS, DOCUMENTS_FILE, DROPPED_FILE, DroppedRecord, MIX_FILE, REPORT_FILE};
 pub use pipeline::{
-    CurateReport, DroppedTally, RunOptions, SOURCE, Tally, curate, curate_with, plan, registry,
+    BeforeAfter, BrokenParts, CurateReport, DroppedTally, Estimate, Passage, READ_SOURCE, RunOptions, SOURCE,
+    Tally, build_source, curate, curate_by, curate_with, estimate, plan, registry, source,
 };
 pub use source::{REGISTRY, registry_crates};
 

@@ -18,12 +18,19 @@ use crate::{CurateError, Document};
 
 /// Columns of [`DOCUMENTS_FILE`], in order, all UTF-8 and never null.
 ///
-/// `id` is 32 hex digits of blake3 of `url`; `url` the path below the source; `source` the crate or the first component
-/// of the path; `date` and `lang` are empty where unknown; `domain` is `prose` or `code`.
+/// Of plain files `id` is 32 hex digits of blake3 of `url`, `url` the path below the source, and `source` the crate or the first
+/// component of the path. Of what `curate.read` reads, `id` is the file's name and the position in it, and `source` is the
+/// file's name unless the document says another. `date` and `lang` are empty where unknown; `domain` is one of
+/// [`DOMAINS`](crate::DOMAINS).
 pub const COLUMNS: [&str; 7] = ["id", "url", "source", "date", "lang", "domain", "text"];
 
-/// The kept documents, sorted by id.
+/// The kept documents, sorted by id; what the mix drew, in the order in which it is trained on, where there is one. When they
+/// are many, there are `documents-00000.parquet` and so on instead.
 pub const DOCUMENTS_FILE: &str = "documents.parquet";
+/// The [`crate::MixReport`]s by name in JSON, where there is a mix.
+pub const MIX_FILE: &str = "mix.json";
+/// Parts of inputs that could not be read, one a line, sorted; absent where there are none.
+pub const BROKEN_FILE: &str = "broken.txt";
 /// The dropped documents, one [`DroppedRecord`] in JSON per line, sorted by id.
 pub const DROPPED_FILE: &str = "dropped.jsonl";
 /// The [`crate::CurateReport`] in JSON.
@@ -34,6 +41,9 @@ pub const REPORT_FILE: &str = "report.json";
 pub struct DroppedRecord {
     /// Id the document would have.
     pub id: String,
+    /// The id that it came with, where that is another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_id: Option<String>,
     /// Path below its source.
     pub url: String,
     /// Source it belongs to.
@@ -45,11 +55,11 @@ pub struct DroppedRecord {
     /// What the rule found.
     pub detail: String,
     /// For duplicates: id of the document that was kept in its place by that step.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub survivor: Option<String>,
 }
 
-/// Writes [`DOCUMENTS_FILE`] one row group at a time; equal rows give equal bytes.
+/// Writes documents as Parquet, one row group at a time; equal rows give equal bytes.
 pub(crate) struct DocumentWriter {
     path: PathBuf,
     schema: Arc<Schema>,
@@ -57,8 +67,8 @@ pub(crate) struct DocumentWriter {
 }
 
 impl DocumentWriter {
-    pub(crate) fn create(out: &Path) -> Result<Self, CurateError> {
-        let path = out.join(DOCUMENTS_FILE);
+    pub(crate) fn create(path: &Path) -> Result<Self, CurateError> {
+        let path = path.to_path_buf();
         let fields: Vec<_> = COLUMNS.iter().map(|name| Field::new(*name, DataType::Utf8, false)).collect();
         let schema = Arc::new(Schema::new(fields));
         let level = ZstdLevel::try_new(3).map_err(|error| CurateError::write(&path, error))?;

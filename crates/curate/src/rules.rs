@@ -18,8 +18,23 @@ pub(crate) struct Subject<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
+/// What the rules for files allow.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FileLimits {
+    pub(crate) max_document_bytes: u64,
+    pub(crate) max_control_share: f64,
+}
+
+impl FileLimits {
+    pub(crate) fn of(config: &CurateConfig) -> FileLimits {
+        let CurateConfig { max_document_bytes, max_control_share, .. } = *config;
+        FileLimits { max_document_bytes, max_control_share }
+    }
+}
+
 /// Says with a short detail why the document is dropped, or `None` to let it pass.
-type Check = fn(&Subject, &CurateConfig) -> Option<String>;
+type Check = fn(&Subject, &FileLimits) -> Option<String>;
 
 /// Reason and check of the rules for files, in order: what passes them is text. The first that speaks decides.
 const FILE_RULES: [(&str, Check); 5] = [
@@ -31,8 +46,8 @@ const FILE_RULES: [(&str, Check); 5] = [
 ];
 
 /// The first rule that drops the file.
-pub(crate) fn judge_file(subject: &Subject, config: &CurateConfig) -> Option<Dropped> {
-    FILE_RULES.iter().find_map(|&(reason, check)| Some(Dropped::new(reason, check(subject, config)?)))
+pub(crate) fn judge_file(subject: &Subject, limits: &FileLimits) -> Option<Dropped> {
+    FILE_RULES.iter().find_map(|&(reason, check)| Some(Dropped::new(reason, check(subject, limits)?)))
 }
 
 /// The rules for texts as steps of the map `filters`, in order.
@@ -42,12 +57,17 @@ pub(crate) fn text_rules(config: &CurateConfig) -> Result<Vec<Step>, CurateError
         max_code_line: config.max_code_line,
         max_code_mean_line: config.max_code_mean_line,
     };
-    let mut steps = vec![
+    let mut steps = Vec::new();
+    if config.read.is_some() {
+        // Of plain files those that are too large are not read at all.
+        steps.push(Step::with("huge", &Huge { max_bytes: config.max_document_bytes })?);
+    }
+    steps.extend([
         Step::with("too_short", &TooShort { min_characters: config.min_characters })?,
         Step::with("long_lines", &long_lines)?,
         Step::with("low_letters", &LowLetters { min_share: config.min_letter_share })?,
         Step::with("repeated_lines", &RepeatedLines { max_share: config.max_repeated_share })?,
-    ];
+    ]);
     if config.drop_generated {
         steps.push(Step::new("generated"));
     }
@@ -56,6 +76,7 @@ pub(crate) fn text_rules(config: &CurateConfig) -> Result<Vec<Step>, CurateError
 
 /// Registers the rules for texts.
 pub(crate) fn register(registry: &mut Registry) {
+    registry.filter_of::<Huge>("huge");
     registry.filter_of::<TooShort>("too_short");
     registry.filter_of::<LongLines>("long_lines");
     registry.filter_of::<LowLetters>("low_letters");
@@ -63,33 +84,51 @@ pub(crate) fn register(registry: &mut Registry) {
     registry.filter_of::<Generated>("generated");
 }
 
-fn unreadable(subject: &Subject, _: &CurateConfig) -> Option<String> {
+fn unreadable(subject: &Subject, _: &FileLimits) -> Option<String> {
     subject.problem.map(str::to_owned)
 }
 
-fn huge(subject: &Subject, config: &CurateConfig) -> Option<String> {
-    let limit = config.max_document_bytes;
+fn huge(subject: &Subject, limits: &FileLimits) -> Option<String> {
+    let limit = limits.max_document_bytes;
     (subject.size > limit).then(|| format!("{} bytes, limit {limit}", subject.size))
 }
 
-fn empty(subject: &Subject, _: &CurateConfig) -> Option<String> {
+fn empty(subject: &Subject, _: &FileLimits) -> Option<String> {
     let content = subject.bytes.strip_prefix(BOM.as_bytes()).unwrap_or(subject.bytes);
     content.trim_ascii().is_empty().then(|| format!("{} bytes of white space", subject.bytes.len()))
 }
 
-fn binary(subject: &Subject, config: &CurateConfig) -> Option<String> {
+fn binary(subject: &Subject, limits: &FileLimits) -> Option<String> {
     if let Some(at) = subject.bytes.iter().position(|&byte| byte == 0) {
         return Some(format!("a zero byte at {at}"));
     }
     // Tab, line feed, vertical tab, form feed and carriage return belong to text.
     let is_control = |byte: &&u8| byte.is_ascii_control() && !(b'\t'..=b'\r').contains(*byte);
     let found = share(subject.bytes.iter().filter(is_control).count(), subject.bytes.len());
-    (found > config.max_control_share).then(|| format!("{found:.3} control characters"))
+    (found > limits.max_control_share).then(|| format!("{found:.3} control characters"))
 }
 
-fn not_utf8(subject: &Subject, _: &CurateConfig) -> Option<String> {
+fn not_utf8(subject: &Subject, _: &FileLimits) -> Option<String> {
     let error = std::str::from_utf8(subject.bytes).err()?;
     Some(format!("an invalid byte at {}", error.valid_up_to()))
+}
+
+/// Drops texts of many bytes.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Huge {
+    max_bytes: u64,
+}
+
+impl Filter for Huge {
+    fn name(&self) -> &'static str {
+        "huge"
+    }
+
+    fn apply(&self, document: &mut Document) -> Option<Dropped> {
+        let (found, limit) = (document.text.len() as u64, self.max_bytes);
+        (found > limit).then(|| Dropped::new(self.name(), format!("{found} bytes, limit {limit}")))
+    }
 }
 
 /// Drops texts of few characters.
@@ -309,6 +348,11 @@ pub(crate) fn domain(name: &str, text: &str) -> &'static str {
     if CODE_EXTENSIONS.contains(&extension) {
         return CODE;
     }
+    domain_of_text(text)
+}
+
+/// The domain of a text without a name that tells it.
+pub(crate) fn domain_of_text(text: &str) -> &'static str {
     let symbols = text.bytes().filter(|byte| b"{}()[];=<>_&|\\/+*#$@".contains(byte)).count();
     let visible = text.bytes().filter(|byte| !byte.is_ascii_whitespace()).count();
     if share(symbols, visible) > CODE_SYMBOL_SHARE { CODE } else { PROSE }

@@ -18,17 +18,23 @@ pub enum Domain {
     Prose,
     /// Programs, configuration, data.
     Code,
+    /// Text with formulas and reasoning about them.
+    Maths,
+    /// Natural language other than the main one.
+    Multilingual,
 }
 
 impl Domain {
-    /// Every domain.
-    pub const ALL: [Domain; 2] = [Domain::Prose, Domain::Code];
+    /// Every domain. Token stores hold a domain's place in this list.
+    pub const ALL: [Domain; 4] = [Domain::Prose, Domain::Code, Domain::Maths, Domain::Multilingual];
 
     /// The name in the `domain` column.
     pub fn name(self) -> &'static str {
         match self {
             Domain::Prose => "prose",
             Domain::Code => "code",
+            Domain::Maths => "maths",
+            Domain::Multilingual => "multilingual",
         }
     }
 
@@ -46,7 +52,7 @@ pub struct Document {
     pub url: String,
     /// What it is part of, e.g. a crate.
     pub source: String,
-    /// Prose or code.
+    /// What kind of text it is.
     pub domain: Domain,
     /// The text.
     pub text: String,

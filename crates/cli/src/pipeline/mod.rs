@@ -7,6 +7,7 @@
 //! A stage whose artifact is there is skipped; one that was interrupted resumes. Keys of stages depend on the settled
 //! recipe and on the inputs' ids only, so a settled recipe gives the same ids anywhere.
 
+mod curate;
 mod evaluate;
 mod follow;
 mod job;
@@ -28,6 +29,7 @@ use llamero_tensor::Backend;
 use llamero_train::{Kernels, TrainConfig};
 use serde::Serialize;
 
+pub(crate) use self::curate::{CurateOptions, Curated, curate, estimate};
 pub(crate) use self::follow::{Order, follow};
 use crate::processes::Processes;
 use crate::recipe::{Recipe, Transport};
@@ -96,10 +98,16 @@ pub(crate) fn expect_recipe(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads and checks a recipe and makes its run folder.
-fn open(path: &Path, sets: &[String], processes: Option<Rc<Processes>>) -> Result<Run> {
+/// Reads a recipe, lets `adapt` change it, checks it and makes its run folder.
+fn open(
+    path: &Path,
+    sets: &[String],
+    processes: Option<Rc<Processes>>,
+    adapt: impl FnOnce(&mut Recipe),
+) -> Result<Run> {
     expect_recipe(path)?;
-    let recipe: Recipe = files::load(path, sets)?;
+    let mut recipe: Recipe = files::load(path, sets)?;
+    adapt(&mut recipe);
     recipe.validate().with_context(|| format!("`{}`", path.display()))?;
     if recipe.run.transport == Transport::Mpi && processes.is_none() {
         bail!(
@@ -154,7 +162,7 @@ pub(crate) fn pretrain(
     orders: Option<&Path>,
     processes: Option<Rc<Processes>>,
 ) -> Result<Pretrained> {
-    let mut run = open(path, sets, processes)?;
+    let mut run = open(path, sets, processes, |_| ())?;
     run.orders = orders.map(Path::to_owned);
     let (_, curated) = run.settled_and_curated(&["pretrain"])?;
     let tokenizer = run.tokenizer(&curated)?;
@@ -174,7 +182,7 @@ pub(crate) fn pretrain(
 /// Runs a recipe to its end.
 pub(crate) fn run(path: &Path, sets: &[String]) -> Result<Summary> {
     let started = Instant::now();
-    let mut run = open(path, sets, None)?;
+    let mut run = open(path, sets, None, |_| ())?;
     let (plan, curated) = run.settled_and_curated(&["pretrain", "sft"])?;
     let tokenizer = run.tokenizer(&curated)?;
     let instruct = run.instruct(&curated)?;

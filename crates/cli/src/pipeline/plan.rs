@@ -9,6 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use llamero_artifact::Outcome;
+use llamero_curate::CurateConfig;
 use llamero_model::Config;
 use llamero_train::{Measurement, MemoryEstimate, estimate_memory, measure, plan};
 use serde::{Deserialize, Serialize};
@@ -57,13 +58,7 @@ pub(crate) struct PlanFile {
 impl Run {
     /// Settles the recipe, from the plan where something is open, and prints what it will cost.
     pub(super) fn settle(&mut self) -> Result<PlanFile> {
-        for source in &mut self.recipe.curate.sources {
-            // The settled recipe must mean the same files from any working directory.
-            if source != llamero_curate::REGISTRY && Path::new(source).is_relative() {
-                let here = std::env::current_dir().context("the working directory")?;
-                *source = here.join(&source).to_string_lossy().into_owned();
-            }
-        }
+        self.absolute_sources()?;
         let curate = &self.recipe.curate;
         let open_crates =
             curate.crates.is_none() && curate.sources.iter().any(|s| s == llamero_curate::REGISTRY);
@@ -80,15 +75,27 @@ impl Run {
         Ok(plan)
     }
 
+    /// The settled recipe must mean the same files from any working directory.
+    pub(super) fn absolute_sources(&mut self) -> Result<()> {
+        let curate = &mut self.recipe.curate;
+        let here = std::env::current_dir().context("the working directory")?;
+        for source in &mut curate.sources {
+            let is_path = source != llamero_curate::REGISTRY && !source.contains("://");
+            if is_path && Path::new(source).is_relative() {
+                *source = here.join(&source).to_string_lossy().into_owned();
+            }
+        }
+        for (_, path) in curate.side_files() {
+            *path = here.join(&*path);
+        }
+        Ok(())
+    }
+
     fn planned(&mut self, budget: Option<f64>) -> Result<PlanFile> {
         let open = Recipe { run: RunSection::default(), ..self.recipe.clone() };
         let artifact = self.stage("plan", open, vec![], |run, draft| {
             let mut recipe = Recipe { budget: None, run: RunSection::default(), ..run.recipe.clone() };
-            if recipe.curate.sources.iter().any(|s| s == llamero_curate::REGISTRY)
-                && recipe.curate.crates.is_none()
-            {
-                recipe.curate.crates = Some(own_crates(llamero_curate::registry_crates()?));
-            }
+            settle_crates(&mut recipe.curate)?;
             // A source that is not there should not wait for the measurement to be noticed.
             llamero_curate::inventory(&recipe.curate, &())?;
             let plan = match budget {
@@ -222,6 +229,14 @@ impl Run {
         );
         say!("           ({memory})");
     }
+}
+
+/// Names the crates that `cargo-registry` stands for, where the recipe does not.
+pub(super) fn settle_crates(curate: &mut CurateConfig) -> Result<()> {
+    if curate.crates.is_none() && curate.sources.iter().any(|source| source == llamero_curate::REGISTRY) {
+        curate.crates = Some(own_crates(llamero_curate::registry_crates()?));
+    }
+    Ok(())
 }
 
 /// Those of `crates` that llamero was built from; all of them where (almost) none of those are there.

@@ -1,46 +1,16 @@
-//! The stages between the sources and the tokens.
+//! The stages between the documents and the tokens.
 
 use std::cell::RefCell;
 
-use anyhow::{Context, Result, bail};
-use llamero_artifact::{Artifact, InputRef, Outcome, WORK_STATE};
-use llamero_curate::{CurateConfig, RunOptions};
+use anyhow::{Context, Result};
+use llamero_artifact::{Artifact, Outcome};
 use llamero_data::{documents, hash_fraction};
 use llamero_tokenizer::{Tokenizer, Trainer};
 
 use super::{Run, write_json};
-use crate::progress::{CurateProgress, Progress};
-
-/// Fewer documents leave nothing to hold out or to ask about.
-const MIN_DOCUMENTS: u64 = 8;
+use crate::progress::Progress;
 
 impl Run {
-    /// Sources → documents. The id depends on the files' contents, not on where they lie.
-    pub(super) fn curate(&mut self) -> Result<Artifact> {
-        let config = self.recipe.curate.clone();
-        let progress = CurateProgress::new();
-        let inventory = llamero_curate::inventory(&config, &progress)?;
-        let input = InputRef { name: "sources".into(), kind: "sources".into(), id: inventory.id.clone() };
-        let rules = CurateConfig { sources: Vec::new(), crates: None, ..config.clone() };
-        let artifact = self.stage("curate", rules, vec![input], |_, draft| {
-            let options = RunOptions { work: Some(draft.path().join(WORK_STATE)), ..RunOptions::default() };
-            let report =
-                llamero_curate::curate_with(&config, &inventory, draft.path(), &options, &progress)?;
-            if report.documents_kept < MIN_DOCUMENTS {
-                bail!(
-                    "{} of {} documents were kept; a model cannot be trained and measured on fewer than {MIN_DOCUMENTS}\n\
-                     hint: give more text in `curate.sources`",
-                    report.documents_kept,
-                    report.documents_in
-                );
-            }
-            let rows = [(llamero_curate::DOCUMENTS_FILE.to_string(), report.documents_kept)].into();
-            Ok(Outcome { metrics: serde_json::to_value(&report)?, rows, ..Default::default() })
-        });
-        progress.finish();
-        artifact
-    }
-
     /// Documents → tokenizer.
     pub(super) fn tokenizer(&mut self, curated: &Artifact) -> Result<Artifact> {
         let section = self.recipe.tokenizer.clone();

@@ -7,6 +7,7 @@ use twox_hash::{XxHash3_64, XxHash3_128};
 use super::label::{id_of, label, newness};
 use crate::item::Value;
 use crate::plan::{Emit, Input, Map, Plan, Reduce, Registry, Step, Values};
+use crate::rules::CODE;
 use crate::{CurateError, Document, Dropped};
 
 pub(super) fn register(registry: &mut Registry) {
@@ -14,7 +15,7 @@ pub(super) fn register(registry: &mut Registry) {
     registry.reduce_of::<CommonLines>("common-lines");
 }
 
-/// Which lines are taken away.
+/// Which lines are taken away. Each language is counted for itself, and code is left alone.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default)]
 pub struct CommonLines {
@@ -69,10 +70,12 @@ impl CommonLines {
 impl Map for CommonLines {
     fn map(&self, key: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
         let item = Value::item(value)?;
-        if item.dropped.is_some() {
+        // Lines that all programs have are no ballast of theirs.
+        if item.dropped.is_some() || item.document.domain == CODE {
             return Ok(());
         }
         let bucket = (XxHash3_64::oneshot(key) % u64::from(self.buckets.max(1))) as u32;
+        let language = XxHash3_64::oneshot(item.document.lang.as_bytes());
         let mut place = label(&newness(&item.document), key);
         let front = place.len();
         for (number, line) in item.document.text.split_inclusive('\n').enumerate() {
@@ -82,7 +85,8 @@ impl Map for CommonLines {
             }
             let mut own = [0; 20];
             own[..4].copy_from_slice(&bucket.to_be_bytes());
-            own[4..].copy_from_slice(&XxHash3_128::oneshot(line.as_bytes()).to_be_bytes());
+            let hash = XxHash3_128::oneshot_with_seed(language, line.as_bytes());
+            own[4..].copy_from_slice(&hash.to_be_bytes());
             place.truncate(front);
             place.extend_from_slice(&(number as u32).to_be_bytes());
             emit(&own, &place)?;

@@ -140,11 +140,23 @@ impl Reduce for Judge {
 }
 
 fn judge(item: &mut Item, verdict: Option<Dropped>, lines: Vec<u32>) {
-    if let Some(dropped) = super::lines::take_away(&mut item.document, lines) {
-        item.drop_for(dropped);
+    let emptied = super::lines::take_away(&mut item.document, lines);
+    item.edited("common_lines");
+    for dropped in emptied.into_iter().chain(verdict) {
+        let step = step_of(&dropped.reason).to_owned();
+        item.drop_for(&step, dropped);
     }
-    if let Some(dropped) = verdict {
-        item.drop_for(dropped);
+}
+
+/// The step, as reports call it, that gives verdicts of this reason.
+fn step_of(reason: &str) -> &str {
+    match reason {
+        "url_duplicate" => "url_duplicates",
+        "exact_duplicate" => "exact_duplicates",
+        "near_duplicate" => "near_duplicates",
+        "semantic_duplicate" => "semantic",
+        "over_corpus_cap" => "max_corpus_bytes",
+        other => other,
     }
 }
 

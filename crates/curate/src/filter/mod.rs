@@ -14,8 +14,11 @@
 //! | `language` | tags the language, keeps some |
 //! | `quality` | a trained classifier |
 //! | `contamination` | overlap with evaluation sets |
+//!
+//! In a plan there is also `kl_outliers`: `unigram_divergence` with the words of the corpus at hand, which the plan counts.
 
 mod analysis;
+mod by_domain;
 mod c4;
 mod characters;
 mod coverage;
@@ -25,6 +28,7 @@ mod gopher;
 mod heuristics;
 mod lists;
 pub(crate) mod off;
+mod outliers;
 mod pii;
 #[cfg(test)]
 mod tests;
@@ -37,17 +41,20 @@ use serde_json::Value;
 
 use crate::contamination::{Contamination, ContaminationConfig};
 use crate::language::{Language, LanguageConfig};
+use crate::plan::Registry;
 use crate::quality::{Quality, QualityConfig};
 use crate::{CurateError, Dropped, Filter};
 use analysis::Analysis;
 
 pub(crate) use analysis::hash;
+pub(crate) use by_domain::{heuristics, name_of, not_code};
 pub use c4::C4;
 pub use coverage::NgramCoverage;
 pub use dirty::{DirtyWords, DirtyWordsConfig};
 pub use fineweb::FineWeb;
 pub use gopher::{GopherQuality, GopherRepetition};
 pub use heuristics::{Heuristics, HeuristicsConfig};
+pub use outliers::KlOutliers;
 pub use pii::{Finding, Kind, Pii, PiiAction, PiiConfig};
 pub use unigrams::{Divergence, DivergenceConfig, Unigrams};
 pub use url::{UrlBlock, UrlBlockConfig};
@@ -112,6 +119,18 @@ pub fn filter(name: &str, settings: &Value) -> Result<Box<dyn Filter>, CurateErr
             });
         }
     })
+}
+
+/// Registers every filter of this module, those that leave code alone, and extraction.
+pub(crate) fn register(registry: &mut Registry) {
+    for name in FILTERS {
+        registry.filter(name, move |settings, _| filter(name, settings));
+    }
+    registry.filter("extract", |found, _| {
+        Ok(Box::new(crate::Extraction(crate::plan::parameters::<crate::Article>("extract", found)?)))
+    });
+    by_domain::register(registry);
+    outliers::register(registry);
 }
 
 /// Names that [`filter`] knows.

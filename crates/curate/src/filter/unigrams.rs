@@ -34,6 +34,25 @@ impl Unigrams {
         }
     }
 
+    /// The buckets of a text's words, in order, and how many words fall into each.
+    #[must_use]
+    pub fn buckets(text: &str) -> Vec<(u32, u64)> {
+        let mut buckets: Vec<u32> =
+            Analysis::new(text).words.iter().map(|word| bucket(word.hash) as u32).collect();
+        buckets.sort_unstable();
+        buckets.chunk_by(|a, b| a == b).map(|run| (run[0], run.len() as u64)).collect()
+    }
+
+    /// Adds to the count of a bucket.
+    ///
+    /// # Errors
+    /// [`CurateError::Record`]: there is no such bucket.
+    pub fn add_bucket(&mut self, bucket: u32, count: u64) -> Result<(), CurateError> {
+        let problem = || CurateError::Record { what: "word counts", problem: format!("no bucket {bucket}") };
+        *self.counts.get_mut(bucket as usize).ok_or_else(problem)? += count;
+        Ok(())
+    }
+
     /// Adds what was counted elsewhere. The order of additions does not matter.
     pub fn merge(&mut self, other: &Unigrams) {
         self.counts.iter_mut().zip(&other.counts).for_each(|(sum, count)| *sum += count);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Map, Record, Reduce, Step};
+use super::{Map, Plan, Record, Reduce, Step, Task};
 use crate::{CurateError, Filter};
 
 type Build<T> = Box<dyn Fn(&Value, &[Record]) -> Result<Box<T>, CurateError> + Send + Sync>;
@@ -71,6 +71,26 @@ impl Registry {
             return Ok(Box::new(crate::item::Filters(filters)));
         }
         build(&self.maps, "map", step, side)
+    }
+
+    /// Builds every function that a plan names, without side inputs, and lets go of it.
+    ///
+    /// # Errors
+    /// Those of building them: a name that is not registered, parameters that do not fit, a file that cannot be read.
+    pub fn check(&self, plan: &Plan) -> Result<(), CurateError> {
+        for task in &plan.tasks {
+            let stages = match task {
+                Task::Stage(stage) => std::slice::from_ref(stage),
+                Task::Repeat(repeat) => &repeat.stages,
+            };
+            for stage in stages {
+                for map in stage.inputs.iter().flat_map(|input| &input.maps) {
+                    self.build_map(map, &[])?;
+                }
+                stage.reduce.iter().try_for_each(|reduce| self.build_reduce(reduce).map(|_| ()))?;
+            }
+        }
+        Ok(())
     }
 
     /// Builds the reduce of a step.

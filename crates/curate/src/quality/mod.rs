@@ -37,6 +37,9 @@ pub struct QualityConfig {
     /// The tag that holds the probability.
     #[serde(default = "default_tag")]
     pub tag: String,
+    /// Domains whose documents are judged; all when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub domains: Vec<String>,
 }
 
 fn default_tag() -> String {
@@ -82,6 +85,9 @@ impl Filter for Quality {
     }
 
     fn apply(&self, document: &mut Document) -> Option<Dropped> {
+        if !self.config.domains.is_empty() && !self.config.domains.contains(&document.domain) {
+            return None;
+        }
         let found =
             f64::from(self.model.probability(&document.text, &self.config.label).unwrap_or(0.0).min(1.0));
         document.tags.insert(self.config.tag.clone(), found);

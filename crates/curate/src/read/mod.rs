@@ -38,7 +38,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use http::Response;
-pub use store::{Input, find};
+pub use store::{Input, Listed, find};
 pub use warc::{Headers, WarcRecord};
 
 use crate::{CurateError, Document};
@@ -83,6 +83,11 @@ impl Default for ReadConfig {
 const MAX_RECORD_LIMIT: u64 = 1 << 30;
 
 impl ReadConfig {
+    /// Whether the input of this name is one document.
+    pub(crate) fn is_whole(&self, name: &str) -> bool {
+        matches!(self.format.unwrap_or_else(|| Format::of_name(name)), Format::Html | Format::Text)
+    }
+
     /// Checks every value.
     ///
     /// # Errors
@@ -321,6 +326,6 @@ fn reader(input: &Input, config: &ReadConfig) -> Result<Reader, Flaw> {
 }
 
 /// The id of a part of a file that brings none.
-fn id_at(name: &str, position: u64) -> String {
+pub(crate) fn id_at(name: &str, position: u64) -> String {
     format!("{name}#{position}")
 }

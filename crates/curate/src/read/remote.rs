@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use globset::GlobBuilder;
 use object_store::path::Path as Key;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use tokio::runtime::{Builder, Runtime};
 
 use super::store::{Input, Origin};
@@ -26,20 +26,22 @@ const SETTINGS: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 struct Remote {
     store: Arc<dyn ObjectStore>,
     runtime: Runtime,
+    /// What comes before keys in URLs.
+    base: String,
 }
 
 impl Remote {
-    fn new(store: Arc<dyn ObjectStore>) -> io::Result<Arc<Remote>> {
+    fn new(store: Arc<dyn ObjectStore>, base: &str) -> io::Result<Arc<Remote>> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
-        Ok(Arc::new(Remote { store, runtime }))
+        Ok(Arc::new(Remote { store, runtime, base: base.to_owned() }))
     }
 
-    /// Key and size of all objects below `prefix`.
-    async fn below(&self, prefix: Key) -> object_store::Result<Vec<(Key, u64)>> {
+    /// All objects below `prefix`.
+    async fn below(&self, prefix: Key) -> object_store::Result<Vec<ObjectMeta>> {
         let (mut folders, mut found) = (vec![prefix], Vec::new());
         while let Some(folder) = folders.pop() {
             let listed = self.store.list_with_delimiter(Some(&folder)).await?;
-            found.extend(listed.objects.into_iter().map(|object| (object.location, object.size)));
+            found.extend(listed.objects);
             folders.extend(listed.common_prefixes);
         }
         Ok(found)
@@ -54,7 +56,7 @@ fn objects(remote: &Arc<Remote>, path: &str, folder: bool) -> Result<Vec<Input>,
     let key = Key::parse(base).map_err(|error| error.to_string())?;
     let one = (!glob && !folder)
         .then(|| remote.runtime.block_on(remote.store.head(&key)))
-        .map(|head| head.map(|head| vec![(head.location, head.size)]));
+        .map(|head| head.map(|head| vec![head]));
     let found = match one {
         Some(Err(object_store::Error::NotFound { .. })) | None => {
             remote.runtime.block_on(remote.below(key.clone()))
@@ -65,14 +67,13 @@ fn objects(remote: &Arc<Remote>, path: &str, folder: bool) -> Result<Vec<Input>,
         GlobBuilder::new(path).literal_separator(true).build().map_err(|error| error.to_string())?;
     let pattern = glob.then(|| pattern.compile_matcher());
     let found = found.map_err(|error| error.to_string())?.into_iter();
-    let wanted =
-        found.filter(|(key, _)| pattern.as_ref().is_none_or(|pattern| pattern.is_match(key.as_ref())));
+    let wanted = found.filter(|object| pattern.as_ref().is_none_or(|p| p.is_match(object.location.as_ref())));
     // Names begin with the last fixed component, as those of local files do.
     let above = base.rfind('/').map_or(0, |slash| slash + 1);
     Ok(wanted
-        .map(|(key, bytes)| {
-            let name = key.as_ref()[above..].to_owned();
-            Input::new(name, bytes, Arc::new(Object { remote: Arc::clone(remote), key, size: bytes }))
+        .map(|object| {
+            let name = object.location.as_ref()[above..].to_owned();
+            Input::new(name, object.size, Arc::new(Object { remote: Arc::clone(remote), object }))
         })
         .collect())
 }
@@ -93,7 +94,8 @@ pub(super) fn find(entry: &str) -> Result<Vec<Input>, CurateError> {
     let settings = settings.map(|(name, value)| (name.to_ascii_lowercase(), value));
     let (store, key) =
         object_store::parse_url_opts(&url, settings).map_err(|error| failed(error.to_string()))?;
-    let remote = Remote::new(store.into()).map_err(|error| failed(error.to_string()))?;
+    let base = url.as_str().trim_end_matches('/').strip_suffix(key.as_ref()).unwrap_or_default();
+    let remote = Remote::new(store.into(), base).map_err(|error| failed(error.to_string()))?;
     // The key of a URL that ends in `/` lacks it.
     let folder = url.path().ends_with('/');
     let slash = if folder && !key.as_ref().is_empty() { "/" } else { "" };
@@ -112,14 +114,24 @@ pub(super) fn find(entry: &str) -> Result<Vec<Input>, CurateError> {
 /// An object in a store.
 struct Object {
     remote: Arc<Remote>,
-    key: Key,
-    size: u64,
+    object: ObjectMeta,
 }
 
 impl Origin for Object {
     fn open(&self) -> io::Result<Box<dyn ReadAt>> {
-        let (remote, key) = (Arc::clone(&self.remote), self.key.clone());
-        Ok(Box::new(Opened { remote, key, size: self.size, chunk: (0, Bytes::new()) }))
+        let (remote, key) = (Arc::clone(&self.remote), self.object.location.clone());
+        Ok(Box::new(Opened { remote, key, size: self.object.size, chunk: (0, Bytes::new()) }))
+    }
+
+    fn location(&self) -> Option<String> {
+        let base = self.remote.base.trim_end_matches('/');
+        Some(format!("{base}/{}", self.object.location))
+    }
+
+    fn version(&self) -> io::Result<String> {
+        // Not every store has tags.
+        let changed = || self.object.last_modified.to_rfc3339();
+        Ok(format!("{} {}", self.object.size, self.object.e_tag.clone().unwrap_or_else(changed)))
     }
 }
 
@@ -160,6 +172,6 @@ impl ReadAt for Opened {
 /// Inputs in a store at hand, for tests.
 #[cfg(test)]
 pub(super) fn find_in(store: Arc<dyn ObjectStore>, path: &str) -> Result<Vec<Input>, String> {
-    let remote = Remote::new(store).map_err(|error| error.to_string())?;
+    let remote = Remote::new(store, "").map_err(|error| error.to_string())?;
     objects(&remote, path, path.ends_with('/'))
 }

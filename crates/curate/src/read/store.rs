@@ -5,6 +5,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::stream::ReadAt;
 use super::{ReadConfig, Records};
 use crate::source::{self, GLOB_CHARACTERS};
@@ -18,20 +20,80 @@ pub struct Input {
     origin: Arc<dyn Origin>,
 }
 
+/// An input as data, from which another process makes the same [`Input`], if it can reach the location.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// [`Input::name`].
+    pub name: String,
+    /// An absolute path, or a URL. It is no part of any id.
+    pub location: String,
+    /// Its size as it is stored.
+    pub bytes: u64,
+    /// What tells its content from another: blake3 of a file, what the store says of an object.
+    pub version: String,
+    /// Why it cannot be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+impl Listed {
+    /// The input, which must still be what was listed. One that could not be read then is an input that cannot be opened.
+    ///
+    /// # Errors
+    /// [`CurateError::Changed`].
+    pub fn input(&self) -> Result<Input, CurateError> {
+        let origin: Arc<dyn Origin> = match &self.problem {
+            Some(problem) => Arc::new(Closed(problem.clone())),
+            None if self.location.contains("://") => remote_one(&self.location)?,
+            None => Arc::new(PathBuf::from(&self.location)),
+        };
+        if self.problem.is_none() {
+            let changed = |found: String| CurateError::Changed { path: PathBuf::from(&self.location), found };
+            let version = origin.version().map_err(|error| changed(error.to_string()))?;
+            if version != self.version {
+                return Err(changed("its content is different".to_owned()));
+            }
+        }
+        Ok(Input::new(self.name.clone(), self.bytes, origin))
+    }
+}
+
 /// Where bytes come from.
 pub(super) trait Origin: Send + Sync {
     fn open(&self) -> io::Result<Box<dyn ReadAt>>;
+
+    /// Where another process finds it; none where it cannot.
+    fn location(&self) -> Option<String> {
+        None
+    }
+
+    /// What tells the content from another.
+    fn version(&self) -> io::Result<String>;
 }
 
 impl Origin for PathBuf {
     fn open(&self) -> io::Result<Box<dyn ReadAt>> {
         Ok(Box::new(File::open(self)?))
     }
+
+    fn location(&self) -> Option<String> {
+        std::path::absolute(self).ok()?.to_str().map(str::to_owned)
+    }
+
+    fn version(&self) -> io::Result<String> {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(self)?)?;
+        Ok(hasher.finalize().to_hex().to_string())
+    }
 }
 
 impl Origin for Arc<[u8]> {
     fn open(&self) -> io::Result<Box<dyn ReadAt>> {
         Ok(Box::new(Arc::clone(self)))
+    }
+
+    fn version(&self) -> io::Result<String> {
+        Ok(blake3::hash(self).to_hex().to_string())
     }
 }
 
@@ -40,6 +102,10 @@ struct Closed(String);
 
 impl Origin for Closed {
     fn open(&self) -> io::Result<Box<dyn ReadAt>> {
+        Err(io::Error::other(self.0.clone()))
+    }
+
+    fn version(&self) -> io::Result<String> {
         Err(io::Error::other(self.0.clone()))
     }
 }
@@ -64,6 +130,23 @@ impl Input {
     /// Its size as it is stored.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// The input as data. Local files are read for it.
+    pub fn listed(&self) -> Listed {
+        let (location, version) = (self.origin.location(), self.origin.version());
+        let problem = match (&location, &version) {
+            (_, Err(error)) => Some(error.to_string()),
+            (None, _) => Some("its path is not UTF-8".to_owned()),
+            _ => None,
+        };
+        Listed {
+            name: self.name.clone(),
+            location: location.unwrap_or_default(),
+            bytes: self.bytes,
+            version: version.unwrap_or_default(),
+            problem,
+        }
     }
 
     /// Reads its documents.
@@ -136,4 +219,14 @@ fn remote(entry: &str) -> Result<Vec<Input>, CurateError> {
 #[cfg(feature = "cloud")]
 fn remote(entry: &str) -> Result<Vec<Input>, CurateError> {
     super::remote::find(entry)
+}
+
+/// The object at a URL.
+fn remote_one(location: &str) -> Result<Arc<dyn Origin>, CurateError> {
+    let found = remote(location)?.into_iter().next();
+    found.map(|input| input.origin).ok_or_else(|| CurateError::NoMatch {
+        entry: location.to_owned(),
+        found: "there is no such object".to_owned(),
+        hint: "run again once nothing changes the source".to_owned(),
+    })
 }

@@ -4,6 +4,7 @@ mod determinism;
 mod failures;
 mod pipeline;
 mod rules;
+mod whole;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::prose;
 use crate::dedup::exact::fingerprint;
 use crate::plan::{Step, collect};
-use crate::rules::{CODE, PROSE, Subject, domain, is_notice, judge_file, normalise, text_rules};
+use crate::rules::{CODE, FileLimits, PROSE, Subject, domain, is_notice, judge_file, normalise, text_rules};
 use crate::{CurateConfig, Document, FILTERS, Item, Value, registry};
 
 /// The reason for which a file of this name and content is dropped under the default configuration.
@@ -15,7 +15,7 @@ fn reason(name: &str, bytes: &[u8]) -> Option<String> {
 
 fn reason_with(config: &CurateConfig, name: &str, bytes: &[u8]) -> Option<String> {
     let subject = Subject { problem: None, size: bytes.len() as u64, bytes };
-    let dropped = judge_file(&subject, config).or_else(|| {
+    let dropped = judge_file(&subject, &FileLimits::of(config)).or_else(|| {
         let text = normalise(std::str::from_utf8(bytes).unwrap_or_default());
         let domain = domain(name, &text).to_owned();
         let document = Document { domain, text: text.into_owned(), ..Document::default() };
@@ -35,7 +35,7 @@ fn reason_with(config: &CurateConfig, name: &str, bytes: &[u8]) -> Option<String
 #[test]
 fn unreadable_files_are_dropped_before_anything_else() {
     let subject = Subject { problem: Some("permission denied"), size: 0, bytes: b"" };
-    let dropped = judge_file(&subject, &CurateConfig::default()).unwrap();
+    let dropped = judge_file(&subject, &FileLimits::of(&CurateConfig::default())).unwrap();
     assert_eq!((dropped.reason.as_str(), dropped.detail.as_str()), ("unreadable", "permission denied"));
 }
 

@@ -1,16 +1,19 @@
-//! `llamero curate`: the steps of curation one by one, on files given by hand.
+//! `llamero curate`: the curation of a recipe, and its steps one by one on files given by hand.
 
 mod classifier;
 mod extract;
 mod hash_eval;
 mod label;
 mod lang;
+mod run;
 
 use anyhow::Result;
 use clap::Subcommand;
 
 #[derive(Subcommand)]
 pub(crate) enum CurateCommand {
+    /// Make the corpus of a recipe.
+    Run(run::RunArgs),
     /// The text of web pages, as curation sees it.
     Extract(extract::ExtractArgs),
     /// The language of a text, or of each of its lines.
@@ -25,6 +28,7 @@ pub(crate) enum CurateCommand {
 
 pub(crate) fn curate(command: &CurateCommand) -> Result<()> {
     match command {
+        CurateCommand::Run(args) => run::run(args),
         CurateCommand::Extract(args) => extract::extract(args),
         CurateCommand::Lang(args) => lang::lang(args),
         CurateCommand::TrainClassifier(args) => classifier::train_classifier(args),

@@ -1,0 +1,143 @@
+//! `llamero curate run`.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use llamero_curate::Estimate;
+
+use crate::commands::{print, print_json};
+use crate::pipeline::{self, CurateOptions, Curated};
+use crate::report::format::{bytes, count, duration, grouped};
+
+#[derive(Args)]
+#[command(
+    after_help = "The corpus is written to RUN/curate, as `llamero run` does; run the same command again after an interruption: \
+    partitions that are finished are kept.\n\n\
+    Examples:\n  \
+    llamero curate run recipes/quickstart.toml\n  \
+    llamero curate run crawl.toml --estimate\n  \
+    llamero curate run crawl.toml --memory 2GiB --threads 8\n  \
+    llamero curate run crawl.toml --set 'curate.sources=[\"crawl/*.warc.gz\"]' --set curate.gopher_quality.min_words=30"
+)]
+pub(crate) struct RunArgs {
+    /// The recipe, a TOML file; its sections `[run]` and `[curate]` count.
+    recipe: PathBuf,
+    /// Set a value of the recipe, e.g. `curate.mix={}`; may be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Most memory for buffers, e.g. `512MiB`; models and the document at hand come on top. 1 GiB when absent.
+    #[arg(long, value_parser = parse_bytes)]
+    memory: Option<u64>,
+    /// Tasks at a time; all cores when absent.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    threads: Option<u64>,
+    /// Partitions of a shuffle; by the size of the input when absent.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    partitions: Option<u32>,
+    /// Read a sample, and say what time, memory and disk the whole will take; no corpus is made.
+    #[arg(long)]
+    estimate: bool,
+    /// Print the results as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `2GiB`, `512MiB`, `1.5G` or a number of bytes.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size such as 512MiB or 2GiB");
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim().to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
+        "" => 0,
+        "k" => 10,
+        "m" => 20,
+        "g" => 30,
+        "t" => 40,
+        _ => return Err(wrong()),
+    };
+    let size = number.parse::<f64>().map_err(|_| wrong())? * (1_u64 << shift) as f64;
+    if (1.0..1e18).contains(&size) { Ok(size as u64) } else { Err(wrong()) }
+}
+
+pub(crate) fn run(args: &RunArgs) -> Result<()> {
+    let options = CurateOptions {
+        memory_bytes: args.memory,
+        threads: args.threads.map(|threads| threads as usize),
+        partitions: args.partitions,
+        announce: true,
+    };
+    if args.estimate {
+        let found = pipeline::estimate(&args.recipe, &args.sets, options)?;
+        return if args.json { print_json(&found) } else { print_estimate(&found) };
+    }
+    let curated = pipeline::curate(&args.recipe, &args.sets, options)?;
+    if args.json { print_json(&curated) } else { print_summary(&curated) }
+}
+
+fn print_estimate(found: &Estimate) -> Result<()> {
+    print(format!(
+        "from {} of {}, about {} documents:",
+        bytes(found.sample_bytes),
+        bytes(found.input_bytes),
+        count(found.documents)
+    ))?;
+    print(format!("time    {}", duration(found.seconds)))?;
+    print(format!("memory  {}", bytes(found.memory_bytes)))?;
+    print(format!("disk    {}, for the time of the run", bytes(found.disk_bytes)))
+}
+
+fn print_summary(curated: &Curated) -> Result<()> {
+    let report = &curated.report;
+    print(format!("{:<20} {:>12} {:>12} {:>12}", "step", "documents", "dropped", "text left"))?;
+    for passage in &report.steps {
+        let (before, after) = (passage.before.documents, passage.after.documents);
+        if before > after || passage.edited > 0 {
+            print(format!(
+                "{:<20} {:>12} {:>12} {:>12}",
+                passage.step,
+                grouped(after),
+                grouped(before - after),
+                bytes(passage.after.bytes)
+            ))?;
+        }
+    }
+    for (domain, tally) in &report.domains {
+        print(format!("domain {domain}: {} documents, {}", grouped(tally.documents), bytes(tally.bytes)))?;
+    }
+    if report.broken.count > 0 {
+        print(format!(
+            "{} parts of the sources could not be read: {}",
+            grouped(report.broken.count),
+            curated.folder.join(llamero_curate::BROKEN_FILE).display()
+        ))?;
+    }
+    let memory =
+        curated.peak_memory_bytes.map(|peak| format!(", peak memory {}", bytes(peak))).unwrap_or_default();
+    let done = if curated.reused { "was there already, made" } else { "done" };
+    print(format!(
+        "{} of {} documents kept, {}; {done} in {}{memory}",
+        grouped(report.documents_kept),
+        grouped(report.documents_in),
+        bytes(report.bytes_kept),
+        duration(curated.seconds)
+    ))?;
+    print(format!("corpus: {}", curated.folder.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_bytes;
+
+    #[test]
+    fn sizes_are_read() {
+        for (text, size) in
+            [("7", 7), ("2GiB", 2 << 30), ("512 MiB", 512 << 20), ("1.5g", 3 << 29), ("64KB", 64 << 10)]
+        {
+            assert_eq!(parse_bytes(text), Ok(size), "{text}");
+        }
+        for text in ["", "x", "0", "-1", "2GiBs", "1e3", "1..5M"] {
+            assert!(parse_bytes(text).unwrap_err().contains("2GiB"), "{text}");
+        }
+    }
+}

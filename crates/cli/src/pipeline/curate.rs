@@ -1,0 +1,191 @@
+//! Sources → documents: a stage of every run, and `llamero curate run` alone.
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use llamero_artifact::{Artifact, InputRef, Outcome, WORK_STATE};
+use llamero_curate::{CurateConfig, CurateReport, Estimate, Inventory, RunOptions};
+use serde::Serialize;
+
+use super::plan::settle_crates;
+use super::{Run, open};
+use crate::progress::CurateProgress;
+use crate::report::format::{bytes as size, duration};
+
+/// Fewer documents leave nothing to hold out or to ask about.
+const MIN_DOCUMENTS: u64 = 8;
+
+/// How curation is run here; nothing of it changes the result.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct CurateOptions {
+    /// Bytes that buffers may hold.
+    pub(crate) memory_bytes: Option<u64>,
+    /// Tasks at a time.
+    pub(crate) threads: Option<usize>,
+    /// Partitions of a shuffle.
+    pub(crate) partitions: Option<u32>,
+    /// Say first what it will take, where it takes long.
+    pub(crate) announce: bool,
+}
+
+impl CurateOptions {
+    fn run(self, work: PathBuf) -> RunOptions {
+        let default = RunOptions::default();
+        RunOptions {
+            work: Some(work),
+            memory_bytes: self.memory_bytes.unwrap_or(default.memory_bytes),
+            threads: self.threads.unwrap_or(default.threads),
+            partitions: self.partitions,
+        }
+    }
+}
+
+/// What `llamero curate run` made.
+#[derive(Serialize)]
+pub(crate) struct Curated {
+    /// Folder of the artifact.
+    pub(crate) folder: PathBuf,
+    /// Its id.
+    pub(crate) id: String,
+    /// Seconds of work in it.
+    pub(crate) seconds: f64,
+    /// Whether it was there already.
+    pub(crate) reused: bool,
+    /// Largest resident memory of this process, where the system tells.
+    pub(crate) peak_memory_bytes: Option<u64>,
+    /// What came in and what was kept.
+    pub(crate) report: CurateReport,
+}
+
+/// Bytes of input from which on a run is announced, and bytes that are looked at for that.
+const ANNOUNCED: u64 = 256 << 20;
+const GLANCE: u64 = 4 << 20;
+
+/// Bytes that are looked at for an estimate that is asked for.
+const SAMPLE: u64 = 64 << 20;
+
+/// Opens a recipe of which only `[run]` and `[curate]` count.
+fn open_sources(path: &Path, sets: &[String], options: CurateOptions) -> Result<Run> {
+    let mut run = open(path, sets, None, |recipe| {
+        // Nothing of the model is made, so nothing of it must be known.
+        recipe.budget.get_or_insert_with(|| "1h".to_owned());
+        recipe.run.threads = options.threads.or(recipe.run.threads);
+    })?;
+    run.absolute_sources()?;
+    settle_crates(&mut run.recipe.curate)?;
+    Ok(run)
+}
+
+/// What the curation of a recipe will take here.
+pub(crate) fn estimate(path: &Path, sets: &[String], options: CurateOptions) -> Result<Estimate> {
+    let run = open_sources(path, sets, options)?;
+    let progress = CurateProgress::new();
+    let inventory = llamero_curate::inventory(&run.recipe.curate, &progress);
+    progress.finish();
+    let scratch = run.dir.path().join("curate.estimate");
+    estimate_from(&run.recipe.curate, &inventory?, options, SAMPLE, &scratch)
+}
+
+fn estimate_from(
+    config: &CurateConfig,
+    inventory: &Inventory,
+    options: CurateOptions,
+    bytes: u64,
+    scratch: &Path,
+) -> Result<Estimate> {
+    let (registry, options) = (llamero_curate::registry(), options.run(scratch.to_path_buf()));
+    let memory = crate::machine::peak_memory;
+    Ok(llamero_curate::estimate(config, inventory, &registry, &options, (bytes, scratch), &memory)?)
+}
+
+/// Says what a long run will take.
+fn announce(config: &CurateConfig, inventory: &Inventory, options: CurateOptions, scratch: &Path) {
+    if inventory.bytes < ANNOUNCED {
+        return;
+    }
+    match estimate_from(config, inventory, options, GLANCE, scratch) {
+        Ok(found) => say!(
+            "{:>10} about {} for {}, with {} of memory and {} of disk",
+            "curate",
+            duration(found.seconds),
+            size(found.input_bytes),
+            size(found.memory_bytes),
+            size(found.disk_bytes)
+        ),
+        // A sample may hold nothing to keep, which says nothing of the whole.
+        Err(error) => say!("{:>10} no estimate: {error}", "curate"),
+    }
+}
+
+/// Runs the curation of a recipe and nothing behind it.
+pub(crate) fn curate(path: &Path, sets: &[String], options: CurateOptions) -> Result<Curated> {
+    let mut run = open_sources(path, sets, options)?;
+    let started = Instant::now();
+    let artifact = run.curated(options, 1)?;
+    let reused = run.done.last().is_some_and(|stage| stage.reused);
+    Ok(Curated {
+        folder: artifact.path().into(),
+        id: artifact.id().into(),
+        seconds: if reused {
+            artifact.manifest().provenance.wall_seconds
+        } else {
+            started.elapsed().as_secs_f64()
+        },
+        reused,
+        peak_memory_bytes: crate::machine::peak_memory(),
+        report: serde_json::from_value(artifact.manifest().metrics.clone())?,
+    })
+}
+
+impl Run {
+    /// Sources → documents that a model can be trained on.
+    pub(super) fn curate(&mut self) -> Result<Artifact> {
+        self.curated(CurateOptions::default(), MIN_DOCUMENTS)
+    }
+
+    /// Sources → documents. The id depends on the files' contents, not on where they lie.
+    fn curated(&mut self, options: CurateOptions, min_documents: u64) -> Result<Artifact> {
+        let config = self.recipe.curate.clone();
+        let progress = CurateProgress::new();
+        let inventory = llamero_curate::inventory(&config, &progress)?;
+        let (rules, inputs) = (rules(&config), inputs(&inventory));
+        let artifact = self.stage("curate", rules, inputs, |_, draft| {
+            if options.announce && !draft.resumed() {
+                announce(&config, &inventory, options, &draft.path().join(WORK_STATE));
+            }
+            let options = options.run(draft.path().join(WORK_STATE));
+            let report =
+                llamero_curate::curate_with(&config, &inventory, draft.path(), &options, &progress)?;
+            if report.documents_kept < min_documents {
+                bail!(
+                    "{} of {} documents were kept; a model cannot be trained and measured on fewer than {min_documents}\n\
+                     hint: give more text in `curate.sources`",
+                    report.documents_kept,
+                    report.documents_in
+                );
+            }
+            let rows = report.files.iter().map(|(name, tally)| (name.clone(), tally.documents)).collect();
+            Ok(Outcome { metrics: serde_json::to_value(&report)?, rows, ..Default::default() })
+        });
+        progress.finish();
+        artifact
+    }
+}
+
+/// What of the section is part of the id: not where anything lies.
+fn rules(config: &CurateConfig) -> CurateConfig {
+    let mut rules = CurateConfig { sources: Vec::new(), crates: None, ..config.clone() };
+    for (_, path) in rules.side_files() {
+        *path = PathBuf::new();
+    }
+    rules
+}
+
+/// The sources and the files of filters, by their content.
+fn inputs(inventory: &Inventory) -> Vec<InputRef> {
+    let sources = InputRef { name: "sources".into(), kind: "sources".into(), id: inventory.id.clone() };
+    let side = inventory.side_files.iter();
+    let files = side.map(|(key, hash)| InputRef { name: key.clone(), kind: "file".into(), id: hash.clone() });
+    [sources].into_iter().chain(files).collect()
+}

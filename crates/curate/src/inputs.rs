@@ -1,0 +1,97 @@
+//! The inputs of `curate.read` as a plan's source: documents out of WARC, WET, HTML, JSON Lines, Parquet and text.
+
+use std::ops::Range;
+
+use serde::{Deserialize, Serialize};
+
+use crate::CurateError;
+use crate::files::splits;
+use crate::item::{Item, Value};
+use crate::plan::{Broken, Emit, Source};
+use crate::read::{Listed, ReadConfig, id_at};
+
+/// The key of `meta` for the id that a document came with.
+pub(crate) const OWN_ID: &str = "id";
+
+/// Reads the inputs. A document's id is where it lies, the name of its file and the position in it, so that no two are equal;
+/// an id that it came with goes to its `meta`.
+pub(crate) struct ReadSource {
+    inputs: Inputs,
+    splits: Vec<Range<usize>>,
+}
+
+/// A [`ReadSource`] as data.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Inputs {
+    pub(crate) inputs: Vec<Listed>,
+    pub(crate) read: ReadConfig,
+    /// What tells this input from another.
+    pub(crate) fingerprint: String,
+}
+
+impl ReadSource {
+    pub(crate) fn new(inputs: Inputs) -> Self {
+        let splits = splits(inputs.inputs.iter().map(|input| input.bytes));
+        Self { inputs, splits }
+    }
+
+    fn read_one(
+        &self,
+        listed: &Listed,
+        emit: &mut Emit,
+        broken: &mut Broken,
+        tick: &dyn Fn(u64),
+    ) -> Result<(), CurateError> {
+        let whole = self.inputs.read.is_whole(&listed.name);
+        let mut told = 0;
+        for record in listed.input()?.records(&self.inputs.read) {
+            let record = match record {
+                Ok(record) => record,
+                Err(part) => {
+                    let input = format!("{}, byte {}", part.file, part.place.offset);
+                    broken(CurateError::BrokenInput { input, problem: part.reason })?;
+                    continue;
+                }
+            };
+            let at = record.place.offset.min(listed.bytes);
+            tick(at.saturating_sub(told));
+            told = told.max(at);
+            let mut document = record.document;
+            let id = if whole { listed.name.clone() } else { id_at(&listed.name, record.place.position) };
+            let own = std::mem::replace(&mut document.id, id.clone());
+            if own != id && !own.is_empty() {
+                document.meta.insert(OWN_ID.to_owned(), own);
+            }
+            let bytes = document.text.len() as u64;
+            emit(id.as_bytes(), &Value::Item(Box::new(Item::new(document, bytes))).encode()?)?;
+        }
+        tick(listed.bytes.saturating_sub(told));
+        Ok(())
+    }
+}
+
+impl Source for ReadSource {
+    fn fingerprint(&self) -> String {
+        self.inputs.fingerprint.clone()
+    }
+
+    fn splits(&self) -> usize {
+        self.splits.len()
+    }
+
+    fn bytes(&self, split: usize) -> u64 {
+        self.inputs.inputs[self.splits[split].clone()].iter().map(|input| input.bytes).sum()
+    }
+
+    fn read(
+        &self,
+        split: usize,
+        emit: &mut Emit,
+        broken: &mut Broken,
+        tick: &dyn Fn(u64),
+    ) -> Result<(), CurateError> {
+        let inputs = &self.inputs.inputs[self.splits[split].clone()];
+        inputs.iter().try_for_each(|listed| self.read_one(listed, emit, broken, tick))
+    }
+}

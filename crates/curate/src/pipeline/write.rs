@@ -1,0 +1,192 @@
+//! The documents of a finished plan as files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::report::{CurateReport, Tally};
+use crate::inputs::OWN_ID;
+use crate::item::{Item, Value};
+use crate::local::Done;
+use crate::mix::{Counts, Ledger, SHARD_BYTES};
+use crate::output::{DocumentWriter, LineWriter, write_json};
+use crate::{
+    BROKEN_FILE, CurateConfig, CurateError, DOCUMENTS_FILE, DROPPED_FILE, Document, DroppedRecord, Inventory,
+    MIX_FILE, Progress, REPORT_FILE,
+};
+
+/// Bytes of text in one row group, which is also about what the writer holds in memory.
+const ROW_GROUP_BYTES: usize = 8 << 20;
+
+/// Writes the files in the work folder first, so that `out` gets whole files or none.
+pub(super) fn write(
+    done: &Done,
+    (config, inventory): (&CurateConfig, &Inventory),
+    steps: Vec<String>,
+    work: &Path,
+    out: &Path,
+    progress: &dyn Progress,
+) -> Result<CurateReport, CurateError> {
+    let stage = work.join("result");
+    if stage.exists() {
+        std::fs::remove_dir_all(&stage).map_err(|error| CurateError::write(&stage, error))?;
+    }
+    std::fs::create_dir_all(&stage).map_err(|error| CurateError::write(&stage, error))?;
+    progress.phase("write", done.last_bytes());
+    let broken: Vec<String> = done.stages.values().flat_map(|stage| stage.broken.clone()).collect();
+    let mut report = CurateReport::new(inventory, steps, &broken);
+    let mut dropped = LineWriter::create(stage.join(DROPPED_FILE))?;
+    let mut mix = config.mix.as_ref().map(Counts::new);
+    let names: Vec<&str> = match &config.mix {
+        Some(mix) => mix.draws().into_iter().map(|(name, _)| name).collect(),
+        None => vec![crate::mix::MIX],
+    };
+    let shard_bytes = config.mix.as_ref().map_or(SHARD_BYTES, |mix| mix.shard_bytes);
+    let mut shards: Vec<Shards> =
+        (0..names.len()).map(|at| Shards::new(&stage, folder(at, names[at]), shard_bytes)).collect();
+    done.in_order(|key, value| {
+        progress.advance((key.len() + value.len()) as u64);
+        let item = Value::item(value)?;
+        let place = if mix.is_some() { Ledger::of(key) } else { Ledger::Entry };
+        match (place, &mut mix) {
+            (Ledger::Copy(draw), Some(mix)) => {
+                mix.copy(draw, &item);
+                return shards[draw as usize].push(item.document);
+            }
+            (_, Some(mix)) => mix.entry(&item),
+            (_, None) => {}
+        }
+        report.count(&item)?;
+        if item.dropped.is_some() {
+            dropped.write(&dropped_record(item))
+        } else if mix.is_none() {
+            shards[0].push(item.document)
+        } else {
+            Ok(())
+        }
+    })?;
+    if report.documents_kept == 0 {
+        return Err(CurateError::NothingKept { files: report.documents_in, reasons: report.reasons() });
+    }
+    let mut files = vec![DROPPED_FILE.to_owned(), REPORT_FILE.to_owned()];
+    for shards in shards {
+        report.files.extend(shards.finish()?);
+    }
+    files.extend(report.files.keys().cloned());
+    dropped.finish()?;
+    write_json(&stage.join(REPORT_FILE), &report)?;
+    if let Some(mix) = mix {
+        write_json(&stage.join(MIX_FILE), &mix.reports())?;
+        files.push(MIX_FILE.to_owned());
+    }
+    if !broken.is_empty() {
+        let text = broken.join("\n") + "\n";
+        let path = stage.join(BROKEN_FILE);
+        std::fs::write(&path, text).map_err(|error| CurateError::write(&path, error))?;
+        files.push(BROKEN_FILE.to_owned());
+    }
+    for name in files {
+        put(&stage.join(&name), &out.join(&name))?;
+    }
+    Ok(report)
+}
+
+/// The folder of a draw: the first is what training begins with.
+fn folder(at: usize, name: &str) -> String {
+    if at == 0 { String::new() } else { format!("{name}/") }
+}
+
+/// Moves a file, perhaps to another disk.
+fn put(from: &Path, to: &Path) -> Result<(), CurateError> {
+    let failed = |error: std::io::Error| CurateError::write(to, error);
+    if let Some(folder) = to.parent() {
+        std::fs::create_dir_all(folder).map_err(|error| CurateError::write(folder, error))?;
+    }
+    std::fs::rename(from, to).or_else(|_| std::fs::copy(from, to).map(|_| ())).map_err(failed)
+}
+
+/// Documents in files of about so many bytes of text. One file alone is called [`DOCUMENTS_FILE`].
+struct Shards {
+    stage: PathBuf,
+    folder: String,
+    shard_bytes: u64,
+    files: Vec<(String, Tally)>,
+    writer: Option<DocumentWriter>,
+    rows: Vec<Document>,
+    filled: usize,
+}
+
+impl Shards {
+    fn new(stage: &Path, folder: String, shard_bytes: u64) -> Shards {
+        let (stage, files, rows) = (stage.to_path_buf(), Vec::new(), Vec::new());
+        Shards { stage, folder, shard_bytes, files, writer: None, rows, filled: 0 }
+    }
+
+    fn push(&mut self, document: Document) -> Result<(), CurateError> {
+        let size = document.text.len();
+        // A single document above the row group's size gets one of its own.
+        if !self.rows.is_empty() && self.filled + size > ROW_GROUP_BYTES {
+            self.flush()?;
+        }
+        if self.files.last().is_some_and(|(_, tally)| tally.bytes + size as u64 > self.shard_bytes) {
+            self.close()?;
+        }
+        if self.writer.is_none() {
+            let name = format!("{}documents-{:05}.parquet", self.folder, self.files.len());
+            let path = self.stage.join(&name);
+            if let Some(folder) = path.parent() {
+                std::fs::create_dir_all(folder).map_err(|error| CurateError::write(folder, error))?;
+            }
+            self.writer = Some(DocumentWriter::create(&path)?);
+            self.files.push((name, Tally::default()));
+        }
+        if let Some((_, tally)) = self.files.last_mut() {
+            tally.add(size as u64);
+        }
+        self.filled += size;
+        self.rows.push(document);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), CurateError> {
+        if let Some(writer) = &mut self.writer
+            && !self.rows.is_empty()
+        {
+            writer.write(&self.rows)?;
+        }
+        self.rows.clear();
+        self.filled = 0;
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), CurateError> {
+        self.flush()?;
+        self.writer.take().map_or(Ok(()), DocumentWriter::finish)
+    }
+
+    /// The files by name.
+    fn finish(mut self) -> Result<BTreeMap<String, Tally>, CurateError> {
+        self.close()?;
+        if let [(name, _)] = &mut self.files[..] {
+            let whole = format!("{}{DOCUMENTS_FILE}", self.folder);
+            let (from, to) = (self.stage.join(&*name), self.stage.join(&whole));
+            std::fs::rename(&from, &to).map_err(|error| CurateError::write(&to, error))?;
+            *name = whole;
+        }
+        Ok(self.files.into_iter().collect())
+    }
+}
+
+fn dropped_record(item: Item) -> DroppedRecord {
+    let Document { id, url, source, mut meta, .. } = item.document;
+    let dropped = item.dropped.unwrap_or_else(|| crate::Dropped::new("", ""));
+    DroppedRecord {
+        id,
+        own_id: meta.remove(OWN_ID),
+        url,
+        source,
+        bytes: item.bytes,
+        reason: dropped.reason,
+        detail: dropped.detail,
+        survivor: dropped.survivor,
+    }
+}
