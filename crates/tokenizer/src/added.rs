@@ -1,8 +1,11 @@
 //! Tokens that are found by their names before a text is split: special tokens, and words added to a vocabulary.
 
 use crate::{Error, Result};
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, MatchKind};
 use std::collections::HashSet;
+
+/// Longer names are refused, in bytes. Nobody has any; thousands would make a search of many gigabytes.
+const LONGEST: usize = 4096;
 
 /// A token that is found in a text by its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,13 +38,21 @@ pub(crate) enum Found<'t> {
 pub(crate) struct Finder(Vec<(AhoCorasick, Vec<u32>)>);
 
 impl AddedTokens {
-    /// Contents must be distinct and not empty.
+    /// Contents must be distinct, not empty, and of [`LONGEST`] bytes at most.
     pub(crate) fn new(mut list: Vec<Added>) -> Result<AddedTokens> {
         list.sort_by_key(|token| token.id);
         let mut seen = HashSet::new();
         for Added { id, content, .. } in &list {
             if content.is_empty() {
                 return Err(Error::Vocabulary { problem: format!("the added token `{id}` is empty") });
+            }
+            if content.len() > LONGEST {
+                let begin: String = content.chars().take(40).collect();
+                let problem = format!(
+                    "the added token `{id}`, `{begin}…`, has `{}` bytes; at most `{LONGEST}` are possible",
+                    content.len()
+                );
+                return Err(Error::Vocabulary { problem });
             }
             if !seen.insert(content.as_str()) {
                 return Err(Error::Vocabulary { problem: format!("added token `{content}` occurs twice") });
@@ -78,7 +89,11 @@ impl Finder {
             if ids.is_empty() {
                 continue;
             }
-            let search = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(names);
+            // The kind that takes memory in proportion to the names. What is chosen by itself for few names is faster and takes a
+            // kilobyte for each of their bytes.
+            let mut builder = AhoCorasick::builder();
+            builder.match_kind(MatchKind::LeftmostLongest).kind(Some(AhoCorasickKind::ContiguousNFA));
+            let search = builder.build(names);
             let search = search.map_err(|error| Error::Vocabulary {
                 problem: format!("`{}` added tokens cannot be searched for: {error}", ids.len()),
             })?;
@@ -159,5 +174,22 @@ mod tests {
             error(vec![token(7, "a", true, false), token(8, "a", false, false)]),
             "bad vocabulary: added token `a` occurs twice"
         );
+        assert_eq!(
+            error(vec![token(7, &"ab".repeat(2049), true, false)]),
+            format!(
+                "bad vocabulary: the added token `7`, `{}…`, has `4098` bytes; at most `4096` are possible",
+                "ab".repeat(20)
+            )
+        );
+    }
+
+    #[test]
+    fn a_search_takes_memory_in_proportion_to_the_names() {
+        // Few enough names that a table of 256 entries for each of their bytes would be chosen.
+        let name = |id: u32| char::from(b'a' + id as u8).to_string().repeat(4096);
+        let tokens = AddedTokens::new((0..26).map(|id| token(id, &name(id), true, false)).collect()).unwrap();
+        let memory: usize = tokens.all().0.iter().map(|(search, _)| search.memory_usage()).sum();
+        assert!(memory < 26 * 4096 * 40, "{memory} bytes");
+        assert_eq!(tokens.all().first(&name(3)), Some(3));
     }
 }

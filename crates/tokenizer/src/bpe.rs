@@ -30,6 +30,10 @@ const TOKENS: usize = 8;
 /// How many pieces are looked up at once.
 const BATCH: usize = 64;
 
+/// How many bytes may be compared to find out which ranks are made of which: some seconds' worth, and a hundred times what Llama 3's
+/// take.
+const MOST_COMPARED: u64 = 1 << 30;
+
 /// What turns the pieces of a text into ids.
 #[derive(Debug)]
 pub(crate) struct Bpe {
@@ -47,6 +51,8 @@ pub(crate) struct Bpe {
     short_tokens: Option<ShortTokens>,
     /// Where a long piece may be merged stretch by stretch: how many bytes at once, see [`Bpe::merge_stretches`].
     window: Option<usize>,
+    /// What a byte becomes that is no token.
+    unknown: Option<u32>,
 }
 
 /// What a list of merges needs beside it.
@@ -79,6 +85,7 @@ impl Bpe {
     /// byte.
     pub(crate) fn of_ranks(tokens: Tokens, ranks: usize) -> Result<Bpe> {
         let mut bpe = Bpe::without_merges(tokens, 0..ranks as u32, NONE)?;
+        bpe.check_lengths(ranks)?;
         if let Some(byte) = bpe.bytes.iter().position(|&id| id == NONE) {
             return Err(problem(format!("the byte `0x{byte:02x}` is not a token; all 256 must be")));
         }
@@ -90,7 +97,7 @@ impl Bpe {
             }
             None => bpe.splits(ranks).into_iter().map(|(id, left, right)| ((left, right), id)).collect(),
         };
-        bpe.places = Places::new(ranks, pairs.iter().copied());
+        bpe.places = Places::new(ranks, pairs.iter().copied())?;
         Ok(bpe)
     }
 
@@ -133,7 +140,7 @@ impl Bpe {
                 shown.unwrap_or_default().escape_ascii()
             )));
         }
-        bpe.places = Places::new(bpe.tokens.len(), pairs.iter().copied());
+        bpe.places = Places::new(bpe.tokens.len(), pairs.iter().copied())?;
         bpe.results = Some(results);
         // A byte is its token, or left out.
         let own = |(byte, &id): (usize, &u32)| id == NONE || bpe.id(&[byte as u8]) == Some(id);
@@ -174,6 +181,7 @@ impl Bpe {
             whole_pieces: false,
             short_tokens: None,
             window: None,
+            unknown: Some(missing_byte).filter(|&id| id != NONE),
         })
     }
 
@@ -205,12 +213,35 @@ impl Bpe {
         merges
     }
 
-    /// Every way to split one of the first `count` tokens in two that are in the index: (its id, left, right), in this order.
-    fn splits(&self, count: usize) -> Vec<(u32, u32, u32)> {
-        // Without a look at the lengths that there are, a single token of a megabyte would take hours.
+    /// Refuses ranks for which [`Bpe::splits`] would take minutes: thousands of tokens, each of another length.
+    fn check_lengths(&self, ranks: usize) -> Result<()> {
+        let lengths = self.lengths();
+        let shorter = |token: &[u8]| lengths.partition_point(|&length| length < token.len()) as u64;
+        let compared: u64 =
+            self.tokens.iter().take(ranks).map(|token| shorter(token) * token.len() as u64).sum();
+        if compared > MOST_COMPARED {
+            return Err(problem(format!(
+                "the tokens have `{}` lengths of up to `{}` bytes; to see which are made of which, `{compared}` bytes would \
+                 have to be compared, and at most `{MOST_COMPARED}` are",
+                lengths.len(),
+                lengths.last().unwrap_or(&0)
+            )));
+        }
+        Ok(())
+    }
+
+    /// The lengths that tokens have, in order.
+    fn lengths(&self) -> Vec<usize> {
         let mut lengths: Vec<usize> = self.tokens.iter().map(<[u8]>::len).collect();
         lengths.sort_unstable();
         lengths.dedup();
+        lengths
+    }
+
+    /// Every way to split one of the first `count` tokens in two that are in the index: (its id, left, right), in this order.
+    fn splits(&self, count: usize) -> Vec<(u32, u32, u32)> {
+        // Without a look at the lengths that there are, a single token of a megabyte would take hours.
+        let lengths = self.lengths();
         let mut splits = Vec::new();
         for (token, id) in self.tokens.iter().take(count).zip(0u32..) {
             if self.id(token) != Some(id) {
@@ -240,6 +271,16 @@ impl Bpe {
     /// Whether a piece that is a token is that token.
     pub(crate) fn whole_pieces(&self) -> bool {
         self.whole_pieces
+    }
+
+    /// What a byte becomes that is no token, where the file names it.
+    pub(crate) fn unknown(&self) -> Option<u32> {
+        self.unknown
+    }
+
+    /// Whether a byte is no token.
+    pub(crate) fn lacks_a_byte(&self) -> bool {
+        (0..=255).any(|byte| self.id(&[byte]).is_none())
     }
 
     /// Bytes of UTF-8 that are left out.
@@ -661,6 +702,12 @@ mod tests {
             error(bytes().skip(1).collect()),
             "bad vocabulary: the byte `0x00` is not a token; all 256 must be"
         );
+        // Each of another length, the longest first, so that all ways to split them have to be looked at.
+        let long = (2..=2000).rev().map(|len| b"a".repeat(len));
+        let said = error(bytes().chain(long).collect());
+        assert!(said.contains("`2000` lengths of up to `2000` bytes"), "{said}");
+        let some = (2..=200).rev().map(|len| b"a".repeat(len));
+        assert!(ranks(&bytes().chain(some).collect::<Vec<_>>()).is_ok());
         let tokens = [b"a".to_vec(), b"b".to_vec(), b"ab".to_vec()];
         let error = |merges: &[(&str, &str)]| {
             let merges: Vec<_> =

@@ -24,6 +24,10 @@ pub enum Role {
     User,
     /// The model.
     Assistant,
+    /// A tool: what a call that the model made gave. Llama 3.1 calls it `ipython`, in whose header it is; `tool`, as it is called
+    /// elsewhere, is read as the same.
+    #[serde(alias = "tool")]
+    Ipython,
 }
 
 impl Role {
@@ -33,6 +37,7 @@ impl Role {
             Role::System => "system",
             Role::User => "user",
             Role::Assistant => "assistant",
+            Role::Ipython => "ipython",
         }
     }
 }

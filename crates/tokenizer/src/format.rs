@@ -5,6 +5,7 @@ pub(crate) mod hf;
 
 pub use gguf::GgufVocabulary;
 
+use crate::bpe::FixedMap;
 use crate::{Error, Release, Result, Tokenizer};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -69,32 +70,66 @@ pub(crate) fn model_file(tokenizer: &Tokenizer) -> Vec<u8> {
     text.into_bytes()
 }
 
-/// The tokens of a `tokenizer.model`, in the order of their ranks. Lines may come in any order, but the ranks must be
-/// all numbers from 0 on, each once.
+/// The tokens of a `tokenizer.model`, in the order of their ranks, which must be 0, 1, 2 …, as everybody writes them. Tokens must be
+/// distinct and include every single byte.
 fn read_model_file(contents: &[u8], path: &Path) -> Result<Vec<Vec<u8>>> {
     let at = |line: usize, problem: String| Error::ModelLine { path: path.into(), line, problem };
+    let last = contents.split_inclusive(|&byte| byte == b'\n').count();
+    let whole = contents.ends_with(b"\n");
+    let cut = |line, problem| if line == last && !whole { format!("{problem}; {CUT}") } else { problem };
     // (rank, line, token)
     let mut entries = Vec::new();
     for (line, text) in (1..).zip(contents.split(|&byte| byte == b'\n')) {
         let text = text.trim_ascii();
         if !text.is_empty() {
-            let (token, rank) = read_model_line(text).map_err(|problem| at(line, problem))?;
+            let (token, rank) = read_model_line(text).map_err(|problem| at(line, cut(line, problem)))?;
             entries.push((rank, line, token));
         }
     }
     if entries.is_empty() {
         return Err(at(1, "the file is empty; expected lines of base64, a space and a rank".to_owned()));
     }
-    entries.sort_unstable();
-    for (expected, (rank, line, _)) in (0u32..).zip(&entries) {
-        if *rank < expected {
-            return Err(at(*line, format!("rank `{rank}` occurs twice")));
-        }
-        if *rank > expected {
-            return Err(at(*line, format!("rank `{rank}` is here, but rank `{expected}` is nowhere")));
-        }
+    check_ranks(&entries).map_err(|(line, problem)| at(line, cut(line, problem)))?;
+    if !whole {
+        return Err(at(last, format!("{CUT}. hint: fetch it again; if it is whole, end it with a newline")));
     }
     Ok(entries.into_iter().map(|(_, _, token)| token).collect())
+}
+
+/// What is said of a file whose last line has no newline: all writers end with one, so more may be missing.
+const CUT: &str = "the file ends in the middle of a line";
+
+/// The line with a wrong rank or token among (rank, line, token), and what is wrong.
+fn check_ranks(entries: &[(u32, usize, Vec<u8>)]) -> Result<(), (usize, String)> {
+    let mut lines = FixedMap::default();
+    for (expected, (rank, line, token)) in (0u32..).zip(entries) {
+        if *rank < expected {
+            return Err((*line, format!("rank `{rank}` occurs twice")));
+        }
+        if *rank > expected {
+            let problem = match entries.iter().find(|(rank, ..)| *rank == expected) {
+                Some((_, other, _)) => format!(
+                    "rank `{rank}` is here, but rank `{expected}` in line {other}: ranks must be in order"
+                ),
+                None => format!("rank `{rank}` is here, but rank `{expected}` is nowhere"),
+            };
+            return Err((*line, problem));
+        }
+        if let Some(other) = lines.insert(token.as_slice(), *line) {
+            let problem = format!("the token `{}` is in line {other}, too", token.escape_ascii());
+            return Err((*line, problem));
+        }
+    }
+    match (0..=255u8).find(|&byte| !lines.contains_key([byte].as_slice())) {
+        Some(byte) => {
+            let last = entries.last().map_or(1, |(_, line, _)| *line);
+            Err((
+                last,
+                format!("the ranks end here, and the byte `0x{byte:02x}` is no token; all 256 must be"),
+            ))
+        }
+        None => Ok(()),
+    }
 }
 
 fn read_model_line(text: &[u8]) -> Result<(Vec<u8>, u32), String> {
@@ -138,9 +173,15 @@ mod tests {
         }
     }
 
+    /// Lines of all bytes.
+    fn bytes() -> String {
+        (0..=255u8).map(|byte| format!("{} {byte}\n", STANDARD.encode([byte]))).collect()
+    }
+
     #[test]
-    fn lines_may_be_in_any_order() {
-        assert_eq!(read(b"Yg== 1\r\n\nYQ== 0").unwrap(), [b"a".to_vec(), b"b".to_vec()]);
+    fn white_space_at_ends_of_lines_and_empty_lines_say_nothing() {
+        let lines = bytes().replace('\n', " \r\n\n");
+        assert_eq!(read(lines.as_bytes()).unwrap(), (0..=255u8).map(|byte| vec![byte]).collect::<Vec<_>>());
     }
 
     #[test]
@@ -153,6 +194,21 @@ mod tests {
             ("YQ== 4294967296\n", "t.model:1: bad rank in `YQ== 4294967296`: expected a number below 2^32"),
             ("YQ== 0\nYg== 0\n", "t.model:2: rank `0` occurs twice"),
             ("YQ== 0\nYg== 2\n", "t.model:2: rank `2` is here, but rank `1` is nowhere"),
+            (
+                "YQ== 0\nYg== 2\nYw== 1\n",
+                "t.model:2: rank `2` is here, but rank `1` in line 3: ranks must be in order",
+            ),
+            ("YQ== 0\n\nYQ== 1\n", "t.model:3: the token `a` is in line 1, too"),
+            ("YQ== 0\n\n", "t.model:1: the ranks end here, and the byte `0x00` is no token; all 256 must be"),
+            (
+                "YQ== 0\nYg==",
+                "t.model:2: expected base64, a space and a rank, found `Yg==`; the file ends in the middle of a line",
+            ),
+            ("YQ== 0\nYg== 0", "t.model:2: rank `0` occurs twice; the file ends in the middle of a line"),
+            (
+                bytes().trim_end(),
+                "t.model:256: the file ends in the middle of a line. hint: fetch it again; if it is whole, end it with a newline",
+            ),
         ] {
             assert_eq!(read(contents.as_bytes()).unwrap_err().to_string(), expected);
         }

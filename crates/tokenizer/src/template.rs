@@ -16,7 +16,7 @@
 mod jinja;
 
 use crate::added::{Added, Finder, Found};
-use crate::{Error, Message, Result, SpecialTokens, Tokenizer};
+use crate::{Error, Message, Result, Role, SpecialTokens, Tokenizer};
 use minijinja::{Environment, Value};
 use std::sync::OnceLock;
 
@@ -66,6 +66,8 @@ pub(crate) struct ChatTemplate {
     special: Vec<Added>,
     bos: Option<u32>,
     eos: u32,
+    /// What the role of a tool's result is called: `ipython` in templates that know this name, in others `tool`.
+    tool: &'static str,
     /// All of their names.
     names: Option<Finder>,
     /// Names of all other added tokens, which messages may spell.
@@ -148,7 +150,8 @@ impl ChatTemplate {
         // The tokenizer has built such searches already, so these do not fail.
         let names = Finder::new(special.iter()).ok();
         let words = Finder::new(words.iter()).unwrap_or_default();
-        ChatTemplate { source, special, bos, eos, names, words, compiled: OnceLock::new() }
+        let tool = if source.contains(Role::Ipython.as_str()) { Role::Ipython.as_str() } else { "tool" };
+        ChatTemplate { source, special, bos, eos, tool, names, words, compiled: OnceLock::new() }
     }
 
     /// Finds the added tokens that messages may spell.
@@ -167,12 +170,12 @@ impl ChatTemplate {
             Some(own) => own,
             None => self.first_compiled()?,
         };
-        let pieces = compiled.render(messages, options)?;
+        let pieces = compiled.render(messages, self.tool, options)?;
         if self.spelled(&pieces).is_some() {
             let spare = compiled.marks.spare();
             let broken = |message: &Message| Message::new(message.role, self.broken(&message.content, spare));
             let broken: Vec<Message> = messages.iter().map(broken).collect();
-            if let Some(id) = self.spelled(&compiled.render(&broken, options)?) {
+            if let Some(id) = self.spelled(&compiled.render(&broken, self.tool, options)?) {
                 let name =
                     self.special.iter().find(|token| token.id == id).map_or("", |token| &token.content);
                 return Err(problem(format!(
@@ -191,14 +194,19 @@ impl ChatTemplate {
 
     /// The template with other characters, where a text has one of the first range.
     fn compiled_for(&self, messages: &[Message]) -> Result<Option<Compiled>> {
-        let texts = || messages.iter().map(|message| message.content.as_str()).chain([self.source.as_str()]);
+        // Names, too: a text whose names are broken by a character of theirs would never be rid of them.
+        let names = || self.special.iter().map(|token| token.content.as_str());
+        let contents = || messages.iter().map(|message| message.content.as_str());
+        let texts = || contents().chain(names()).chain([self.source.as_str()]);
         let free = |first: u32| {
             !texts().any(|text| text.chars().any(|c| (first..first + PRIVATE_LEN).contains(&(c as u32))))
         };
         match PRIVATE.into_iter().find(|&first| free(first)) {
             Some(first) if first == PRIVATE[0] => Ok(None),
             Some(first) => self.compile(first).map(Some).map_err(|error| problem(jinja::explain(&error))),
-            None => Err(problem("the messages use up all private-use characters".into())),
+            None => {
+                Err(problem("messages and names of special tokens use up all private-use characters".into()))
+            }
         }
     }
 
@@ -274,11 +282,12 @@ fn is_marker(name: &str, source: &str, added: &[Added]) -> bool {
 }
 
 impl Compiled {
-    fn render(&self, messages: &[Message], options: ChatOptions) -> Result<Vec<Piece>> {
+    fn render(&self, messages: &[Message], tool: &str, options: ChatOptions) -> Result<Vec<Piece>> {
         let render = || -> Result<String, minijinja::Error> {
             let template = self.environment.get_template(NAME)?;
             let message = |message: &Message| {
-                let role = ("role", Value::from(message.role.as_str()));
+                let role = if message.role == Role::Ipython { tool } else { message.role.as_str() };
+                let role = ("role", Value::from(role));
                 Value::from_pairs([role, ("content", Value::from(message.content.as_str()))])
             };
             let mut context = vec![

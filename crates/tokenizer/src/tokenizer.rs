@@ -7,6 +7,7 @@ use crate::template::ChatTemplate;
 use crate::tokens::{Merges, Tokens};
 use crate::{Error, Release, Result, Split, format};
 use rayon::prelude::*;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -38,6 +39,9 @@ pub(crate) struct Parts {
     /// By id; of an added token its name.
     pub(crate) tokens: Tokens,
     pub(crate) added: Vec<Added>,
+    /// Ids of `added` that are ordinary tokens as well, as when somebody makes a word of the vocabulary one that is found by
+    /// its name.
+    pub(crate) both: BTreeSet<u32>,
     /// Ids that no text is encoded to, beside those of `added`.
     pub(crate) unused: Vec<u32>,
     pub(crate) merges: Option<(Merges, MergeRules)>,
@@ -78,11 +82,12 @@ impl Tokenizer {
     }
 
     pub(crate) fn from_parts(parts: Parts) -> Result<Tokenizer> {
-        let Parts { split, tokens, added, unused, merges, said, template } = parts;
+        let Parts { split, tokens, added, both, unused, merges, said, template } = parts;
         let added = AddedTokens::new(added)?;
         let special = SpecialTokens::new(added.list(), said, tokens.len())?;
         let mut ordinary = vec![true; tokens.len()];
-        for id in added.list().iter().map(|token| token.id).chain(unused.iter().copied()) {
+        let only_added = added.list().iter().map(|token| token.id).filter(|id| !both.contains(id));
+        for id in only_added.chain(unused.iter().copied()) {
             ordinary[id as usize] = false;
         }
         let count = ordinary.iter().filter(|&&ordinary| ordinary).count();
@@ -111,7 +116,8 @@ impl Tokenizer {
     /// ends in `.json`), or the one that a folder holds; `tokenizer.json` where it holds both, for it says more.
     ///
     /// Tokens that begin and end a text, and the chat template, are read from `tokenizer_config.json` and
-    /// `chat_template.jinja` beside it, where these are there.
+    /// `chat_template.jinja` beside it, where these are there. `truncation` and `padding` in a `tokenizer.json` are not read: they
+    /// say what is done with a batch of texts, and ids of a text do not depend on them.
     ///
     /// # Errors
     /// When a file is absent, damaged, or not a byte-level BPE with one of the splits of [`Split`]; the error names the
@@ -154,11 +160,13 @@ impl Tokenizer {
     /// Writes `tokenizer.json` and `tokenizer_config.json` into the folder `dir`, as `transformers` reads them. The
     /// configuration names the end token (in a tokenizer of ours `<|eot_id|>`) and holds the chat template.
     ///
+    /// Ids that no text is encoded to, which a GGUF file may have, become special tokens.
+    ///
     /// # Errors
-    /// When a file cannot be written.
+    /// When a file cannot be written; when an id that is not used has the name of another token.
     pub fn save_hf(&self, dir: impl AsRef<Path>) -> Result<()> {
         let dir = dir.as_ref();
-        format::write(&dir.join("tokenizer.json"), &format::hf::tokenizer_json(self))?;
+        format::write(&dir.join("tokenizer.json"), &format::hf::tokenizer_json(self)?)?;
         format::write(&dir.join("tokenizer_config.json"), &format::hf::tokenizer_config_json(self))
     }
 
@@ -269,8 +277,9 @@ impl Tokenizer {
         self.0.bpe.tokens().get(id as usize)
     }
 
-    /// A hash (blake3, hexadecimal) of all tokens and what else decides about ids: equal for two tokenizers exactly when
-    /// every id means the same.
+    /// A hash (blake3, hexadecimal) of all tokens and what else decides about ids: the bytes of every id, merges, split, added
+    /// tokens with how they are found, ids that are not used, and the unknown token where bytes become one. Equal for two
+    /// tokenizers exactly when every id means the same.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&(self.num_ranks() as u64).to_le_bytes());
@@ -278,8 +287,10 @@ impl Tokenizer {
             hasher.update(&(token.len() as u64).to_le_bytes()).update(token);
         }
         // What Llama 3's way has without saying is not hashed, so that its tokenizers keep their fingerprints.
-        if !self.has_ranks() || self.0.added.list().iter().any(|token| !token.special) {
-            let Inner { split, bpe, added, .. } = &*self.0;
+        let Inner { split, bpe, added, unused, .. } = &*self.0;
+        let ordinary = self.num_ranks();
+        let unusual = |token: &Added| !token.special || token.normalized || (token.id as usize) < ordinary;
+        if !self.has_ranks() || added.list().iter().any(unusual) {
             hasher.update(format!("{split:?} {} {}", bpe.whole_pieces(), bpe.has_ranks()).as_bytes());
             for (_, left, right) in bpe.merges() {
                 hasher.update(&left.to_le_bytes()).update(&right.to_le_bytes());
@@ -290,7 +301,19 @@ impl Tokenizer {
                     .update(&[token.special.into(), token.normalized.into()]);
             }
         }
+        for id in unused {
+            hasher.update(b"unused").update(&id.to_le_bytes());
+        }
+        if let Some(id) = bpe.unknown().filter(|_| bpe.lacks_a_byte()) {
+            hasher.update(b"unknown").update(&id.to_le_bytes());
+        }
         hasher.finalize().to_hex().to_string()
+    }
+
+    /// The ids that texts are made of, in order; those of added tokens that are nothing else are not among them.
+    pub fn ordinary_ids(&self) -> impl Iterator<Item = u32> {
+        let bpe = &self.0.bpe;
+        (0u32..).zip(bpe.tokens().iter()).filter(|&(id, token)| bpe.id(token) == Some(id)).map(|(id, _)| id)
     }
 
     pub(crate) fn bpe(&self) -> &Bpe {

@@ -1,5 +1,8 @@
 //! Many byte strings in one piece of memory.
 
+use crate::bpe::FixedMap;
+use std::collections::BTreeSet;
+
 /// A list of byte strings, one behind the other. A vocabulary has tens of thousands of strings of a few bytes; to allocate
 /// each on its own would take several times the memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -97,5 +100,34 @@ impl Merges {
 
     pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = (&[u8], &[u8])> {
         (0..self.len()).map(|at| (&self.0[2 * at], &self.0[2 * at + 1]))
+    }
+
+    /// The ids of those of `tokens` that texts are made of: single bytes, and what a merge takes or makes.
+    pub(crate) fn made_of(&self, tokens: &FixedMap<Vec<u8>, u32>) -> BTreeSet<u32> {
+        let mut found: BTreeSet<u32> =
+            tokens.iter().filter(|(token, _)| token.len() == 1).map(|(_, &id)| id).collect();
+        // There are many merges, and names of special tokens begin with few bytes.
+        let mut begins = [false; 256];
+        tokens.keys().filter_map(|token| token.first()).for_each(|&byte| begins[usize::from(byte)] = true);
+        let longest = tokens.keys().map(Vec::len).max().unwrap_or(0);
+        let may_be = |token: &[u8]| {
+            token.len() <= longest && token.first().is_some_and(|&byte| begins[usize::from(byte)])
+        };
+        let mut joined = Vec::new();
+        for (left, right) in self.iter() {
+            joined.clear();
+            if may_be(left) {
+                joined.extend_from_slice(left);
+                joined.extend_from_slice(right);
+            }
+            for token in [left, right, &joined] {
+                if may_be(token)
+                    && let Some(&id) = tokens.get(token)
+                {
+                    found.insert(id);
+                }
+            }
+        }
+        found
     }
 }

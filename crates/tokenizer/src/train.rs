@@ -133,8 +133,9 @@ impl Trainer {
             scratch: self.scratch.clone().unwrap_or_else(std::env::temp_dir),
         };
         let counted = counting.count(docs, &mut |bytes| progress(bytes, 0))?;
-        let Counted { documents, bytes, words, spilled_bytes, .. } = counted;
-        let report = TrainReport { documents, bytes, words, spilled_bytes, ..TrainReport::default() };
+        let Counted { documents, bytes, words, ref runs, .. } = counted;
+        let report =
+            TrainReport { documents, bytes, words, spilled_bytes: runs.bytes, ..TrainReport::default() };
         let words = counted.into_words(&counting, self.min_word_count, &|list| {
             self.afford("the distinct words", list.memory())
         })?;

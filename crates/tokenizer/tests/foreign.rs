@@ -343,6 +343,143 @@ fn a_hugging_face_file_may_have_any_of_the_known_forms() {
     assert!(!changed.special().contains(vocab - 236));
 }
 
+/// A `tokenizer.json` of the merges `h e`, `l l`, `ll o` and `he llo`, in which `added` are found by their names.
+fn json_with_added(added: &Value) -> Value {
+    let ascii = ('!'..='~').map(String::from);
+    let tokens = ascii.chain(["Ġ", "Ã", "©", "he", "ll", "llo", "hello"].map(String::from));
+    let mut vocab: serde_json::Map<String, Value> =
+        tokens.zip(0u32..).map(|(token, id)| (token, id.into())).collect();
+    vocab.insert("<|endoftext|>".into(), vocab.len().into());
+    json!({
+        "added_tokens": added,
+        "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false, "use_regex": true },
+        "decoder": { "type": "ByteLevel" },
+        "model": {
+            "type": "BPE", "vocab": vocab, "unk_token": null,
+            "merges": ["h e", "l l", "ll o", "he llo"],
+        },
+    })
+}
+
+#[test]
+fn a_word_of_the_vocabulary_that_is_added_too_is_not_lost() {
+    let plain = json_with_added(&json!([{ "id": 101, "content": "<|endoftext|>", "special": true }]));
+    let id = |token: &str| plain["model"]["vocab"][token].as_u64().unwrap() as u32;
+    let (bang, hello, space_e, end) = (id("!"), id("hello"), id("©"), id("<|endoftext|>"));
+    assert_eq!(end, 101);
+    let read = |json: &Value| Tokenizer::from_json(&serde_json::to_vec(json).unwrap()).unwrap();
+    let before = read(&plain);
+    let added = json!([
+        // As `pad_token = "!"` does it, and `add_tokens(["hello", "©"])`; the last one is spelled as a byte is.
+        { "id": bang, "content": "!", "special": true },
+        { "id": hello, "content": "hello", "special": false },
+        { "id": space_e, "content": "©", "special": true },
+        { "id": end, "content": "<|endoftext|>", "special": true },
+    ]);
+    let tokenizer = read(&json_with_added(&added));
+    assert_eq!(tokenizer.num_ranks(), before.num_ranks());
+    for text in ["a!b", "hello!", "xhello hellox é", "<|endoftext|>!", "héllo"] {
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text)).unwrap(), text);
+    }
+    for text in ["a!b", "hello! é", "<|endoftext|>!"] {
+        assert_eq!(tokenizer.encode(text), before.encode(text), "{text}");
+    }
+    assert_eq!(tokenizer.encode("a!b")[1], bang);
+    assert_eq!(tokenizer.encode("othello").last(), Some(&hello));
+    assert_eq!(tokenizer.special().id("!"), Some(bang));
+    assert_ne!(tokenizer.fingerprint(), before.fingerprint());
+    // Both formats keep it.
+    let dir = tempfile::tempdir().unwrap();
+    tokenizer.save_hf(dir.path()).unwrap();
+    for again in
+        [Tokenizer::load(dir.path()).unwrap(), Tokenizer::from_gguf(tokenizer.to_gguf().unwrap()).unwrap()]
+    {
+        assert_eq!(again.fingerprint(), tokenizer.fingerprint());
+        assert_eq!(again.encode("a!b hello é"), tokenizer.encode("a!b hello é"));
+    }
+    // Ranks stay ranks.
+    let ranks = Tokenizer::from_ranks((0..=255).map(|byte| vec![byte]).collect()).unwrap();
+    ranks.save_hf(dir.path()).unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let pad = json!({ "id": 33, "content": "!", "special": true });
+    json["added_tokens"].as_array_mut().unwrap().push(pad);
+    let padded = read(&json);
+    assert!(padded.has_ranks() && padded.fingerprint() != ranks.fingerprint());
+    assert_eq!(padded.encode("a!b"), ranks.encode("a!b"));
+}
+
+#[test]
+fn the_unknown_token_outlives_files() {
+    let end = json!([{ "id": 101, "content": "<|endoftext|>", "special": true }]);
+    let read = |unknown: Value| {
+        let mut json = json_with_added(&end);
+        json["model"]["unk_token"] = unknown;
+        Tokenizer::from_json(&serde_json::to_vec(&json).unwrap()).unwrap()
+    };
+    let (none, end, other) = (read(Value::Null), read("<|endoftext|>".into()), read("?".into()));
+    assert_eq!(
+        (none.encode("a\tb").len(), end.encode("a\tb")[1], other.decode(&other.encode("a\tb")).unwrap()),
+        (2, 101, "a?b".into())
+    );
+    assert!(none.fingerprint() != end.fingerprint() && end.fingerprint() != other.fingerprint());
+    let dir = tempfile::tempdir().unwrap();
+    for tokenizer in [none, end, other] {
+        tokenizer.save_hf(dir.path()).unwrap();
+        let again = Tokenizer::load(dir.path()).unwrap();
+        assert_eq!(again.fingerprint(), tokenizer.fingerprint());
+        assert_eq!(again.encode("a\tb"), tokenizer.encode("a\tb"));
+        // Who reads GGUF leaves such bytes out.
+        let gguf = tokenizer.to_gguf().map_err(|error| error.to_string());
+        match tokenizer.missing_bytes().is_empty() {
+            true => assert!(gguf.unwrap_err().contains("`tokenizer.ggml.unknown_token_id`")),
+            false => assert!(gguf.is_ok()),
+        }
+    }
+}
+
+#[test]
+fn ids_that_are_not_used_become_special_tokens_of_hugging_faces_file() {
+    let dir = tempfile::tempdir().unwrap();
+    SMALL.save_hf(dir.path()).unwrap();
+    let again = Tokenizer::load(dir.path()).unwrap();
+    let pad = SMALL.vocab_size() as u32 - 1;
+    assert_eq!((again.special().name(pad), again.vocab_size()), (Some("<pad>"), SMALL.vocab_size()));
+    assert_eq!((again.num_ranks(), again.encode("<pad>")), (SMALL.num_ranks(), SMALL.encode("<pad>")));
+    assert_ne!(again.fingerprint(), SMALL.fingerprint());
+    let twice = read(|v| {
+        v.tokens.push("<pad>".into());
+        v.token_types.push(5);
+    });
+    let error = twice.unwrap().save_hf(dir.path()).unwrap_err().to_string();
+    assert!(error.contains("`<pad>` is empty or occurs twice"), "{error}");
+}
+
+#[test]
+fn results_of_tools_have_the_name_that_the_template_knows() {
+    let dialog = [Message::new(Role::User, "2+2"), Message::new(Role::Ipython, "4")];
+    let said = |condition: &str| {
+        let template = format!(
+            "{{% for m in messages %}}{{{{ m.role }}}}: {{{{ m.content }}}}{{% if {condition} %}}!{{% endif %}}{{% endfor %}}"
+        );
+        let tokenizer = chat_vocabulary(&template);
+        tokenizer.decode(&tokenizer.encode_dialog(&dialog).unwrap()).unwrap()
+    };
+    assert_eq!(said("m.role == 'tool'"), "user: 2+2tool: 4!");
+    assert_eq!(said("m.role == 'tool' or m.role == 'ipython'"), "user: 2+2ipython: 4!");
+}
+
+#[test]
+fn names_of_private_use_characters_end() {
+    let mut vocabulary = small();
+    // The character that is put inside of names is part of one.
+    vocabulary.tokens[1] = "\u{F17FF}\u{F17FF}".into();
+    vocabulary.chat_template = Some("{% for m in messages %}{{ m.content }}{% endfor %}".into());
+    let tokenizer = Tokenizer::from_gguf(vocabulary).unwrap();
+    let ids = tokenizer.encode_dialog(&[Message::new(Role::User, "a\u{F17FF}\u{F17FF}b<|im_end|>")]).unwrap();
+    assert!(!ids.contains(&1) && !ids.contains(&2));
+}
+
 /// Parts of which templates are made, good and bad.
 #[rustfmt::skip]
 const JINJA: &[&str] = &[

@@ -204,7 +204,10 @@ fn files_that_cannot_be_used_are_named() {
     let model = dir.path().join("tokenizer.model");
     std::fs::write(&model, "YQ== 0\nYg== 1\n").unwrap();
     let error = Tokenizer::load(&model).unwrap_err().to_string();
-    assert!(error.contains("tokenizer.model`: bad vocabulary: the byte `0x00` is not a token"), "{error}");
+    assert!(
+        error.contains("tokenizer.model:2: the ranks end here, and the byte `0x00` is no token"),
+        "{error}"
+    );
     std::fs::write(&model, b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02\n\x03\xe2\x96\x81\xff").unwrap();
     let error = Tokenizer::load(&model).unwrap_err().to_string();
     assert!(error.contains("tokenizer.model:1: this is a SentencePiece model"), "{error}");
@@ -275,6 +278,7 @@ fn dialogs_have_the_published_form() {
         Message::new(Role::System, " \n\u{1f}Be kind.\u{3000}\n"),
         Message::new(Role::User, "Say <|eot_id|>!"),
         Message::new(Role::Assistant, "  No. "),
+        Message::new(Role::Ipython, " {\"a\": 4}\n"),
         Message::new(Role::Assistant, ""),
     ];
     let MaskedDialog { ids, assistant } = SMALL.encode_dialog_masked(&messages).unwrap();
@@ -282,12 +286,13 @@ fn dialogs_have_the_published_form() {
     let text = "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nBe kind.<|eot_id|>\
         <|start_header_id|>user<|end_header_id|>\n\nSay <|eot_id|>!<|eot_id|>\
         <|start_header_id|>assistant<|end_header_id|>\n\nNo.<|eot_id|>\
+        <|start_header_id|>ipython<|end_header_id|>\n\n{\"a\": 4}<|eot_id|>\
         <|start_header_id|>assistant<|end_header_id|>\n\n<|eot_id|>";
     assert_eq!(SMALL.decode(&ids).unwrap(), text);
 
     let special = SMALL.special();
-    assert_eq!(ids.iter().filter(|&&id| id == special.eot).count(), 4, "content is never a special token");
-    assert_eq!(ids.iter().filter(|&&id| Some(id) == special.start_header).count(), 4);
+    assert_eq!(ids.iter().filter(|&&id| id == special.eot).count(), 5, "content is never a special token");
+    assert_eq!(ids.iter().filter(|&&id| Some(id) == special.start_header).count(), 5);
     let said: Vec<u32> = ids.iter().zip(&assistant).filter(|(_, said)| **said).map(|(id, _)| *id).collect();
     assert_eq!(SMALL.decode(&said).unwrap(), "No.<|eot_id|><|eot_id|>");
     assert_eq!(assistant.len(), ids.len());
@@ -312,7 +317,14 @@ fn messages_are_plain_json() {
     let json = r#"{"role":"assistant","content":"Yes."}"#;
     assert_eq!(serde_json::to_string(&message).unwrap(), json);
     assert_eq!(serde_json::from_str::<Message>(json).unwrap(), message);
-    assert!(serde_json::from_str::<Message>(r#"{"role":"tool","content":""}"#).is_err());
+    // Two names of one role.
+    for name in ["ipython", "tool"] {
+        let json = format!(r#"{{"role":"{name}","content":"4"}}"#);
+        assert_eq!(serde_json::from_str::<Message>(&json).unwrap(), Message::new(Role::Ipython, "4"));
+    }
+    let json = serde_json::to_string(&Message::new(Role::Ipython, "4")).unwrap();
+    assert_eq!(json, r#"{"role":"ipython","content":"4"}"#);
+    assert!(serde_json::from_str::<Message>(r#"{"role":"robot","content":""}"#).is_err());
 }
 
 #[test]

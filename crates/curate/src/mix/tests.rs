@@ -41,7 +41,8 @@ fn documents(prose: usize, code: usize, maths: usize) -> Documents {
             id: format!("{domain}{n:05}"),
             domain: domain.to_owned(),
             text: format!("{n:0100}"),
-            tags: [("sport".to_owned(), if domain == PROSE && n % 4 == 0 { 0.9 } else { 0.1 })].into(),
+            tags: [("sport".to_owned(), if domain == PROSE && n.is_multiple_of(4) { 0.9 } else { 0.1 })]
+                .into(),
             ..Document::default()
         };
         (0..count).map(document).collect()

@@ -2,6 +2,7 @@
 //! is there anyway, so they take few bytes per entry.
 
 use crate::tokens::Tokens;
+use crate::{Error, Result};
 
 /// An empty slot; also no token, no merge.
 pub(crate) const NONE: u32 = u32::MAX;
@@ -86,16 +87,22 @@ impl Places {
         Places { begins: Vec::new(), slots: Vec::new() }
     }
 
-    /// The merges of `pairs` of the tokens below `tokens`, each with its place. The pairs must be distinct.
-    pub(crate) fn new(tokens: usize, pairs: impl Iterator<Item = ((u32, u32), u32)> + Clone) -> Places {
+    /// The merges of `pairs` of the tokens below `tokens`, each with its place. The pairs must be distinct, and fewer than about
+    /// 2.8 billions.
+    pub(crate) fn new(
+        tokens: usize,
+        pairs: impl Iterator<Item = ((u32, u32), u32)> + Clone,
+    ) -> Result<Places> {
         let mut counts = vec![0u32; tokens];
         pairs.clone().for_each(|((left, _), _)| counts[left as usize] += 1);
         let mut begins = Vec::with_capacity(tokens + 1);
-        let mut end = 0;
+        let mut end = 0u32;
         for count in counts {
             begins.push(end);
             // At most two thirds are taken.
-            end += count + count.div_ceil(2);
+            let slots = u64::from(count) + u64::from(count.div_ceil(2));
+            let next = u32::try_from(u64::from(end) + slots);
+            end = next.map_err(|_| Error::Vocabulary { problem: "there are too many merges".into() })?;
         }
         begins.push(end);
         let mut places = Places { begins, slots: vec![(NONE, NONE); end as usize] };
@@ -103,7 +110,7 @@ impl Places {
             let slot = places.slot(places.begins[left as usize]..places.begins[left as usize + 1], right);
             places.slots[slot] = (right, place);
         }
-        places
+        Ok(places)
     }
 
     /// The place of the merge of `left` and `right`; [`NONE`] where there is none.

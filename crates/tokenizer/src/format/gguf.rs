@@ -7,7 +7,7 @@ use crate::special::Said;
 use crate::tokenizer::Parts;
 use crate::tokens::Merges;
 use crate::{CHAT_TEMPLATE, Error, Result, Split, Tokenizer};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 /// What the keys `tokenizer.ggml.…` of a GGUF file say. Tokens are spelled with the characters that stand for bytes. Texts are of
 /// type `S`: `&str` for those that a file is read into, which need no copy here.
@@ -65,7 +65,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// When it is not one that the format has a name for: Llama 3's split without its rule that a piece that is a token is
-    /// that token, another split with it.
+    /// that token, another split with it; when bytes become an unknown token, which readers of the format leave out.
     pub fn to_gguf(&self) -> Result<GgufVocabulary> {
         let whole = self.bpe().whole_pieces();
         let pre =
@@ -75,6 +75,12 @@ impl Tokenizer {
                 format!("there is no name for the split `{:?}` with `ignore_merges` = {whole}", self.split());
             return refuse("tokenizer.ggml.pre", problem);
         };
+        if let Some(id) = self.bpe().unknown().filter(|_| self.bpe().lacks_a_byte()) {
+            let problem = format!(
+                "bytes without a token become the token `{id}` here, and would be left out by readers of the file"
+            );
+            return refuse("tokenizer.ggml.unknown_token_id", problem);
+        }
         let chars = byte_chars();
         let mut tokens: Vec<String> = self.tokens().iter().map(|token| spell(token, &chars)).collect();
         let mut token_types = vec![NORMAL; tokens.len()];
@@ -144,9 +150,12 @@ fn parts<S: AsRef<str>>(vocabulary: &GgufVocabulary<S>) -> Result<Parts> {
         let problem = "it is missing or empty, but there are tokens of several bytes".to_owned();
         return refuse("tokenizer.ggml.merges", problem);
     }
+    let merges = read_merges(merges)?;
+    let both = both(tokens, token_types, &merges);
     let mut parts = Parts {
         split,
-        merges: Some((read_merges(merges)?, MergeRules { whole_pieces, unknown: None })),
+        both,
+        merges: Some((merges, MergeRules { whole_pieces, unknown: None })),
         said: Said {
             bos: vocabulary.bos,
             adds_bos: vocabulary.add_bos.unwrap_or(begins),
@@ -178,7 +187,9 @@ fn read_tokens<S: AsRef<str>>(tokens: &[S], types: &[i32], parts: &mut Parts) ->
             UNKNOWN | CONTROL | USER_DEFINED => {
                 let special = kind != USER_DEFINED;
                 parts.added.push(Added { id, content: token.to_owned(), special, normalized: false });
-                parts.tokens.push(token.as_bytes());
+                if !parts.both.contains(&id) || !parts.tokens.push_all(read_token(token, &bytes)) {
+                    parts.tokens.push(token.as_bytes());
+                }
             }
             UNUSED => {
                 parts.unused.push(id);
@@ -192,6 +203,24 @@ fn read_tokens<S: AsRef<str>>(tokens: &[S], types: &[i32], parts: &mut Parts) ->
         }
     }
     Ok(())
+}
+
+/// Added tokens that texts are made of, because no other token is what they spell; see the reader of `tokenizer.json`.
+fn both<S: AsRef<str>>(tokens: &[S], types: &[i32], merges: &Merges) -> BTreeSet<u32> {
+    let bytes = bytes_of();
+    let numbered = || (0u32..).zip(tokens.iter().map(AsRef::as_ref));
+    let kind = |id: u32| types.get(id as usize).copied().unwrap_or(NORMAL);
+    let is_added = |id: u32| !matches!(kind(id), NORMAL | UNUSED);
+    let spelled = |(id, token)| Some((read_token(token, &bytes).collect::<Option<Vec<u8>>>()?, id));
+    let mut both = merges.made_of(&numbered().filter(|&(id, _)| is_added(id)).filter_map(spelled).collect());
+    if !both.is_empty() {
+        let names: HashMap<&str, u32> =
+            numbered().filter(|(id, _)| both.contains(id)).map(|(id, name)| (name, id)).collect();
+        for (_, token) in numbered().filter(|&(id, _)| kind(id) == NORMAL) {
+            names.get(token).map(|id| both.remove(id));
+        }
+    }
+    both
 }
 
 fn bytes_of() -> HashMap<char, u8> {

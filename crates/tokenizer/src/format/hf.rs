@@ -8,10 +8,12 @@ mod read;
 
 pub(crate) use read::read_tokenizer_json;
 
-use crate::{PATTERN, Split, Tokenizer};
+use crate::added::Added;
+use crate::{Error, PATTERN, Result, Split, Tokenizer};
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 
 /// The character that stands for each byte: itself where it is printable in Latin-1, otherwise one of those from U+0100
 /// on, in order.
@@ -58,7 +60,7 @@ struct Written<'a> {
 struct WrittenModel<'a> {
     r#type: &'static str,
     dropout: (),
-    unk_token: (),
+    unk_token: Option<&'a str>,
     continuing_subword_prefix: (),
     end_of_word_suffix: (),
     fuse_unk: bool,
@@ -117,17 +119,22 @@ fn post_processor(tokenizer: &Tokenizer) -> Value {
     })
 }
 
-/// The contents of a `tokenizer.json`.
-pub(crate) fn tokenizer_json(tokenizer: &Tokenizer) -> Vec<u8> {
+/// The contents of a `tokenizer.json`. The format has no ids that no text is encoded to; they are written as special tokens, which
+/// only their names in trusted text give.
+pub(crate) fn tokenizer_json(tokenizer: &Tokenizer) -> Result<Vec<u8>> {
     let chars = byte_chars();
     let tokens = tokenizer.tokens();
     let merges = tokenizer.bpe().merges().into_iter().map(|(_, left, right)| {
         format!("{} {}", spell(&tokens[left as usize], &chars), spell(&tokens[right as usize], &chars))
     });
-    let added = tokenizer.added().list();
+    let added = added_of(tokenizer)?;
     // Ids that follow the vocabulary's are given by the order of the added tokens; all others the vocabulary must give.
-    let behind =
-        (0..tokens.len() as u32).rev().zip(added.iter().rev()).take_while(|(id, a)| *id == a.id).count();
+    let unknown = tokenizer.bpe().unknown();
+    let is_behind = |&(id, token): &(u32, &Added)| {
+        let is_ordinary = tokenizer.bpe().id(&tokens[id as usize]) == Some(id);
+        id == token.id && !is_ordinary && Some(id) != unknown
+    };
+    let behind = (0..tokens.len() as u32).rev().zip(added.iter().rev()).take_while(is_behind).count();
     let vocab: Vec<(String, u32)> = (0u32..)
         .zip(tokens.iter().take(tokens.len() - behind))
         .map(|(id, token)| match added.binary_search_by_key(&id, |token| token.id) {
@@ -135,6 +142,7 @@ pub(crate) fn tokenizer_json(tokenizer: &Tokenizer) -> Vec<u8> {
             Err(_) => (spell(token, &chars), id),
         })
         .collect();
+    let unknown = unknown.and_then(|unknown| Some(vocab.get(unknown as usize)?.0.as_str()));
     let added_tokens = added.iter().map(|token| WrittenAdded {
         id: token.id,
         content: token.content.clone(),
@@ -144,7 +152,7 @@ pub(crate) fn tokenizer_json(tokenizer: &Tokenizer) -> Vec<u8> {
         normalized: token.normalized,
         special: token.special,
     });
-    to_json(&Written {
+    Ok(to_json(&Written {
         version: "1.0",
         truncation: (),
         padding: (),
@@ -158,7 +166,7 @@ pub(crate) fn tokenizer_json(tokenizer: &Tokenizer) -> Vec<u8> {
         model: WrittenModel {
             r#type: "BPE",
             dropout: (),
-            unk_token: (),
+            unk_token: unknown,
             continuing_subword_prefix: (),
             end_of_word_suffix: (),
             fuse_unk: false,
@@ -167,7 +175,25 @@ pub(crate) fn tokenizer_json(tokenizer: &Tokenizer) -> Vec<u8> {
             vocab: &vocab,
             merges: merges.collect(),
         },
-    })
+    }))
+}
+
+/// Added tokens and ids that are not used, in the order of their ids.
+fn added_of(tokenizer: &Tokenizer) -> Result<Vec<Added>> {
+    let mut added = tokenizer.added().list().to_vec();
+    let mut names: HashSet<String> = added.iter().map(|token| token.content.clone()).collect();
+    for &id in tokenizer.unused() {
+        let content = String::from_utf8_lossy(&tokenizer.tokens()[id as usize]).into_owned();
+        if content.is_empty() || !names.insert(content.clone()) {
+            let problem = format!(
+                "the id `{id}`, which is not used, cannot be written: its name `{content}` is empty or occurs twice"
+            );
+            return Err(Error::Vocabulary { problem });
+        }
+        added.push(Added { id, content, special: true, normalized: false });
+    }
+    added.sort_by_key(|token| token.id);
+    Ok(added)
 }
 
 /// The contents of a `tokenizer_config.json`.

@@ -1,7 +1,7 @@
 //! Splitting text into words and counting them, with several threads and within a cap of memory.
 
 use super::counts::{WordCounts, WordList};
-use super::runs::{self, Run};
+use super::runs::{Run, Runs};
 use crate::{Error, Result, Split};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -30,9 +30,8 @@ pub(super) struct Counted {
     pub(super) documents: u64,
     pub(super) bytes: u64,
     pub(super) words: u64,
-    pub(super) spilled_bytes: u64,
     tables: Vec<WordCounts>,
-    runs: Vec<Run>,
+    pub(super) runs: Runs,
 }
 
 /// Documents, and the parts of them that are to be counted.
@@ -45,7 +44,6 @@ struct Task<T> {
 #[derive(Default)]
 struct Worker {
     table: WordCounts,
-    runs: Vec<Run>,
     words: u64,
 }
 
@@ -58,11 +56,13 @@ impl Counting {
     ) -> Result<Counted> {
         let threads = self.threads.max(1);
         let (sender, receiver) = sync_channel(2 * threads);
-        let (receiver, failed) = (Mutex::new(receiver), AtomicBool::new(false));
-        std::thread::scope(|scope| {
-            let work = || self.work(&receiver, &failed);
+        let receiver = Arc::new(Mutex::new(receiver));
+        let (runs, failed) = (Mutex::new(Runs::default()), AtomicBool::new(false));
+        let counted = std::thread::scope(|scope| {
             let mut workers = Vec::new();
             for _ in 0..threads {
+                let receiver = Arc::clone(&receiver);
+                let work = || self.work(receiver, &runs, &failed);
                 match std::thread::Builder::new().spawn_scoped(scope, work) {
                     Ok(worker) => workers.push(worker),
                     Err(error) => {
@@ -71,17 +71,18 @@ impl Counting {
                     }
                 }
             }
+            // Only the workers have it now. If all have panicked, nothing can be sent any more.
+            drop(receiver);
             let mut counted = self.hand_out(docs, progress, sender, &failed);
             for worker in workers {
-                let Worker { table, runs, words } =
+                let Worker { table, words } =
                     worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
                 counted.words += words;
                 counted.tables.push(table);
-                counted.runs.extend(runs);
             }
-            counted.spilled_bytes = counted.runs.iter().map(|run| run.bytes).sum();
             Ok(counted)
-        })
+        });
+        Ok(Counted { runs: runs.into_inner().unwrap_or_else(PoisonError::into_inner), ..counted? })
     }
 
     fn hand_out<T: AsRef<str>>(
@@ -107,8 +108,9 @@ impl Counting {
             counted.bytes += size as u64;
             let documents = Arc::new(documents);
             for parts in self.cut(&documents) {
-                // The other end lives as long as this function.
-                let _ = sender.send(Task { documents: Arc::clone(&documents), parts });
+                if sender.send(Task { documents: Arc::clone(&documents), parts }).is_err() {
+                    return counted;
+                }
             }
             progress(counted.bytes);
         }
@@ -139,7 +141,12 @@ impl Counting {
     }
 
     /// Counts until there are no more tasks. After a failure, the rest is taken and left, so that nobody waits.
-    fn work<T: AsRef<str>>(&self, tasks: &Mutex<Receiver<Task<T>>>, failed: &AtomicBool) -> Result<Worker> {
+    fn work<T: AsRef<str>>(
+        &self,
+        tasks: Arc<Mutex<Receiver<Task<T>>>>,
+        runs: &Mutex<Runs>,
+        failed: &AtomicBool,
+    ) -> Result<Worker> {
         let mut worker = Worker::default();
         let mut outcome = Ok(());
         loop {
@@ -153,14 +160,13 @@ impl Counting {
                     worker.table.add(word.as_bytes(), 1);
                     worker.words += 1;
                 }
-            }
-            if self.memory.is_some_and(|memory| worker.table.memory() > memory / self.threads.max(1)) {
-                let list = std::mem::take(&mut worker.table).into_list();
-                match Run::write(&list, &self.scratch) {
-                    Ok(run) => worker.runs.push(run),
-                    Err(error) => {
-                        outcome = Err(error);
+                if self.memory.is_some_and(|memory| worker.table.memory() > memory / self.threads.max(1)) {
+                    let list = std::mem::take(&mut worker.table).into_list();
+                    let add = |run| runs.lock().unwrap_or_else(PoisonError::into_inner).add(run);
+                    outcome = Run::write(&list, &self.scratch).and_then(add);
+                    if outcome.is_err() {
                         failed.store(true, Ordering::Relaxed);
+                        break;
                     }
                 }
             }
@@ -177,7 +183,7 @@ impl Counted {
         least: u64,
         room: &dyn Fn(&WordList) -> Result<()>,
     ) -> Result<WordList> {
-        if self.runs.is_empty() {
+        if self.runs.added == 0 {
             let both = self.tables.into_par_iter().reduce(WordCounts::default, WordCounts::merged);
             let list = both.into_list();
             room(&list)?;
@@ -190,11 +196,11 @@ impl Counted {
         }
         for table in self.tables {
             if table.len() > 0 {
-                self.runs.push(Run::write(&table.into_list(), &counting.scratch)?);
+                self.runs.add(Run::write(&table.into_list(), &counting.scratch)?)?;
             }
         }
         let mut list = WordList::default();
-        runs::merge(self.runs, &mut |word, count| {
+        self.runs.merge(&mut |word, count| {
             if count >= least {
                 list.push(word, count);
                 if list.len().is_multiple_of(1 << 16) {

@@ -27,7 +27,7 @@ const BLOCK: usize = 1 << 16;
 
 impl Trainer {
     /// Learns tokens from `docs` that come behind those of `base`, until there are `vocab_size` ids with those of the base
-    /// and the 256 special tokens, whose ids move up. Ids of the base's ordinary tokens keep their meaning.
+    /// and the 256 special tokens, whose ids move up by the number of new tokens. Ids of the base's ordinary tokens keep their meaning.
     ///
     /// Any text is encoded as by the base, with some neighbours joined: a new token stands for two tokens or more of the
     /// base, always the same ones. Each is what the merges make of its bytes.
@@ -47,8 +47,8 @@ impl Trainer {
     {
         let release = release_of(base)?;
         let max = MAX_RANKS + NUM_SPECIAL;
-        if !(base.num_ranks() + NUM_SPECIAL..=max).contains(&self.vocab_size) {
-            let base = base.num_ranks() + NUM_SPECIAL;
+        if !(base.vocab_size() + 1..=max).contains(&self.vocab_size) {
+            let base = base.vocab_size();
             return Err(Error::ExtendedSize { wanted: self.vocab_size, base, max });
         }
         let (words, mut report) = self.count(docs, Split::Llama3, progress)?;
@@ -209,7 +209,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_base_shows_through(base in bases(), docs in documents(), others in documents(), merges in 0usize..30) {
-            let trainer = Trainer { min_frequency: 1, ..Trainer::new(base.vocab_size() + merges) };
+            let trainer = Trainer { min_frequency: 1, ..Trainer::new(base.vocab_size() + 1 + merges) };
             let (extended, report) = trainer.extend(&base, docs.iter(), &mut |_, _| ()).unwrap();
             prop_assert!(extended.vocab_size() <= trainer.vocab_size);
             let tokens: usize = docs.iter().map(|doc| extended.encode(doc).len()).sum();
@@ -221,7 +221,7 @@ mod tests {
         #[test]
         fn extending_what_was_trained_is_training_more(docs in documents(), first in 0usize..20, more in 0usize..20) {
             let (base, _) = Trainer::new(512 + first).train(docs.iter(), &mut |_, _| ()).unwrap();
-            let trainer = Trainer::new(512 + first + more);
+            let trainer = Trainer::new(base.vocab_size() + 1 + more);
             let (at_once, _) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
             let (extended, _) = trainer.extend(&base, docs.iter(), &mut |_, _| ()).unwrap();
             prop_assert_eq!(at_once.fingerprint(), extended.fingerprint());
@@ -253,7 +253,11 @@ mod tests {
         let (extended, _) = Trainer::new(515).extend(&july, ["cd cd cd"].iter(), &mut |_, _| ()).unwrap();
         assert_eq!(extended.vocab_size(), 515);
         assert_eq!(extended.special().id("<|eom_id|>"), july.special().id("<|eom_id|>").map(|id| id + 1));
-        let error = Trainer::new(513).extend(&base, ["x"].iter(), &mut |_, _| ()).unwrap_err().to_string();
-        assert!(error.contains("`513`") && error.contains("`514`"), "{error}");
+        // There must be room for a token.
+        for wanted in [513, 514] {
+            let error =
+                Trainer::new(wanted).extend(&base, ["x"].iter(), &mut |_, _| ()).unwrap_err().to_string();
+            assert!(error.contains(&format!("`{wanted}`")) && error.contains("`514`"), "{error}");
+        }
     }
 }

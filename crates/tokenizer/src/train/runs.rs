@@ -8,8 +8,8 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-/// This many are open and merged at once.
-const MERGED_AT_ONCE: usize = 64;
+/// This many are merged at once.
+const MERGED_AT_ONCE: usize = 32;
 
 /// A sorted file of word counts.
 pub(super) struct Run {
@@ -62,19 +62,61 @@ impl Writer {
     }
 }
 
-/// Merges runs: calls `each` with every word, in order, and the sum of its counts.
-pub(super) fn merge(mut runs: Vec<Run>, each: &mut dyn FnMut(&[u8], u64) -> Result<()>) -> Result<()> {
-    while runs.len() > MERGED_AT_ONCE {
-        let rest = runs.split_off(MERGED_AT_ONCE);
-        let mut writer = Writer::new(&runs[0].folder)?;
-        merge_at_once(runs, &mut |word, count| writer.push(word, count))?;
-        runs = rest;
-        runs.push(writer.finish()?);
-    }
-    merge_at_once(runs, each)
+/// Runs that are merged as they come, for a system lets a process have about a thousand files open: as many of a level as are
+/// merged at once become one of the next. So each word is written again once a level, and there are two levels or three.
+#[derive(Default)]
+pub(super) struct Runs {
+    levels: Vec<Vec<Run>>,
+    /// How many were added, and their bytes.
+    pub(super) added: u64,
+    pub(super) bytes: u64,
 }
 
-fn merge_at_once(runs: Vec<Run>, each: &mut dyn FnMut(&[u8], u64) -> Result<()>) -> Result<()> {
+impl Runs {
+    pub(super) fn add(&mut self, mut run: Run) -> Result<()> {
+        self.added += 1;
+        self.bytes += run.bytes;
+        for level in 0.. {
+            if level == self.levels.len() {
+                self.levels.push(Vec::new());
+            }
+            let runs = &mut self.levels[level];
+            runs.push(run);
+            if runs.len() < MERGED_AT_ONCE {
+                break;
+            }
+            run = merged(std::mem::take(runs))?;
+        }
+        Ok(())
+    }
+
+    /// How many files are open.
+    #[cfg(test)]
+    pub(super) fn open(&self) -> usize {
+        self.levels.iter().map(Vec::len).sum()
+    }
+
+    /// Calls `each` with every word, in order, and the sum of its counts.
+    pub(super) fn merge(self, each: &mut dyn FnMut(&[u8], u64) -> Result<()>) -> Result<()> {
+        let mut runs: Vec<Run> = self.levels.into_iter().flatten().collect();
+        while runs.len() > MERGED_AT_ONCE {
+            let rest = runs.split_off(MERGED_AT_ONCE);
+            let one = merged(runs)?;
+            runs = rest;
+            runs.push(one);
+        }
+        merge(runs, each)
+    }
+}
+
+/// One run of several.
+fn merged(runs: Vec<Run>) -> Result<Run> {
+    let mut writer = Writer::new(&runs[0].folder)?;
+    merge(runs, &mut |word, count| writer.push(word, count))?;
+    writer.finish()
+}
+
+fn merge(runs: Vec<Run>, each: &mut dyn FnMut(&[u8], u64) -> Result<()>) -> Result<()> {
     let mut readers: Vec<Reader> = runs.into_iter().map(Reader::new).collect();
     let mut queue = BinaryHeap::new();
     for (place, reader) in readers.iter_mut().enumerate() {

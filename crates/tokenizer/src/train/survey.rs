@@ -129,7 +129,7 @@ impl Survey {
         let is_used = |id: u32| all.used.get(id as usize).copied().unwrap_or(false);
         let is_unused = |id: &u32| !is_used(*id) && unreachable.binary_search(id).is_err();
         let mut survey = Survey {
-            unused: (0..tokenizer.num_ranks() as u32).filter(is_unused).collect(),
+            unused: tokenizer.ordinary_ids().filter(is_unused).collect(),
             unreachable,
             ..Survey::default()
         };
@@ -188,7 +188,8 @@ fn unreachable(tokenizer: &Tokenizer) -> Vec<u32> {
             Err(_) => is_made(id, token),
         }
     };
-    (0..tokenizer.num_ranks() as u32).into_par_iter().filter(|&id| !is_reachable(id)).collect()
+    let ids: Vec<u32> = tokenizer.ordinary_ids().collect();
+    ids.into_par_iter().filter(|&id| !is_reachable(id)).collect()
 }
 
 /// Whether a piece can hold this text: it is one, or white space that a newline holds together.
@@ -225,6 +226,22 @@ mod tests {
         assert_eq!(survey.unreachable.len(), 13);
         // "ab", " ab", "x", "y" and the space are used.
         assert_eq!(survey.unused.len(), 256 + 2 - 13 - 5);
+    }
+
+    #[test]
+    fn ids_of_a_list_of_merges_may_begin_with_special_tokens() {
+        let tokens = ["<|endoftext|>", "<x>", "a", "b", "ab", "c"].map(String::from).to_vec();
+        let vocabulary = crate::GgufVocabulary {
+            model: "gpt2".into(),
+            pre: "gpt-2".into(),
+            tokens,
+            token_types: vec![3, 3, 1, 1, 1, 1],
+            merges: vec!["a b".into()],
+            ..crate::GgufVocabulary::default()
+        };
+        let tokenizer = Tokenizer::from_gguf(vocabulary).unwrap();
+        let survey = Survey::new(&tokenizer, [sample("ab", "x", None, true)].into_iter(), &mut |_| ());
+        assert_eq!((survey.unused, survey.unreachable), (vec![2, 3, 5], vec![]));
     }
 
     #[test]

@@ -141,14 +141,21 @@ fn varied(words: u32) -> Vec<String> {
 
 #[test]
 fn counts_that_go_to_disk_give_the_same_result() {
-    let docs = varied(40_000);
+    let long = varied(40_000);
+    let docs: Vec<&str> = long
+        .iter()
+        .flat_map(|doc| doc.as_bytes().chunks(9 * 1000))
+        .map(|doc| std::str::from_utf8(doc).unwrap())
+        .collect();
     let trainer = Trainer { threads: Some(2), ..Trainer::new(900) };
     let (expected, in_memory) = trainer.train(docs.iter(), &mut |_, _| ()).unwrap();
     let scratch = tempfile::tempdir().unwrap();
     let counting =
-        Counting { split: Split::Llama3, threads: 2, memory: Some(1 << 16), scratch: scratch.path().into() };
+        Counting { split: Split::Llama3, threads: 2, memory: Some(1 << 14), scratch: scratch.path().into() };
     let counted = counting.count(docs.iter(), &mut |_| ()).unwrap();
-    assert!(counted.spilled_bytes > 0);
+    // Many went to disk, and few of them were open at the end of it.
+    assert!(counted.runs.added > 100 && counted.runs.bytes > 0, "{} runs", counted.runs.added);
+    assert!(counted.runs.open() <= 3 * 31, "{} runs are open", counted.runs.open());
     let words = counted.into_words(&counting, 1, &|_| Ok(())).unwrap();
     let corpus = trainer.corpus(words, &mut TrainReport::default()).unwrap();
     let (ranks, tokens) = trainer.learn(byte_tokens(), corpus, &mut |_, _| false, &mut |_, _| ()).unwrap();
@@ -168,6 +175,24 @@ fn a_cap_that_is_too_small_is_an_error_that_says_what_to_do() {
     let (roomy, _) = Trainer { memory: Some(1 << 30), ..trainer }.train(docs.iter(), &mut |_, _| ()).unwrap();
     let (free, _) = Trainer::new(900).train(docs.iter(), &mut |_, _| ()).unwrap();
     assert_eq!(roomy.fingerprint(), free.fingerprint());
+}
+
+/// A text that only the thread that made it can read.
+struct Own(std::thread::ThreadId);
+
+impl AsRef<str> for Own {
+    fn as_ref(&self) -> &str {
+        assert_eq!(std::thread::current().id(), self.0, "another thread");
+        "a b c"
+    }
+}
+
+#[test]
+#[should_panic(expected = "another thread")]
+fn threads_that_panic_keep_nobody_waiting() {
+    let trainer = Trainer { threads: Some(2), ..Trainer::new(600) };
+    let docs = std::iter::repeat_with(|| Own(std::thread::current().id())).take(1 << 22);
+    drop(trainer.train(docs, &mut |_, _| ()));
 }
 
 #[test]
@@ -194,17 +219,18 @@ proptest! {
     fn merged_runs_have_the_sums(lists in proptest::collection::vec(proptest::collection::vec(("[ab]{0,3}", 1u64..300), 0..20), 0..70)) {
         let scratch = tempfile::tempdir().unwrap();
         let mut expected = BTreeMap::new();
-        let mut all = Vec::new();
+        let mut all = runs::Runs::default();
         for list in &lists {
             let mut counts = counts::WordCounts::default();
             for (word, count) in list {
                 counts.add(word.as_bytes(), *count);
                 *expected.entry(word.as_bytes().to_vec()).or_insert(0) += count;
             }
-            all.push(runs::Run::write(&counts.into_list(), scratch.path()).unwrap());
+            all.add(runs::Run::write(&counts.into_list(), scratch.path()).unwrap()).unwrap();
+            assert!(all.open() <= 2 * 31, "{} runs are open", all.open());
         }
         let mut found = Vec::new();
-        runs::merge(all, &mut |word, count| { found.push((word.to_vec(), count)); Ok(()) }).unwrap();
+        all.merge(&mut |word, count| { found.push((word.to_vec(), count)); Ok(()) }).unwrap();
         prop_assert_eq!(found, expected.into_iter().collect::<Vec<_>>());
     }
 }

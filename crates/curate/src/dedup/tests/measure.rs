@@ -12,8 +12,11 @@ use crate::{CurateConfig, inventory};
 /// Documents wanted, planted ones included.
 const DOCUMENTS: usize = 24_000;
 
+/// Places of two documents.
+type Pair = (usize, usize);
+
 /// Real documents of 300 bytes to 32 KB, and of every third one a copy with up to 15 % of its words changed: which is whose.
-fn real_documents() -> Option<(Vec<Document>, Vec<(usize, usize)>)> {
+fn real_documents() -> Option<(Vec<Document>, Vec<Pair>)> {
     let inventory = match inventory(&CurateConfig::default(), &()) {
         Ok(inventory) => inventory,
         Err(error) => {

@@ -10,7 +10,7 @@ use crate::tokens::{Merges, Tokens};
 use crate::{CHAT_TEMPLATE, Error, GPT2_PATTERN, PATTERN, Result, Split, Tokenizer};
 use serde::Deserialize;
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 #[derive(Deserialize)]
@@ -126,7 +126,9 @@ fn parts(read: Read) -> Result<Parts, Refusal> {
     }
     let split = read_split(&pre_tokenizer)?;
     let added = read_added(added_tokens)?;
-    let tokens = read_vocab(&model.vocab, &added)?;
+    let merges = read_merges(&model.merges)?;
+    let both = both(&model.vocab, &added, &merges);
+    let tokens = read_vocab(&model.vocab, &added, &both)?;
     let bos = read_post_processor(&post_processor)?;
     if let Some(id) = bos.filter(|&id| id as usize >= tokens.len()) {
         return refuse("post_processor", format!("the id `{id}` is not in the vocabulary"));
@@ -144,8 +146,9 @@ fn parts(read: Read) -> Result<Parts, Refusal> {
         split,
         tokens,
         added,
+        both,
         unused: Vec::new(),
-        merges: Some((read_merges(&model.merges)?, rules)),
+        merges: Some((merges, rules)),
         said: Said { bos, adds_bos: bos.is_some(), ..Said::default() },
         template: None,
     })
@@ -279,8 +282,26 @@ fn read_added(added: Vec<ReadAdded>) -> Result<Vec<Added>, Refusal> {
     added.into_iter().enumerate().map(read).collect()
 }
 
+/// Added tokens that are tokens of the vocabulary with the same id, and that texts are made of: somebody made the padding token of
+/// `!`, or a word that is found by its name of one that is there. Names of special tokens are often in the vocabulary too, but
+/// no merge makes them.
+fn both(vocab: &HashMap<String, u32>, added: &[Added], merges: &Merges) -> BTreeSet<u32> {
+    let bytes: HashMap<char, u8> = byte_chars().into_iter().zip(0..=255).collect();
+    let spelled = |token: &Added| {
+        let found = vocab.get(&token.content) == Some(&token.id);
+        let token_bytes =
+            || token.content.chars().map(|c| bytes.get(&c).copied()).collect::<Option<Vec<u8>>>();
+        Some((token_bytes().filter(|_| found)?, token.id))
+    };
+    merges.made_of(&added.iter().filter_map(spelled).collect())
+}
+
 /// The bytes of every id. Ids must be 0, 1, 2 …, each once, those of added tokens included.
-fn read_vocab(vocab: &HashMap<String, u32>, added: &[Added]) -> Result<Tokens, Refusal> {
+fn read_vocab(
+    vocab: &HashMap<String, u32>,
+    added: &[Added],
+    both: &BTreeSet<u32>,
+) -> Result<Tokens, Refusal> {
     // Sorted, so that which error is told does not depend on the map.
     let mut entries: Vec<(u32, bool, &str)> =
         vocab.iter().map(|(token, &id)| (id, false, token.as_str())).collect();
@@ -295,7 +316,8 @@ fn read_vocab(vocab: &HashMap<String, u32>, added: &[Added]) -> Result<Tokens, R
         }
     }
     entries.sort_unstable();
-    let names: std::collections::HashSet<&str> = added.iter().map(|token| token.content.as_str()).collect();
+    let only_added = added.iter().filter(|token| !both.contains(&token.id));
+    let names: HashSet<&str> = only_added.map(|token| token.content.as_str()).collect();
     let bytes: HashMap<char, u8> = byte_chars().into_iter().zip(0..=255).collect();
     let mut tokens = Tokens::default();
     for (expected, (id, is_added, token)) in (0u32..).zip(entries) {
