@@ -16,7 +16,6 @@ Needs what requirements.txt here lists. Prints a Markdown table; ends with 1 on 
 import argparse
 import ctypes
 import json
-import math
 import os
 import subprocess
 import sys
@@ -120,6 +119,19 @@ class Transformers:
         return next_logits
 
 
+def without_repacking(low):
+    """Leaves weights as they are in the file: the kernels for rearranged ones differ by processor, and those for AMX crash in
+    some virtual machines."""
+    defaults = low.llama_model_default_params
+
+    def changed():
+        params = defaults()
+        params.use_extra_bufts = False
+        return params
+
+    low.llama_model_default_params = changed
+
+
 class LlamaCpp:
     """A GGUF file in llama.cpp, with keys and values in f32."""
 
@@ -130,6 +142,7 @@ class LlamaCpp:
         import numpy
 
         self.lib, self.numpy = llama_cpp, numpy
+        without_repacking(llama_cpp.llama_cpp)
         f32 = llama_cpp.GGML_TYPE_F32
         self.model = llama_cpp.Llama(
             path, n_ctx=512, n_threads=threads, n_threads_batch=threads, type_k=f32, type_v=f32, flash_attn=False, verbose=False
@@ -178,8 +191,7 @@ def compare(other, answer):
         logits = next_logits(token)
     best = int(logits.argmax())
     if answer["finish"] == "stop" and not other.ends(best):
-        print("%s: after `%s` comes %d, which ends nothing; ours ends" % (other.name, answer["text"], best))
-        return len(answer["ids"]), math.inf
+        return len(answer["ids"]), float(logits[best] - logits[answer["stop_id"]])
     return len(answer["ids"]), 0.0
 
 
