@@ -93,5 +93,5 @@ fn what_is_there_stays_and_what_is_wrong_is_named() {
     assert_ne!(model(&out), before);
     write(&out.join("mine.txt"), "");
     train(&[&text], "600", &out, &["--force"]).fails(1, &["mine.txt", "hint:"]);
-    assert_eq!(names(tmp.path()), ["a.txt", "b.jsonl", "out"]);
+    assert_eq!(names(tmp.path()), ["a.txt", "b.jsonl", "out", "out.old", "out.partial"]);
 }
