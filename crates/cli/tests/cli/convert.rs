@@ -129,7 +129,7 @@ fn nothing_is_overwritten_unasked() {
     let missing = tmp.path().join("nope");
     llamero(["convert", arg(&missing), arg(&tmp.path().join("x"))]).fails(1, &["no model at", arg(&missing)]);
     llamero(["convert", model, "x.gguf", "--encoding", "Q3_K"]).fails(2, &["Q3_K", "Q4_K"]);
-    assert_eq!(names(tmp.path()), ["a.gguf", "folder"]);
+    assert_eq!(names(tmp.path()), ["a.gguf", "folder", "folder.old", "folder.partial"]);
 }
 
 #[test]
