@@ -7,6 +7,12 @@ pub(crate) fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
+/// A number of threads on the command line.
+pub(crate) fn parse_threads(text: &str) -> Result<usize, String> {
+    let threads = text.parse().ok().filter(|n| (1..=1024).contains(n));
+    threads.ok_or_else(|| "it is not a whole number from 1 to 1024".to_owned())
+}
+
 /// Largest resident memory of this process so far in bytes, where the system tells (Linux).
 pub(crate) fn peak_memory() -> Option<u64> {
     status_kib("VmHWM:")

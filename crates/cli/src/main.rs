@@ -90,7 +90,7 @@ struct ModelArgs {
     /// RUN/pretrain.
     model: PathBuf,
     /// Threads; all cores when absent.
-    #[arg(long)]
+    #[arg(long, value_parser = machine::parse_threads)]
     threads: Option<usize>,
     /// What it computes in. `auto` is the dtype of the weights, but f32 for F16, in which nothing computes; blocks of quantised
     /// files stay blocks unless it is `f32`.

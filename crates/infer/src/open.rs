@@ -38,6 +38,9 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
     }
     match Layout::of(path) {
         Ok(Some(_)) => Ok(path.to_owned()),
+        Ok(None) if path.is_file() && is_tokenizer(path) => {
+            Err(not_a_model(path, "it is a tokenizer, which has no weights".into(), HINT))
+        }
         Ok(None) if path.is_file() => {
             Err(not_a_model(path, "it is a file, but not in GGUF".into(), "name the folder that holds it"))
         }
@@ -49,6 +52,10 @@ pub fn resolve_model(path: &Path) -> Result<PathBuf> {
 
 fn not_a_model(path: &Path, found: String, hint: &str) -> InferError {
     InferError::NotAModel { path: path.to_owned(), found, hint: hint.into() }
+}
+
+fn is_tokenizer(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "tokenizer.model" || name == "tokenizer.json")
 }
 
 fn is_draft(path: &Path) -> bool {

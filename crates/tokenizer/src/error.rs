@@ -139,8 +139,10 @@ pub enum Error {
     },
     /// Training does not fit into the memory that it may take.
     #[error(
-        "{what} take {needed} bytes of memory or more, and training may take {cap}. hint: raise the cap (`--memory`), leave out rare \
-         words (`--min-word-count 2`), or give less text"
+        "{what} take {} MiB of memory or more, and training may take {} beside what reading takes. hint: raise the cap (`--memory`), \
+         leave out rare words (`--min-word-count 2`), or give less text",
+        needed.div_ceil(1 << 20),
+        cap >> 20
     )]
     Memory {
         /// What needs the memory.

@@ -82,7 +82,12 @@ fn read_model_file(contents: &[u8], path: &Path) -> Result<Vec<Vec<u8>>> {
     for (line, text) in (1..).zip(contents.split(|&byte| byte == b'\n')) {
         let text = text.trim_ascii();
         if !text.is_empty() {
-            let (token, rank) = read_model_line(text).map_err(|problem| at(line, cut(line, problem)))?;
+            // What is wrong from the first line on is something else.
+            let problem = |problem| match entries.is_empty() && whole {
+                true => format!("this is no `tokenizer.model`: {problem}"),
+                false => cut(line, problem),
+            };
+            let (token, rank) = read_model_line(text).map_err(|wrong| at(line, problem(wrong)))?;
             entries.push((rank, line, token));
         }
     }
@@ -191,7 +196,14 @@ mod tests {
             ("YQ== 0\nYg==\n", "t.model:2: expected base64, a space and a rank, found `Yg==`"),
             ("YQ== 0\n\nYg== x\n", "t.model:3: bad rank in `Yg== x`: expected a number below 2^32"),
             ("YQ== 0\nYg== +1\n", "t.model:2: bad rank in `Yg== +1`: expected a number below 2^32"),
-            ("YQ== 4294967296\n", "t.model:1: bad rank in `YQ== 4294967296`: expected a number below 2^32"),
+            (
+                "# Title\n",
+                "t.model:1: this is no `tokenizer.model`: bad base64 in `# Title`: Invalid symbol 35, offset 0.",
+            ),
+            (
+                "YQ== 4294967296\n",
+                "t.model:1: this is no `tokenizer.model`: bad rank in `YQ== 4294967296`: expected a number below 2^32",
+            ),
             ("YQ== 0\nYg== 0\n", "t.model:2: rank `0` occurs twice"),
             ("YQ== 0\nYg== 2\n", "t.model:2: rank `2` is here, but rank `1` is nowhere"),
             (

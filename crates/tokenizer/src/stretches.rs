@@ -80,9 +80,17 @@ impl<R: Read> Stretches<R> {
     ///
     /// # Errors
     /// Those of [`Stretches::next`], and what `on` returns.
-    pub fn encode<E: From<Error>>(
+    pub fn encode<E: From<Error>>(self, mut on: impl FnMut(&[u32], usize) -> Result<(), E>) -> Result<(), E> {
+        self.encode_texts(|ids, text| on(ids, text.len()))
+    }
+
+    /// [`Stretches::encode`] that hands over the texts, too.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn encode_texts<E: From<Error>>(
         mut self,
-        mut on: impl FnMut(&[u32], usize) -> Result<(), E>,
+        mut on: impl FnMut(&[u32], &str) -> Result<(), E>,
     ) -> Result<(), E> {
         let (tokenizer, special) = (self.tokenizer.clone(), self.special);
         let encode = |text: &String| {
@@ -107,7 +115,7 @@ impl<R: Read> Stretches<R> {
             }
             let ids: Vec<Vec<u32>> = texts.par_iter().map(encode).collect();
             for (ids, text) in ids.iter().zip(&texts) {
-                on(ids, text.len())?;
+                on(ids, text)?;
             }
         }
         failed.map_or(Ok(()), |error| Err(error.into()))

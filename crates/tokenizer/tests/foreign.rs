@@ -606,6 +606,29 @@ fn gpt2s_vectors_of_llama_cpp_are_exact() {
     }
 }
 
+/// See `tests/goldens/make_tokenizer_golden.py`.
+#[test]
+fn short_texts_have_the_ids_of_tiktoken_and_tokenizers() {
+    let golden: Vec<Value> =
+        serde_json::from_str(include_str!("../../../tests/goldens/tokenizer_ids.json")).unwrap();
+    assert_eq!(golden.len(), 336);
+    let check = |tokenizer: &Tokenizer, key: &str| {
+        for entry in &golden {
+            let text = entry["text"].as_str().unwrap();
+            assert_eq!(json!(tokenizer.encode(text)), entry[key], "{key}: {text:?}");
+        }
+    };
+    if let Some(path) = common::present(common::fixture("tokenizer.model")) {
+        check(&Tokenizer::load(path).unwrap(), "llama3");
+    }
+    if let Some(path) = common::present(common::fixture("SmolLM2-135M-Instruct.Q4_1.gguf")) {
+        let vocabulary = common::vocabulary(&path);
+        check(&Tokenizer::from_gguf(vocabulary.clone()).unwrap(), "smollm2");
+        let gpt2 = GgufVocabulary { pre: "gpt-2".into(), ..vocabulary };
+        check(&Tokenizer::from_gguf(gpt2).unwrap(), "gpt2_split");
+    }
+}
+
 #[test]
 fn smollm2s_real_file_is_read() {
     let Some(path) = common::present(common::fixture("SmolLM2-135M-Instruct.Q4_1.gguf")) else { return };

@@ -58,6 +58,9 @@ fn run() -> Result<bool> {
     texts.sort_unstable();
     texts.dedup();
     let found: usize = texts.iter().map(String::len).sum();
+    if found == 0 {
+        return Err("the folders hold no text in UTF-8".into());
+    }
     texts.extend(random(options.random * 1_000_000));
     let bytes: usize = texts.iter().map(String::len).sum();
     println!("{} texts, {bytes} bytes, of which {} random", texts.len(), bytes - found);

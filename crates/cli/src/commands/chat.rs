@@ -3,22 +3,24 @@
 use std::io::{BufRead, IsTerminal, Write};
 use std::ops::ControlFlow;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use llamero_infer::{ChatSession, Finish, Reply};
+use llamero_tokenizer::{Message, Role, Tokenizer};
 use serde_json::Value;
 
 use super::engine::EngineArgs;
 use super::generate::limit;
 use super::sampling::{Clock, SamplingArgs};
-use super::{open_with, print, print_json};
+use super::{open_with, print, print_json, warn_of_text};
 use crate::processes::Quiet;
 use crate::termination::Termination;
 use crate::{ModelArgs, failure};
 
 #[derive(Args)]
 #[command(
-    after_help = "Type a message and press Enter. `/clear` starts over, `/quit` or end of input leaves. Ctrl-C ends the answer that is \
+    after_help = "Type a message and press Enter. `/clear` starts over, `/quit` or end of input leaves; any other single \
+    word that begins with `/` is an error, and longer lines that do are messages. Ctrl-C ends the answer that is \
     being made; at the prompt it leaves.\n\n\
     Messages may be piped in, one a line. A line without an answer is an error that says why, the conversation goes on without it, \
     and the exit code is 1.\n\n\
@@ -49,7 +51,18 @@ pub(crate) fn chat(args: &ChatArgs) -> Result<()> {
     let session = ChatSession::new(&engine, args.sampling.params(vec![]), args.system.as_deref())?;
     let stdin = std::io::stdin();
     let asks = stdin.is_terminal();
+    if let Some(system) = &args.system {
+        warn_of_text(engine.tokenizer(), system);
+        let first = [Message::new(Role::System, system), Message::new(Role::User, "Hello")];
+        let (tokens, context) = (engine.tokenizer().encode_dialog_prompt(&first)?.len(), engine.context());
+        if tokens >= context {
+            bail!(
+                "`--system` and a message take {tokens} tokens, but the model's context has {context}\nhint: say less"
+            );
+        }
+    }
     let mut chat = Chat {
+        tokenizer: engine.tokenizer(),
         session: session.with_stop_text(stop),
         args,
         interrupts: asks.then(Termination::listen_to_interrupts).transpose()?,
@@ -96,6 +109,7 @@ enum Next {
 }
 
 struct Chat<'e> {
+    tokenizer: &'e Tokenizer,
     session: ChatSession<'e>,
     args: &'e ChatArgs,
     /// Listens where somebody types.
@@ -128,6 +142,7 @@ impl Chat<'_> {
             interrupts.forget();
             interrupts.hold()
         });
+        warn_of_text(self.tokenizer, text);
         let json = self.args.json;
         let mut out = std::io::stdout();
         let (mut clock, mut written) = (Clock::start(), Ok(()));
@@ -147,7 +162,10 @@ impl Chat<'_> {
             Ok(reply) if json => print_json(&answer(&reply, &clock))?,
             Ok(reply) => show(&reply)?,
             Err(error) => {
-                return Ok(Next::Failed(failure::text(&self.args.engine.explain(error.into()), false)));
+                return Ok(Next::Failed(failure::text(
+                    &self.args.engine.explain(error.into(), "--max-tokens"),
+                    false,
+                )));
             }
         }
         Ok(Next::Go)

@@ -49,7 +49,7 @@ pub(crate) struct ConvertArgs {
     #[arg(long)]
     force: bool,
     /// Threads that encode; all cores when absent.
-    #[arg(long)]
+    #[arg(long, value_parser = crate::machine::parse_threads)]
     threads: Option<usize>,
 }
 
@@ -145,7 +145,7 @@ pub(super) fn main_encoding(weights: &dyn Weights) -> Encoding {
 fn tokenizer(from: &Path) -> Result<Option<Tokenizer>> {
     let is_folder = Layout::of(from)?.is_some_and(|layout| !matches!(layout, Layout::Gguf(_)));
     if is_folder && !["tokenizer.json", "tokenizer.model"].iter().any(|name| from.join(name).exists()) {
-        say!("`{}` has no tokenizer, and so will the new model", from.display());
+        say!("warning: `{}` has no tokenizer, and neither will the new model", from.display());
         return Ok(None);
     }
     Ok(Some(open_tokenizer(from)?))
@@ -222,8 +222,29 @@ impl Folder<'_> {
             put_tokenizer(from, tokenizer.as_ref(), partial)
         })?;
         watched.finish();
-        Ok(())
+        tell_what_is_lost(from)
     }
+}
+
+/// Says what a GGUF file tells about itself and a folder has no place for: its licence, its authors.
+fn tell_what_is_lost(from: &Path) -> Result<()> {
+    // What a folder says in other words, and what is about the file only.
+    const KEPT: [&str; 5] = ["architecture", "file_type", "quantization_version", "alignment", "type"];
+    if let Some(Layout::Gguf(file)) = Layout::of(from)? {
+        let file = gguf::GgufFile::open(&file)?;
+        let general = file
+            .metadata()
+            .keys()
+            .filter(|key| key.strip_prefix("general.").is_some_and(|name| !KEPT.contains(&name)));
+        let lost: Vec<String> = general.map(|key| format!("`{key}`")).collect();
+        if !lost.is_empty() {
+            say!(
+                "note: a folder has no place for {}: see `llamero inspect` for what they say",
+                lost.join(", ")
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The files of a model's tokenizer, and `tokenizer.json` where they lack it.

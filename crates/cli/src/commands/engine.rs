@@ -67,8 +67,9 @@ impl EngineArgs {
         }
     }
 
-    /// The error of a request, where it is one of memory with the options that matter.
-    pub(crate) fn explain(&self, error: anyhow::Error) -> anyhow::Error {
+    /// The error of a request, where it is one of memory with the options that matter. `most` is the option that says how many
+    /// tokens are generated.
+    pub(crate) fn explain(&self, error: anyhow::Error, most: &str) -> anyhow::Error {
         let Some(&InferError::Memory { tokens, needed, limit }) = error.downcast_ref() else { return error };
         let (there, wanted) = match self.kv_memory {
             Some(mib) => {
@@ -78,8 +79,8 @@ impl EngineArgs {
         };
         let smaller = if self.kv == KvArg::Same { " or `--kv int8`" } else { "" };
         anyhow!(
-            "keys and values of {tokens} tokens, prompt and `--max-tokens`, take {}, but {there} {}\n\
-             hint: give {wanted}a smaller `--max-tokens`{smaller}",
+            "keys and values of {tokens} tokens, prompt and `{most}`, take {}, but {there} {}\n\
+             hint: give {wanted}a smaller `{most}`{smaller}",
             precise_bytes(needed),
             precise_bytes(limit)
         )

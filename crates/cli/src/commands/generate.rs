@@ -5,17 +5,19 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use clap::Args;
+use clap::{ArgGroup, Args};
 use llamero_infer::{Engine, Finish, Generation, SamplingParams, StopText};
 use llamero_tokenizer::StreamDecoder;
 
 use super::engine::EngineArgs;
 use super::sampling::{Clock, SamplingArgs};
 use super::score::read_text;
-use super::{open_with, print, print_json};
+use super::{open_with, print, print_json, warn_of_text};
 use crate::ModelArgs;
 
 #[derive(Args)]
+#[group(skip)]
+#[command(group(ArgGroup::new("text").args(["prompt", "prompt_file"]).required(true)))]
 #[command(after_help = "Examples:\n  \
     llamero generate runs/quickstart/pretrain --prompt 'pub fn new(' --max-tokens 40 --temperature 0\n  \
     llamero generate runs/quickstart --prompt 'This crate' --top-k 50 --top-p 1 --min-p 0.05 --seed 7\n  \
@@ -30,10 +32,10 @@ pub(crate) struct GenerateArgs {
     model: ModelArgs,
     /// Text to continue, or `-` for standard input; the token that begins texts is put before it, where the model has one. Names
     /// of special tokens in it are ordinary text.
-    #[arg(long, allow_hyphen_values = true, required_unless_present = "prompt_file")]
+    #[arg(long, allow_hyphen_values = true)]
     prompt: Option<String>,
     /// File with the text to continue, in UTF-8. All of it counts, a newline at its end, too.
-    #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
+    #[arg(long, value_name = "FILE")]
     prompt_file: Option<PathBuf>,
     #[command(flatten)]
     sampling: SamplingArgs,
@@ -55,6 +57,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
     let load = opening.seconds();
     let mut prompt = Vec::from_iter(engine.tokenizer().special().begin_of_text);
     engine.tokenizer().encode_into(&text, &mut prompt);
+    warn_of_text(engine.tokenizer(), &text);
     let params = args.sampling.params(engine.stop_tokens());
     if args.json {
         let mut answer = String::new();
@@ -64,7 +67,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
             answer.push_str(piece);
             Ok(())
         });
-        let (generation, finish) = streamed.map_err(|error| args.engine.explain(error))?;
+        let (generation, finish) = streamed.map_err(|error| args.engine.explain(error, "--max-tokens"))?;
         let mut timing = clock.json(generation.ids.len());
         timing["load_s"] = load.into();
         let ids = generation.content();
@@ -92,7 +95,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> Result<()> {
         before = "";
         out.flush()
     });
-    let (generation, finish) = streamed.map_err(|error| args.engine.explain(error))?;
+    let (generation, finish) = streamed.map_err(|error| args.engine.explain(error, "--max-tokens"))?;
     print(before)?;
     if let Some(limit) = limit(finish) {
         say!("note: the text was cut after {} tokens, at {limit}", generation.ids.len());

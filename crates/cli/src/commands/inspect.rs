@@ -9,7 +9,7 @@ use llamero_cpu::Cpu;
 use llamero_infer::{open_tokenizer, resolve_model};
 use llamero_model::gguf::{GgufFile, GgufValue};
 use llamero_model::weights::{self, Layout, TensorInfo};
-use llamero_model::{Config, Group, PRESETS, Weights};
+use llamero_model::{Config, Group, PRESETS, ParamSpec, Weights};
 use llamero_tensor::{DType, KV_PAGE};
 use serde::Serialize;
 use serde_json::Value;
@@ -28,9 +28,9 @@ pub(crate) struct InspectArgs {
     /// file.
     model: String,
     /// Tokens of context that the memory is for; the model's longest where absent.
-    #[arg(long)]
+    #[arg(long, value_name = "TOKENS", value_parser = context_size)]
     context: Option<usize>,
-    /// List every tensor.
+    /// List every tensor; of a preset, its parameters in bf16.
     #[arg(long)]
     tensors: bool,
     /// Print as JSON.
@@ -133,7 +133,9 @@ fn look(args: &InspectArgs) -> Result<Inspection> {
     if let Some(config) = Config::preset(&args.model) {
         let bytes = held_bytes(DType::Bf16) as u64 * config.num_params();
         let memory = MemoryAt::new(&config, context(args, &config)?, DType::Bf16, bytes);
-        return Ok(inspection(args, "preset", config, memory));
+        let mut own = inspection(args, "preset", config, memory);
+        own.tensors = args.tensors.then(|| own.config.params().iter().map(of_preset).collect());
+        return Ok(own);
     }
     let path = Path::new(&args.model);
     if !path.exists() {
@@ -171,8 +173,29 @@ fn warn_of_missing_bytes(path: &Path) {
     let missing = open_tokenizer(path).map_or_else(|_| Vec::new(), |tokenizer| tokenizer.missing_bytes());
     if !missing.is_empty() {
         let shown: Vec<_> = missing.iter().map(|byte| format!("0x{byte:02x}")).collect();
-        say!("the vocabulary has no token for the bytes {}: they are left out of texts", shown.join(", "));
+        say!(
+            "warning: the vocabulary has no token for the bytes {}: they are left out of texts",
+            shown.join(", ")
+        );
     }
+}
+
+/// A parameter that is in no file.
+fn of_preset(spec: &ParamSpec) -> Listed {
+    let shape = match spec.group() {
+        Group::Norm => vec![spec.shape.elements()],
+        Group::Vocabulary | Group::Matrix => vec![spec.shape.rows, spec.shape.cols],
+    };
+    let bytes = 2 * spec.shape.elements() as u64;
+    Listed { name: spec.name.clone(), shape, encoding: "BF16".into(), bytes, file: String::new() }
+}
+
+/// A length of context on the command line.
+fn context_size(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|&tokens| tokens > 0)
+        .ok_or_else(|| "it is not a whole number from 1 on".to_owned())
 }
 
 /// A value of the metadata: numbers as numbers.

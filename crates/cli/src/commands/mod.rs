@@ -27,6 +27,7 @@ use anyhow::{Result, bail};
 use llamero_infer::Engine;
 use llamero_model::Config;
 use llamero_tensor::Backend;
+use llamero_tokenizer::{LeftOut, Tokenizer};
 use serde::Serialize;
 
 use crate::ModelArgs;
@@ -58,6 +59,20 @@ fn open_with(args: &ModelArgs, engine: &engine::EngineArgs) -> Result<Engine> {
     let backend: Arc<dyn Backend> = Arc::new(crate::device(args.threads)?);
     let opened = Engine::open(&args.model, Arc::clone(&backend), args.dtype.dtype())?;
     engine.draft(opened.with_options(engine.options()), &backend)
+}
+
+/// Says on stderr what was left out of texts, if anything was.
+fn warn_of_left_out(left: &LeftOut) {
+    if left.count() > 0 {
+        say!("warning: {left}");
+    }
+}
+
+/// The same of a single text.
+fn warn_of_text(tokenizer: &Tokenizer, text: &str) {
+    let mut left = LeftOut::new(tokenizer);
+    left.add_text(text);
+    warn_of_left_out(&left);
 }
 
 /// A line of result on stdout.

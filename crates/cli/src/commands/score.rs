@@ -8,7 +8,7 @@ use clap::Args;
 use llamero_infer::ScoredText;
 
 use super::sampling::Clock;
-use super::{open, print, print_json};
+use super::{open, print, print_json, warn_of_text};
 use crate::ModelArgs;
 use crate::progress::Progress;
 
@@ -51,6 +51,7 @@ pub(crate) fn score(args: &ScoreArgs) -> Result<()> {
     if let Some(progress) = progress {
         progress.finish();
     }
+    warn_of_text(engine.tokenizer(), &text);
     let ScoredText { ids, nll, score } = scored;
     if score.windows > 1 {
         say!(

@@ -140,6 +140,7 @@ fn what_is_no_model_is_told_apart() {
         (tmp.path().join("nope"), &["no model at", "no such file or folder"]),
         (shared.run.join("curate"), &["kind `curate`", "`sft`"]),
         (shared.recipe.clone(), &["it is a file"]),
+        (shared.run.join("tokenizer/tokenizer.model"), &["it is a tokenizer"]),
         (tmp.path().to_owned(), &["no model at"]),
         (half, &["no `model.safetensors`"]),
     ];
@@ -221,21 +222,24 @@ fn bad_input_of_commands_is_named() {
     score(&binary).fails(1, &["binary.bin", "not UTF-8", "at 3", "hint:"]);
     score(&missing).fails(1, &["missing.txt"]);
     let generate = |key: &str, value: &str| llamero(["generate", model, "--prompt", "x", key, value]);
-    generate("--max-tokens", "0").fails(1, &["max_tokens", "1 or more"]);
-    generate("--temperature", "-1").fails(1, &["temperature", "-1"]);
-    generate("--top-p", "1.5").fails(1, &["top_p", "1.5"]);
-    generate("--repetition-penalty", "0").fails(1, &["repetition_penalty", "`0`", "0.1 to 10"]);
-    generate("--frequency-penalty", "-3").fails(1, &["frequency_penalty", "-3"]);
-    generate("--presence-penalty", "nan").fails(1, &["presence_penalty", "NaN"]);
-    generate("--penalty-window", "0").fails(1, &["penalty_window", "1 or more"]);
-    generate("--logit-bias", "3=200").fails(1, &["logit_bias", "3: 200", "-100 forbids"]);
+    generate("--max-tokens", "0").fails(2, &["--max-tokens", "1 or more"]);
+    generate("--top-k", "0").fails(2, &["--top-k", "1 or more"]);
+    generate("--min-p", "-0.5").fails(2, &["--min-p", "0 to 1"]);
+    generate("--temperature", "-1").fails(2, &["--temperature", "'-1'", "positive"]);
+    generate("--top-p", "1.5").fails(2, &["--top-p", "1.5", "at most 1"]);
+    generate("--repetition-penalty", "0").fails(2, &["--repetition-penalty", "'0'", "0.1 to 10"]);
+    generate("--frequency-penalty", "-3").fails(2, &["--frequency-penalty", "-3", "-2 to 2"]);
+    generate("--presence-penalty", "nan").fails(2, &["--presence-penalty", "nan"]);
+    generate("--penalty-window", "0").fails(2, &["--penalty-window", "1 or more"]);
+    generate("--logit-bias", "3=200").fails(2, &["--logit-bias", "`200`", "-100 forbids"]);
+    generate("--threads", "0").fails(2, &["--threads", "1 to 1024"]);
     generate("--logit-bias", "999999=1").fails(1, &["999999", "vocabulary"]);
     generate("--kv-memory", "0").fails(2, &["--kv-memory", "0 is not in 1.."]);
     for seed in ["-1", "1.5", "18446744073709551616"] {
         generate("--seed", seed).fails(2, &["--seed", "from 0 to 2^64-1"]);
     }
     generate("--seed", "18446744073709551615").ok();
-    generate("--stop", "").fails(1, &["`stop`", "one character"]);
+    generate("--stop", "").fails(2, &["--stop", "one character"]);
     llamero(["generate", model, "--prompt-file", arg(&binary)])
         .fails(1, &["binary.bin", "not UTF-8", "at 3"]);
     llamero(["generate", arg(&missing), "--prompt", "x"])
@@ -275,7 +279,7 @@ fn wrong_usage_is_another_exit_code() {
         (&[], "Usage"),
         (&["frobnicate"], "frobnicate"),
         (&["run"], "<RECIPE>"),
-        (&["generate", "runs/x"], "--prompt"),
+        (&["generate", "runs/x"], "--prompt-file"),
         (&["generate", "runs/x", "--prompt", "x", "--prompt-file", "y"], "--prompt-file"),
         (&["generate", "runs/x", "--prompt", "x", "--max-tokens", "many"], "--max-tokens"),
         (&["generate", "runs/x", "--prompt", "x", "--logit-bias", "the=1"], "token id"),

@@ -220,5 +220,105 @@ fn the_benchmark_counts_what_encode_counts() {
     let bad = tmp.path().join("bad.jsonl");
     write(&bad, "{\"text\": \"a\"}\n{}\n");
     llamero(["bench", "tokenizer", "--tokenizer", first, "--text", arg(&bad)])
-        .fails(1, &["bad.jsonl:2", "text"]);
+        .fails(1, &["line 2 of", "bad.jsonl", "{\"text\": …}"]);
+}
+
+/// SmolLM2, whose vocabulary lacks some bytes, if `cargo xtask fixtures` has fetched it.
+fn smollm2() -> Option<PathBuf> {
+    let folder = std::env::var_os("LLAMERO_FIXTURES")
+        .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures")), PathBuf::from);
+    let file = folder.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    file.exists().then_some(file)
+}
+
+#[test]
+fn what_has_no_token_is_said_once() {
+    let Some(model) = smollm2() else {
+        println!("skipped: no files of `cargo xtask fixtures`");
+        return;
+    };
+    let model = arg(&model);
+    let tmp = tempfile::tempdir().unwrap();
+    let (text, good) = (tmp.path().join("text"), tmp.path().join("good"));
+    write(&text, "a\u{4}b\u{4}c \u{40000}");
+    write(&good, "a b c");
+    let says = "warning: 3 bytes that the tokenizer has no token for were left out (0x04, 0xf1)";
+    let calls: [&[&str]; 7] = [
+        &["tokenizer", "encode", "--tokenizer", model],
+        &["tokenizer", "encode", "--count", "--json", "--tokenizer", model],
+        &["bench", "tokenizer", "--reps", "1", "--tokenizer", model, "--text"],
+        &["generate", model, "--max-tokens", "1", "--prompt-file"],
+        &["score", model, "--text"],
+        &["chat", model, "--max-tokens", "1"],
+        &["tokenizer", "encode", "--jsonl", "--tokenizer", model],
+    ];
+    for call in calls {
+        let of = |file: &std::path::Path| match call {
+            ["chat", ..] => llamero_reading(call, &std::fs::read_to_string(file).unwrap()),
+            [.., "--jsonl", _, _] => {
+                let text = std::fs::read_to_string(file).unwrap();
+                llamero_reading(call, &json!({ "text": text }).to_string())
+            }
+            _ => llamero(call.iter().copied().chain([arg(file)])),
+        };
+        let said = of(&text);
+        assert_eq!((said.code, said.err.matches(says).count()), (Some(0), 1), "{call:?}: {said:?}");
+        let said = of(&good);
+        assert!(said.code == Some(0) && !said.err.contains("left out"), "{call:?}: {said:?}");
+    }
+    let same = llamero(["tokenizer", "compare", model, model, "--text", arg(&text)]);
+    assert!(same.err.contains("warning: by A, 3 bytes") && same.err.contains("by B, 3 bytes"), "{same:?}");
+}
+
+#[test]
+fn ranks_get_the_special_tokens_of_the_release_that_is_asked_for() {
+    let model = TRAINED.first.join("tokenizer.model");
+    let id = |release: &str| {
+        let args = ["tokenizer", "encode", "--special", "--tokenizer", arg(&model), "--release", release];
+        ids(&llamero_reading(args, "<|eom_id|>").ok()).len()
+    };
+    assert!(id("april-2024") > 1 && id("july-2024") == 1);
+    let inspect = |path: &str| llamero(["tokenizer", "inspect", path, "--release", "july-2024"]);
+    assert!(inspect(arg(&model)).ok().contains("<|eom_id|>"));
+    // A file that names them itself.
+    inspect(arg(&TRAINED.first)).fails(1, &["--release", "tokenizer.model", "hint:"]);
+    inspect(arg(&TRAINED.first.join("tokenizer.json"))).fails(1, &["--release", "hint:"]);
+    llamero(["tokenizer", "inspect", arg(&model), "--release", "may"]).fails(2, &["july-2024"]);
+}
+
+#[test]
+fn a_folder_with_several_tokenizers_is_no_riddle() {
+    let tmp = tempfile::tempdir().unwrap();
+    let folder = tmp.path().join("several");
+    for name in ["a.gguf", "b.gguf"] {
+        write(&folder.join(name), "");
+    }
+    let inspect = || llamero(["tokenizer", "inspect", arg(&folder)]);
+    inspect().fails(1, &["several GGUF files", "`a.gguf`", "hint:"]);
+    let Some(model) = smollm2() else {
+        println!("skipped: no files of `cargo xtask fixtures`");
+        return;
+    };
+    std::fs::remove_file(folder.join("b.gguf")).unwrap();
+    std::fs::remove_file(folder.join("a.gguf")).unwrap();
+    std::os::unix::fs::symlink(std::path::absolute(model).unwrap(), folder.join("a.gguf")).unwrap();
+    let said = inspect();
+    assert!(said.code == Some(0) && !said.err.contains("note:"), "{said:?}");
+    std::fs::copy(TRAINED.first.join("tokenizer.model"), folder.join("tokenizer.model")).unwrap();
+    let said = inspect();
+    assert!(said.err.contains("note: the tokenizer is that of") && said.err.contains("a.gguf"), "{said:?}");
+    assert!(said.out.contains("49,152"), "{}", said.out);
+}
+
+#[test]
+fn compressed_text_and_marks_of_order_are_named() {
+    let tmp = tempfile::tempdir().unwrap();
+    let file = tmp.path().join("a.txt.gz");
+    write(&file, b"\x1f\x8b");
+    coder("encode", &[arg(&file)], "").fails(1, &["a.txt.gz", "compressed", "hint:"]);
+    coder("encode", &["--jsonl"], "\u{feff}{\"text\": \"a\"}\n")
+        .fails(1, &["line 1", "byte order mark", "hint:"]);
+    let readme = tmp.path().join("README.md");
+    write(&readme, "# Title\n\ntext\n");
+    llamero(["tokenizer", "inspect", arg(&readme)]).fails(1, &["README.md:1", "no `tokenizer.model`"]);
 }

@@ -65,11 +65,16 @@ fn a_base_keeps_its_tokens() {
     write(&one, prose(1));
     write(&other, "neue Wörter, neue Wörter, neue Wörter; ".repeat(50));
     train(&[&one], "560", &base, &[]).ok();
-    train(&[&other], "570", &more, &["--extend", arg(&base)]).ok();
+    let said = train(&[&other], "570", &more, &["--extend", arg(&base)]).ok();
+    assert!(said.contains("moved from 304 to 559 to 314 to 569"), "{said}");
     let (base_model, more_model) = (model(&base), model(&more));
     assert!(more_model.starts_with(&base_model) && more_model.lines().count() == 314);
-    train(&[&other], "560", &tmp.path().join("x"), &["--extend", arg(&more)])
-        .fails(1, &["`560`", "`570`", "hint:"]);
+    for size in ["560", "570"] {
+        train(&[&other], size, &tmp.path().join("x"), &["--extend", arg(&more)])
+            .fails(1, &[&format!("`{size}`"), "`570`", "hint:"]);
+    }
+    let report = train(&[&other], "580", &tmp.path().join("y"), &["--extend", arg(&more), "--json"]).json();
+    assert_eq!(report["special_tokens_moved"], json!({ "from": 314, "to": 315 }));
 }
 
 #[test]
@@ -81,8 +86,17 @@ fn what_is_there_stays_and_what_is_wrong_is_named() {
     train(&[&bad], "600", &out, &[]).fails(1, &["b.jsonl", "line 2", "{\"text\": …}"]);
     train(&[&text], "600", &out, &["--memory", "1MiB"]).fails(1, &["--memory", "128 MiB"]);
     train(&[&text], "600", &out, &["--memory", "much"]).fails(2, &["--memory", "2GiB"]);
+    let empty = tmp.path().join("empty.txt");
+    write(&empty, "");
+    train(&[&empty], "600", &out, &[]).fails(1, &["there is no text"]);
+    fs::remove_file(&empty).unwrap();
+    train(&[Path::new("-")], "600", &out, &[]).fails(1, &["--input -", "twice", "hint:"]);
+    train(&[&text], "600", &out, &["--release", "july-2024"]).fails(1, &["--release", "--extend"]);
+    train(&[&text], "600", &out, &["--threads", "0"]).fails(2, &["--threads", "1 to 1024"]);
     assert_eq!(names(tmp.path()), ["a.txt", "b.jsonl"]);
-    train(&[&text], "600", &out, &[]).ok();
+    let said = train(&[&text], "9000", &out, &["--min-word-count", "3"]);
+    assert!(said.code == Some(0) && said.err.contains("`--min-word-count` than 3"), "{said:?}");
+    train(&[&text], "600", &out, &["--force"]).ok();
     let before = model(&out);
     train(&[&text], "580", &out, &[]).fails(1, &["not empty", "--force"]);
     assert_eq!(model(&out), before);

@@ -44,8 +44,8 @@ pub(crate) struct InferArgs {
     /// Tokens to generate.
     #[arg(long, default_value_t = 128, value_parser = size)]
     gen_tokens: usize,
-    /// Requests at the same time.
-    #[arg(long, default_value_t = 1, value_parser = size)]
+    /// Requests at the same time, 1 to 4096.
+    #[arg(long, default_value_t = 1, value_parser = requests)]
     concurrency: usize,
     /// Timed repetitions; the median counts.
     #[arg(long, default_value_t = 3, value_parser = size)]
@@ -62,6 +62,12 @@ pub(crate) struct InferArgs {
     /// Seed of the prompts, 0 to 2^64-1.
     #[arg(long, default_value_t = 0, value_parser = seed, allow_negative_numbers = true)]
     seed: u64,
+}
+
+/// A number of requests on the command line: more than this are a typing error, and prompts of theirs would fill the memory.
+fn requests(text: &str) -> Result<usize, String> {
+    let requests = text.parse().ok().filter(|n| (1..=4096).contains(n));
+    requests.ok_or_else(|| "it is not a whole number from 1 to 4096".to_owned())
 }
 
 #[derive(Serialize)]
@@ -92,7 +98,7 @@ struct Report {
 }
 
 pub(super) fn infer(args: &InferArgs) -> Result<()> {
-    let report = run(args).map_err(|error| args.engine.explain(error))?;
+    let report = run(args).map_err(|error| args.engine.explain(error, "--gen-tokens"))?;
     if args.common.json {
         return print_json(&report);
     }
@@ -136,7 +142,7 @@ fn run(args: &InferArgs) -> Result<Report> {
     let total = 1 + args.reps * (args.gen_tokens + together_tokens);
     let progress =
         Generated { progress: Progress::new("bench", total as u64, "tokens"), tokens: Cell::new(0) };
-    let cold = one(engine, &prompt(0), 1, &progress)?.first;
+    let cold = first(engine, &prompt(0), args.gen_tokens, &progress)?;
     let (mut alone, mut together) = (Vec::new(), Vec::new());
     for rep in 0..args.reps {
         let first = 1 + rep * args.concurrency;
@@ -200,6 +206,19 @@ struct Times {
     first: f64,
     last: f64,
     all: f64,
+}
+
+/// Seconds to the first token of a request that ends there. It asks for as many as the others, so that a lack of memory shows at
+/// once.
+fn first(engine: &Engine, prompt: &[u32], gen_tokens: usize, progress: &Generated) -> Result<f64> {
+    let begun = Instant::now();
+    let mut took = 0.0;
+    engine.continue_with(prompt, &SamplingParams::greedy(gen_tokens), Logprobs::Off, &mut |_| {
+        took = begun.elapsed().as_secs_f64();
+        ControlFlow::Break(())
+    })?;
+    progress.add(1, "one request");
+    Ok(took)
 }
 
 /// One request alone, in this thread.

@@ -64,7 +64,7 @@ pub(crate) fn bench(command: &BenchCommand) -> Result<()> {
 #[derive(Args)]
 struct CommonArgs {
     /// Threads; all cores when absent.
-    #[arg(long, value_parser = threads)]
+    #[arg(long, value_parser = crate::machine::parse_threads)]
     threads: Option<usize>,
     /// Print the result as one JSON object.
     #[arg(long)]
@@ -117,12 +117,6 @@ fn size(text: &str) -> Result<usize, String> {
 fn seconds(text: &str) -> Result<f64, String> {
     let seconds = text.parse().ok().filter(|s| (0.001..=60.0).contains(s));
     seconds.ok_or_else(|| "it is not a number of seconds from 0.001 to 60".to_owned())
-}
-
-/// A number of threads on the command line.
-fn threads(text: &str) -> Result<usize, String> {
-    let threads = text.parse().ok().filter(|n| (1..=1024).contains(n));
-    threads.ok_or_else(|| "it is not a whole number from 1 to 1024".to_owned())
 }
 
 /// Refuses work that needs more memory than there is, before it begins.

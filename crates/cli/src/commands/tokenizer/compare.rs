@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use llamero_tokenizer::Tokenizer;
+use llamero_tokenizer::{LeftOut, Tokenizer};
 use serde::Serialize;
 
 use super::{Source, TextLine};
@@ -93,7 +93,11 @@ struct Difference {
 
 pub(super) fn compare(args: &CompareArgs) -> Result<()> {
     let (a, b) = (super::load(&args.a)?, super::load(&args.b)?);
-    let texts = args.text.iter().map(|file| text(&a, &b, file)).collect::<Result<Vec<Text>>>()?;
+    let mut left = [LeftOut::new(&a), LeftOut::new(&b)];
+    let texts = args.text.iter().map(|file| text(&a, &b, file, &mut left)).collect::<Result<Vec<Text>>>()?;
+    for (name, left) in ["A", "B"].iter().zip(&left).filter(|(_, left)| left.count() > 0) {
+        say!("warning: by {name}, {left}");
+    }
     let side = |path: &Path, tokenizer: &Tokenizer| Side {
         path: path.into(),
         vocab_size: tokenizer.vocab_size(),
@@ -146,7 +150,7 @@ fn tokens(a: &Tokenizer, b: &Tokenizer, special: bool) -> Tokens {
     tokens
 }
 
-fn text(a: &Tokenizer, b: &Tokenizer, file: &Path) -> Result<Text> {
+fn text(a: &Tokenizer, b: &Tokenizer, file: &Path, left: &mut [LeftOut; 2]) -> Result<Text> {
     let mut all = Text {
         file: file.into(),
         documents: 0,
@@ -160,11 +164,11 @@ fn text(a: &Tokenizer, b: &Tokenizer, file: &Path) -> Result<Text> {
     };
     if file.extension().is_some_and(|extension| extension == "jsonl") {
         Source::open(file)?.for_lines(r#"{"text": …}"#, |TextLine { text }, line, _| {
-            all.add(a, b, &text, Some(line));
+            all.add((a, b), &text, Some(line), left);
             Ok(())
         })?;
     } else {
-        all.add(a, b, &score::read_text(file)?, None);
+        all.add((a, b), &score::read_text(file)?, None, left);
     }
     all.bytes_per_token_a = all.bytes as f64 / all.tokens_a.max(1) as f64;
     all.bytes_per_token_b = all.bytes as f64 / all.tokens_b.max(1) as f64;
@@ -172,8 +176,15 @@ fn text(a: &Tokenizer, b: &Tokenizer, file: &Path) -> Result<Text> {
 }
 
 impl Text {
-    fn add(&mut self, a: &Tokenizer, b: &Tokenizer, text: &str, line: Option<usize>) {
+    fn add(
+        &mut self,
+        (a, b): (&Tokenizer, &Tokenizer),
+        text: &str,
+        line: Option<usize>,
+        left: &mut [LeftOut; 2],
+    ) {
         let (of_a, of_b) = rayon::join(|| a.encode(text), || b.encode(text));
+        left.iter_mut().zip([&of_a, &of_b]).for_each(|(left, ids)| left.add(text, ids));
         self.documents += 1;
         self.bytes += text.len() as u64;
         self.tokens_a += of_a.len() as u64;

@@ -35,8 +35,7 @@ pub(crate) struct DecodeArgs {
 }
 
 pub(super) fn decode(args: &DecodeArgs) -> Result<()> {
-    let decoder =
-        Decoder { tokenizer: super::load(&args.tokenizer.tokenizer)?, skip_special: args.skip_special };
+    let decoder = Decoder { tokenizer: args.tokenizer.load()?, skip_special: args.skip_special };
     let mut out = BufWriter::new(std::io::stdout());
     for file in Source::check(&args.files)? {
         let source = Source::open(&file)?;

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use llamero_tokenizer::Tokenizer;
+use llamero_tokenizer::{LeftOut, Tokenizer};
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{Bytes, IdsLine, Source, TextLine, TokenizerArg};
-use crate::commands::{print, print_json};
+use crate::commands::{print, print_json, warn_of_left_out};
 use crate::report::format::grouped;
 
 /// Lines of --jsonl that are encoded together hold about this many bytes.
@@ -18,7 +18,8 @@ const BATCH: usize = 1 << 22;
 
 #[derive(Args)]
 #[command(
-    after_help = "Every file is one document, or every line of it with --jsonl. Its ids are on one line. Text is encoded as it is read, so \
+    after_help = "Every file is one document, or every line of it with --jsonl, where empty lines are passed over. Its ids are on one line. Bytes \
+    that the tokenizer has no token for are left out, and a warning says which. Text is encoded as it is read, so \
     that files of any size take little memory; one that turns out not to be UTF-8 ends the command with the place of \
     the wrong byte.\n\n\
     Examples:\n  \
@@ -48,8 +49,8 @@ pub(crate) struct EncodeArgs {
     #[arg(long)]
     json: bool,
     /// Threads; all cores when absent.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[arg(long, value_parser = crate::machine::parse_threads)]
+    threads: Option<usize>,
     /// Files in UTF-8; standard input when absent.
     files: Vec<PathBuf>,
 }
@@ -100,20 +101,22 @@ struct Encoder<'a> {
     eos: Option<u32>,
     out: BufWriter<Stdout>,
     progress: Bytes,
+    left_out: LeftOut,
 }
 
 pub(super) fn encode(args: &EncodeArgs) -> Result<()> {
-    let tokenizer = super::load(&args.tokenizer.tokenizer)?;
+    let tokenizer = args.tokenizer.load()?;
     let files = Source::check(&args.files)?;
     if let Some(threads) = args.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global()?;
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
     let special = tokenizer.special();
     let none = || anyhow!("the tokenizer names no token that begins texts. hint: leave --bos out");
     let bos = if args.bos { Some(special.begin_of_text.ok_or_else(none)?) } else { None };
     let eos = args.eos.then_some(special.end_of_text);
     let (out, progress) = (BufWriter::new(std::io::stdout()), Bytes::new("encode", &args.files));
-    let mut encoder = Encoder { args, tokenizer, bos, eos, out, progress };
+    let left_out = LeftOut::new(&tokenizer);
+    let mut encoder = Encoder { args, tokenizer, bos, eos, out, progress, left_out };
     let mut report = Report { files: Vec::new(), total: Counts::default() };
     for file in files {
         let source = Source::open(&file)?;
@@ -124,6 +127,7 @@ pub(super) fn encode(args: &EncodeArgs) -> Result<()> {
     }
     encoder.out.flush()?;
     encoder.progress.finish();
+    warn_of_left_out(&encoder.left_out);
     match (args.count, args.json) {
         (false, _) => Ok(()),
         (true, true) => print_json(&report),
@@ -147,9 +151,10 @@ impl Encoder<'_> {
         if let Some(id) = self.bos {
             self.ids(&[id], &mut first)?;
         }
-        let encoded = stretches.encode(|ids: &[u32], bytes| {
-            counts.add(0, bytes, ids.len());
-            self.progress.add(bytes);
+        let encoded = stretches.encode_texts(|ids: &[u32], text| {
+            counts.add(0, text.len(), ids.len());
+            self.progress.add(text.len());
+            self.left_out.add(text, ids);
             self.ids(ids, &mut first)
         });
         encoded.with_context(|| name.clone())?;
@@ -211,11 +216,12 @@ impl Encoder<'_> {
     fn batch(&mut self, texts: &[String], counts: &mut Counts) -> Result<()> {
         let (tokenizer, special) = (&self.tokenizer, self.args.special);
         let encode = |text: &String| {
-            let ids = if special { tokenizer.encode_with_special(text) } else { tokenizer.encode(text) };
-            [self.bos.as_slice(), &ids, self.eos.as_slice()].concat()
+            if special { tokenizer.encode_with_special(text) } else { tokenizer.encode(text) }
         };
         let all: Vec<Vec<u32>> = texts.par_iter().map(encode).collect();
         for (ids, text) in all.into_iter().zip(texts) {
+            self.left_out.add(text, &ids);
+            let ids = [self.bos.as_slice(), &ids, self.eos.as_slice()].concat();
             counts.add(1, text.len(), ids.len());
             if !self.args.count {
                 serde_json::to_writer(&mut self.out, &IdsLine { ids })?;

@@ -9,6 +9,7 @@ use llamero_tokenizer::{Split, Tokenizer};
 use serde::Serialize;
 use unicode_script::{Script, UnicodeScript};
 
+use super::ReleaseArg;
 use crate::commands::{print, print_json};
 use crate::report::format::grouped;
 
@@ -23,6 +24,8 @@ const LONGEST: usize = 10;
 pub(crate) struct InspectArgs {
     /// A `tokenizer.model`, a `tokenizer.json`, a folder with one, a run folder, or a GGUF file.
     tokenizer: PathBuf,
+    #[command(flatten)]
+    release: ReleaseArg,
     /// Show the token with this id instead.
     #[arg(long, conflicts_with = "token")]
     id: Option<u32>,
@@ -88,7 +91,7 @@ impl Shown {
 }
 
 pub(super) fn inspect(args: &InspectArgs) -> Result<()> {
-    let tokenizer = super::load(&args.tokenizer)?;
+    let tokenizer = args.release.load(&args.tokenizer)?;
     if args.id.is_some() || args.token.is_some() {
         let tokens = tokens(&tokenizer, args)?;
         if args.json {

@@ -7,11 +7,12 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use llamero_tokenizer::{Fit, Survey, Tokenizer, TrainReport, Trainer};
 use serde::Serialize;
 
+use super::ReleaseArg;
 use crate::commands::folder::{may_write, new_folder};
 use crate::commands::{print, print_json};
 use crate::machine;
@@ -21,13 +22,16 @@ use input::{Inputs, Reading};
 
 /// What reading and writing files takes, of the memory that training may take.
 const FILES: u64 = 64 << 20;
+/// How many special tokens there are behind the others.
+const SPECIAL: usize = 256;
 /// How many domains and languages the table shows.
 const SHOWN: usize = 20;
 
 #[derive(Args)]
 #[command(
     long_about = "Learn a byte-level BPE vocabulary from text files.\n\n\
-        The result depends on the text only: not on threads, on memory, or on the order of the files. Afterwards the texts are \
+        The result depends on the text only: not on threads, on memory, or on the order of the files (with --limit-bytes it depends on \
+        which text comes first: files are read in the order of --input, those of a folder by name). Afterwards the texts are \
         read again and encoded, for a report by domain and language: bytes per token, tokens per word (what stands between \
         white space), and tokens that are never used.",
     after_help = "Examples:\n  \
@@ -46,25 +50,29 @@ pub(crate) struct TrainArgs {
     /// Folder to write `tokenizer.model`, `tokenizer.json` and `tokenizer_config.json` into.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Keep the tokens of this tokenizer, with their ids, and learn the others over them: a `tokenizer.model`, a
-    /// `tokenizer.json`, a folder with one, a run folder, or a GGUF file.
+    /// Keep the ordinary tokens of this tokenizer, with their ids, and learn others over them: a `tokenizer.model`, a
+    /// `tokenizer.json`, a folder with one, a run folder, or a GGUF file. The new tokens come behind the ordinary ones, so the
+    /// 256 special tokens get other ids, and in a model the rows of their embeddings must move with them.
     #[arg(long, value_name = "BASE")]
     extend: Option<PathBuf>,
+    #[command(flatten)]
+    release: ReleaseArg,
     /// Pairs seen less often are not merged.
     #[arg(long, default_value_t = 2, value_name = "N")]
     min_frequency: u64,
     /// Words seen less often are left out, which changes the result.
     #[arg(long, default_value_t = 1, value_name = "N")]
     min_word_count: u64,
-    /// Memory to keep to, such as `2GiB`; counts of words that need more go to disk.
+    /// Memory to keep to, such as `2GiB`, 128MiB at least. Counts of words that need more go to disk; the distinct words
+    /// themselves, and the pairs in them, must fit.
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     memory: Option<u64>,
     /// Folder for counts that go to disk; that of the system for temporary files when absent.
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
     /// Threads to read with; all when absent.
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..), value_name = "N")]
-    threads: Option<u16>,
+    #[arg(long, value_parser = crate::machine::parse_threads, value_name = "N")]
+    threads: Option<usize>,
     /// Use this many bytes of text from the beginning only, such as `100MB`.
     #[arg(long, value_parser = parse_size, value_name = "SIZE")]
     limit_bytes: Option<u64>,
@@ -87,26 +95,48 @@ struct Report<'a> {
     bytes_per_token: f64,
     /// Bytes of counts that went to disk.
     spilled_bytes: u64,
+    /// Of an extended vocabulary.
+    special_tokens_moved: Option<Moved>,
     fit: Option<&'a Survey>,
     train_seconds: f64,
     report_seconds: Option<f64>,
     peak_memory_bytes: Option<u64>,
 }
 
+/// The first ids of the special tokens, before and after a vocabulary was extended.
+#[derive(Clone, Copy, Serialize)]
+struct Moved {
+    from: usize,
+    to: usize,
+}
+
 pub(crate) fn train(args: &TrainArgs) -> Result<()> {
     may_write(&args.out, args.force, "tokenizer", |name| FILES_WRITTEN.contains(&name))?;
-    let base = args.extend.as_deref().map(super::load).transpose()?;
+    let base = args.extend.as_deref().map(|base| args.release.load(base)).transpose()?;
+    if args.release.release.is_some() && base.is_none() {
+        bail!("`--release` is for the tokenizer that `--extend` names\nhint: leave it out");
+    }
     let inputs = Inputs::find(&args.input)?;
     if let Some(threads) = args.threads {
-        rayon::ThreadPoolBuilder::new().num_threads(threads.into()).build_global().ok();
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().ok();
     }
     let started = Instant::now();
     let (tokenizer, trained) = learn(args, base.as_ref(), &inputs)?;
     let train_seconds = started.elapsed().as_secs_f64();
+    if trained.bytes == 0 {
+        bail!("there is no text in what `--input` names");
+    }
     save(&tokenizer, &args.out)?;
     if !trained.reached_size() {
+        let mut limits = String::new();
+        if args.min_word_count > 1 {
+            write!(limits, ", or a smaller `--min-word-count` than {}", args.min_word_count)?;
+        }
+        if args.min_frequency > 1 {
+            write!(limits, ", or a smaller `--min-frequency` than {}", args.min_frequency)?;
+        }
         say!(
-            "note: the text has only enough frequent pairs for {} of {} entries; give more text for more",
+            "note: the text has only enough frequent pairs for {} of {} entries; give more text for more{limits}",
             trained.vocab_size,
             trained.wanted_vocab_size
         );
@@ -116,6 +146,9 @@ pub(crate) fn train(args: &TrainArgs) -> Result<()> {
     let report = Report {
         bytes_per_token: trained.bytes as f64 / trained.tokens.max(1) as f64,
         spilled_bytes: trained.spilled_bytes,
+        special_tokens_moved: base
+            .as_ref()
+            .map(|base| Moved { from: base.num_ranks(), to: tokenizer.num_ranks() }),
         fit: survey.as_ref(),
         train_seconds,
         report_seconds: survey.is_some().then(|| started.elapsed().as_secs_f64()),
@@ -138,7 +171,7 @@ fn learn(args: &TrainArgs, base: Option<&Tokenizer>, inputs: &Inputs) -> Result<
     let trainer = Trainer {
         min_frequency: args.min_frequency,
         min_word_count: args.min_word_count,
-        threads: args.threads.map(usize::from),
+        threads: args.threads,
         memory,
         scratch: args.scratch.clone(),
         ..Trainer::new(args.vocab_size)
@@ -172,11 +205,26 @@ fn learn(args: &TrainArgs, base: Option<&Tokenizer>, inputs: &Inputs) -> Result<
     match failure.take() {
         Some(error) => Err(error),
         None => {
-            let (tokenizer, mut report) = learned?;
+            let (tokenizer, mut report) = learned.map_err(explain)?;
             // The trainer was given pieces of them.
             report.documents = documents.get();
             Ok((tokenizer, report))
         }
+    }
+}
+
+/// A lack of memory with what is to be given instead, which counts reading files, too.
+fn explain(error: llamero_tokenizer::Error) -> anyhow::Error {
+    match error {
+        llamero_tokenizer::Error::Memory { what, needed, cap } => anyhow!(
+            "`--memory` is {} MiB, and {what} take {} MiB or more beside the {} MiB for reading\n\
+             hint: give `--memory {}MiB` or more, leave out rare words (`--min-word-count 2`), or give less text",
+            (cap + FILES) >> 20,
+            needed.div_ceil(1 << 20),
+            FILES >> 20,
+            (needed + FILES).div_ceil(1 << 20)
+        ),
+        error => error.into(),
     }
 }
 
@@ -218,6 +266,16 @@ fn shown(report: &Report<'_>, ordinary: usize, out: &Path) -> Result<String> {
     }
     if trained.spilled_bytes > 0 {
         write!(text, ", {} on disk", bytes(trained.spilled_bytes))?;
+    }
+    if let Some(Moved { from, to }) = report.special_tokens_moved {
+        write!(
+            text,
+            "\nids 0 to {} are those of the base; the {SPECIAL} special tokens moved from {from} to {} to {to} to {}: in a model, \
+             the rows of their embeddings must move, too",
+            from - 1,
+            from + SPECIAL - 1,
+            to + SPECIAL - 1
+        )?;
     }
     let Some(fit) = fit else { return Ok(text) };
     write!(
@@ -265,26 +323,27 @@ fn row(text: &mut String, name: &str, fit: &Fit) -> Result<()> {
     Ok(())
 }
 
-/// A size in bytes, with or without a unit.
+/// A size in bytes, with or without a unit, in capitals or not.
 fn parse_size(text: &str) -> Result<u64, String> {
     const UNITS: [(&str, u64); 9] = [
-        ("KiB", 1 << 10),
-        ("MiB", 1 << 20),
-        ("GiB", 1 << 30),
-        ("TiB", 1 << 40),
-        ("kB", 1000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-        ("TB", 1_000_000_000_000),
-        ("B", 1),
+        ("kib", 1 << 10),
+        ("mib", 1 << 20),
+        ("gib", 1 << 30),
+        ("tib", 1 << 40),
+        ("kb", 1000),
+        ("mb", 1_000_000),
+        ("gb", 1_000_000_000),
+        ("tb", 1_000_000_000_000),
+        ("b", 1),
     ];
+    let text = text.to_lowercase();
     let unit = UNITS.iter().find_map(|&(name, size)| Some((text.strip_suffix(name)?, size)));
-    let (number, size) = unit.unwrap_or((text, 1));
+    let (number, size) = unit.unwrap_or((&text, 1));
     match number.trim().parse::<f64>() {
         Ok(number) if number > 0.0 && number.is_finite() && number * (size as f64) < 2f64.powi(63) => {
             Ok((number * size as f64) as u64)
         }
-        _ => Err("not a size such as `2GiB`, `500MB` or a number of bytes".to_owned()),
+        _ => Err("not a size such as `2GiB`: a number above 0 and perhaps one of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB".to_owned()),
     }
 }
 
@@ -295,7 +354,7 @@ mod tests {
     #[test]
     fn sizes_have_units() {
         for (text, size) in
-            [("2GiB", 2 << 30), ("1.5 KiB", 1536), ("500MB", 500_000_000), ("7", 7), ("7B", 7)]
+            [("2GiB", 2 << 30), ("1.5 KiB", 1536), ("500mb", 500_000_000), ("7", 7), ("7B", 7), ("3KB", 3000)]
         {
             assert_eq!(parse_size(text), Ok(size), "{text}");
         }

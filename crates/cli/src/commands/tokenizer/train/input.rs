@@ -30,6 +30,11 @@ impl Inputs {
         let mut inputs = Self { files: Vec::new(), bytes: 0 };
         for path in paths {
             let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+            if path.as_os_str() == "-" {
+                bail!(
+                    "`--input -`: texts are read twice, so standard input cannot be\nhint: write it to a file"
+                );
+            }
             if path.is_dir() {
                 inputs.add_folder(path, &name.as_ref().into())?;
             } else {
@@ -178,7 +183,11 @@ impl Open {
         let file = BufReader::with_capacity(1 << 18, Counting { file, done });
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         let (name, from): (&str, Box<dyn BufRead>) = if let Some(inner) = name.strip_suffix(".gz") {
-            (inner, Box::new(BufReader::with_capacity(1 << 18, flate2::bufread::MultiGzDecoder::new(file))))
+            let decoder = flate2::bufread::MultiGzDecoder::new(file);
+            if decoder.header().is_none() && path.metadata().is_ok_and(|file| file.len() > 0) {
+                bail!("`{}` is not compressed by gzip, as its name says", path.display());
+            }
+            (inner, Box::new(BufReader::with_capacity(1 << 18, decoder)))
         } else if let Some(inner) = name.strip_suffix(".zst") {
             let decoder =
                 zstd::Decoder::with_buffer(file).with_context(|| format!("`{}`", path.display()))?;
@@ -223,6 +232,12 @@ impl Open {
                     error.valid_up_to()
                 ),
             };
+            if self.lines == 1 && text.starts_with('\u{feff}') {
+                bail!(
+                    "{}: it begins with a byte order mark\nhint: write the file as UTF-8 without one",
+                    place()
+                );
+            }
             if text.trim().is_empty() {
                 continue;
             }
@@ -369,7 +384,8 @@ mod tests {
             &["line 2", "{\"text\": …}", "missing field"],
         );
         check("d.jsonl", b"{\"text\": \"\xff\"}\n", &["line 1", "not UTF-8", "at 10"]);
-        check("e.jsonl.gz", b"{\"text\": \"\"}\n", &["line 1"]);
+        check("e.jsonl.gz", b"{\"text\": \"\"}\n", &["not compressed by gzip"]);
+        check("g.jsonl", "\u{feff}{\"text\": \"\"}\n".as_bytes(), &["line 1", "byte order mark"]);
         let late = [vec![b'a'; PIECE], b" \xff".to_vec()].concat();
         check("f.txt", &late, &["byte at 1048577"]);
     }
