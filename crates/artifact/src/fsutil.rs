@@ -49,7 +49,10 @@ fn own(temp: &Path) -> std::io::Result<File> {
             Ok(()) if !is_at(&file, temp)? => continue,
             _ => {}
         }
-        file.set_len(0)?;
+        // What is empty may be a pipe, which has no length to set.
+        if file.metadata()?.len() > 0 {
+            file.set_len(0)?;
+        }
         return Ok(file);
     }
 }

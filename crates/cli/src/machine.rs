@@ -13,6 +13,30 @@ pub(crate) fn parse_threads(text: &str) -> Result<usize, String> {
     threads.ok_or_else(|| "it is not a whole number from 1 to 1024".to_owned())
 }
 
+/// A size in bytes on the command line, with or without a unit, in capitals or not.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 9] = [
+        ("kib", 1 << 10),
+        ("mib", 1 << 20),
+        ("gib", 1 << 30),
+        ("tib", 1 << 40),
+        ("kb", 1000),
+        ("mb", 1_000_000),
+        ("gb", 1_000_000_000),
+        ("tb", 1_000_000_000_000),
+        ("b", 1),
+    ];
+    let text = text.to_lowercase();
+    let unit = UNITS.iter().find_map(|&(name, size)| Some((text.strip_suffix(name)?, size)));
+    let (number, size) = unit.unwrap_or((&text, 1));
+    match number.trim().parse::<f64>() {
+        Ok(number) if number > 0.0 && number.is_finite() && number * (size as f64) < 2f64.powi(63) => {
+            Ok((number * size as f64) as u64)
+        }
+        _ => Err("not a size such as `2GiB`: a number above 0 and perhaps one of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB".to_owned()),
+    }
+}
+
 /// Largest resident memory of this process so far in bytes, where the system tells (Linux).
 pub(crate) fn peak_memory() -> Option<u64> {
     status_kib("VmHWM:")
@@ -41,4 +65,21 @@ fn status_kib(key: &str) -> Option<u64> {
 fn kib(text: &str, key: &str) -> Option<u64> {
     let line = text.lines().find_map(|l| l.strip_prefix(key))?;
     line.split_whitespace().next()?.parse::<u64>().ok().map(|k| k * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        for (text, size) in
+            [("2GiB", 2 << 30), ("1.5 KiB", 1536), ("500mb", 500_000_000), ("7", 7), ("7B", 7), ("3KB", 3000)]
+        {
+            assert_eq!(parse_size(text), Ok(size), "{text}");
+        }
+        for text in ["", "GiB", "0", "-1GB", "2 gigs", "nan", "1e30TB"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+    }
 }

@@ -10,8 +10,8 @@ use crate::item::{Item, Value};
 use crate::plan::{Broken, Emit, Source};
 use crate::read::{Listed, ReadConfig, id_at};
 
-/// The key of `meta` for the id that a document came with.
-pub(crate) const OWN_ID: &str = "id";
+/// The key of [`Document::meta`](crate::Document::meta) for the id that a document came with.
+pub const OWN_ID: &str = "id";
 
 /// Reads the inputs. A document's id is where it lies, the name of its file and the position in it, so that no two are equal;
 /// an id that it came with goes to its `meta`.

@@ -44,6 +44,7 @@ pub use document::{Document, Dropped, Filter};
 pub use domain::DOMAINS;
 pub use error::CurateError;
 pub use extract::{Article, Extract, Extracted, Extraction};
+pub use inputs::OWN_ID;
 pub use inventory::{Inventory, SourceFile, inventory};
 pub use item::{FILTERS, Item, Sketch, Value, decode, encode};
 pub use mix::{MixConfig, MixReport};

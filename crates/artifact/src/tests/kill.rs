@@ -237,3 +237,25 @@ fn a_finished_draft_that_was_not_renamed_is_published() {
     assert!(!draft.resumed());
     assert_eq!(names(draft.path()), [".draft.json"]);
 }
+
+#[test]
+fn two_writers_of_one_file_do_not_meet() {
+    let tmp = tempfile::tempdir().unwrap();
+    let path = tmp.path().join("model");
+    let fill = |bytes: &'static [u8]| {
+        fsutil::write_atomic_with(&path, |out| {
+            std::io::Write::write_all(out, bytes).map_err(|e| ArtifactError::io("write", &path, e))
+        })
+    };
+    let temp = fsutil::temporary(&path).unwrap();
+    fs::write(&temp, b"half of what another").unwrap();
+    let other = fs::File::open(&temp).unwrap();
+    other.lock().unwrap();
+    assert!(fill(b"ours").unwrap_err().to_string().contains("another process is writing"));
+    assert_eq!(fs::read(&temp).unwrap(), b"half of what another");
+    drop(other);
+    // What a killed writer left is written over, however long it is.
+    fill(b"ours").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"ours");
+    assert!(!temp.exists());
+}

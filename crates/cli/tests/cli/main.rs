@@ -6,6 +6,7 @@ mod bench;
 mod commands;
 mod conversations;
 mod convert;
+mod curate;
 mod dry_run;
 mod errors;
 #[expect(dead_code, reason = "the unit tests of the hub use the rest")]

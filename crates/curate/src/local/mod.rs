@@ -227,3 +227,10 @@ impl Done {
         self.work.remove()
     }
 }
+
+/// Bytes of the files below a folder; what cannot be looked at, or goes meanwhile, counts for nothing.
+pub fn folder_bytes(folder: &Path) -> u64 {
+    let files = walkdir::WalkDir::new(folder).into_iter().filter_map(Result::ok);
+    let sizes = files.filter_map(|entry| entry.metadata().ok()).filter(std::fs::Metadata::is_file);
+    sizes.map(|meta| meta.len()).sum()
+}

@@ -74,7 +74,8 @@ fn sure() -> f64 {
     0.5
 }
 
-/// The mix, and a second one to end training with.
+/// The mix, and a second one to end training with. The fields of the first stand here as in [`Draw`], since serde cannot both take
+/// them in from there and refuse unknown keys.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct MixConfig {

@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{RunOptions, compose, local, plan};
+use crate::local::folder_bytes;
 use crate::plan::{Broken, Emit, Registry, Source};
 use crate::{CurateConfig, CurateError, Inventory, Progress};
 
@@ -151,9 +152,7 @@ struct Watch {
 
 impl Watch {
     fn look(&self) {
-        let files = walkdir::WalkDir::new(&self.work).into_iter().filter_map(Result::ok);
-        let sizes = files.filter_map(|entry| entry.metadata().ok()).filter(|meta| meta.is_file());
-        self.most.fetch_max(sizes.map(|meta| meta.len()).sum(), Ordering::Relaxed);
+        self.most.fetch_max(folder_bytes(&self.work), Ordering::Relaxed);
     }
 }
 

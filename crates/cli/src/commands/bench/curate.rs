@@ -12,11 +12,14 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use llamero_curate::dedup::lines::CommonLines;
 use llamero_curate::dedup::{MinHash, SketchOf, Verdicts, exact};
-use llamero_curate::filter::{C4, GopherQuality, GopherRepetition, HeuristicsConfig, filter};
-use llamero_curate::local::{Done, Local};
-use llamero_curate::plan::{Broken, Emit, Input, Plan, Source, Step};
-use llamero_curate::read::{self, ReadConfig};
-use llamero_curate::{CurateError, FILTERS, Item, Progress, Value};
+use llamero_curate::filter::{C4, GopherQuality, GopherRepetition, HeuristicsConfig};
+use llamero_curate::local::{Done, Local, folder_bytes};
+use llamero_curate::plan::{Input, Plan, Source, Step};
+use llamero_curate::read::ReadConfig;
+use llamero_curate::{
+    CurateConfig, CurateError, FILTERS, Item, OWN_ID, Progress, READ_SOURCE, Value, build_source, inventory,
+    registry, source,
+};
 use serde::Serialize;
 
 use super::{CommonArgs, print_rows};
@@ -120,9 +123,12 @@ fn run(args: &CurateArgs) -> Result<Report> {
         None => std::env::temp_dir().join(format!("llamero-bench-curate-{}", std::process::id())),
     };
     let (begun, busy) = (Instant::now(), crate::machine::cpu_seconds());
-    let source = Files { inputs: read::find(&args.text)?, config: ReadConfig::default() };
-    let mut registry = llamero_curate::registry();
-    registry.filter("heuristics", |parameters, _| filter("heuristics", parameters));
+    let config = CurateConfig {
+        sources: args.text.clone(),
+        read: Some(ReadConfig::default()),
+        ..CurateConfig::default()
+    };
+    let source = build_source(&source(&config, &inventory(&config, &())?)?)?;
     let local = Local {
         memory_bytes: args.memory_mib << 20,
         threads: args.common.threads(),
@@ -131,8 +137,8 @@ fn run(args: &CurateArgs) -> Result<Report> {
         ..Local::new(&work)
     };
     let watch = Watch::new(&work);
-    let sources: BTreeMap<&str, &dyn Source> = [(SOURCE, &source as &dyn Source)].into();
-    let done = local.run(&plan(args.stage)?, &registry, &sources, &watch)?;
+    let sources: BTreeMap<&str, &dyn Source> = [(READ_SOURCE, &*source)].into();
+    let done = local.run(&plan(args.stage)?, &registry(), &sources, &watch)?;
     watch.phase("write", 0);
     let mut report = Report {
         stage: args.stage,
@@ -163,10 +169,8 @@ fn run(args: &CurateArgs) -> Result<Report> {
     Ok(report)
 }
 
-const SOURCE: &str = "source";
-
 fn plan(stage: StageArg) -> Result<Plan, CurateError> {
-    let mut plan = Plan { sources: vec![SOURCE.to_owned()], tasks: Vec::new() };
+    let mut plan = Plan { sources: vec![READ_SOURCE.to_owned()], tasks: Vec::new() };
     let heuristics = HeuristicsConfig {
         gopher_repetition: Some(GopherRepetition::default()),
         gopher_quality: Some(GopherQuality::default()),
@@ -179,7 +183,7 @@ fn plan(stage: StageArg) -> Result<Plan, CurateError> {
         StageArg::Minhash => Vec::new(),
         _ => vec![Step::with(FILTERS, &[Step::with("heuristics", &heuristics)?])?],
     };
-    plan.stage("documents", vec![Input::through(SOURCE, filters)], None);
+    plan.stage("documents", vec![Input::through(READ_SOURCE, filters)], None);
     if stage == StageArg::Filters {
         return Ok(plan);
     }
@@ -220,7 +224,8 @@ fn write(done: &Done, path: &Path, report: &mut Report) -> Result<()> {
             None => report.kept += 1,
         }
         let text = reason.is_none().then_some(document.text.as_str());
-        let written = serde_json::to_writer(&mut file, &Judged { id: &document.id, reason, text });
+        let id = document.meta.get(OWN_ID).unwrap_or(&document.id);
+        let written = serde_json::to_writer(&mut file, &Judged { id, reason, text });
         let written = written.map_err(std::io::Error::from).and_then(|()| file.write_all(b"\n"));
         if let Err(error) = written {
             failed.set(Some(error));
@@ -229,49 +234,6 @@ fn write(done: &Done, path: &Path, report: &mut Report) -> Result<()> {
     })?;
     failed.into_inner().map_or(Ok(()), Err)?;
     Ok(file.flush()?)
-}
-
-/// Files of documents, each a split.
-struct Files {
-    inputs: Vec<read::Input>,
-    config: ReadConfig,
-}
-
-impl Source for Files {
-    fn fingerprint(&self) -> String {
-        self.inputs.iter().map(|input| format!("{} {}\n", input.name(), input.bytes())).collect()
-    }
-
-    fn splits(&self) -> usize {
-        self.inputs.len()
-    }
-
-    fn bytes(&self, split: usize) -> u64 {
-        self.inputs[split].bytes()
-    }
-
-    fn read(
-        &self,
-        split: usize,
-        emit: &mut Emit,
-        broken: &mut Broken,
-        _: &dyn Fn(u64),
-    ) -> Result<(), CurateError> {
-        for record in self.inputs[split].records(&self.config) {
-            match record {
-                Ok(record) => {
-                    let (key, size) = (record.document.id.clone(), record.document.text.len() as u64);
-                    let item = Item::new(record.document, size);
-                    emit(key.as_bytes(), &Value::Item(Box::new(item)).encode()?)?;
-                }
-                Err(flaw) => broken(CurateError::BrokenInput {
-                    input: flaw.file.clone(),
-                    problem: format!("byte {}: {}", flaw.place.offset, flaw.reason),
-                })?,
-            }
-        }
-        Ok(())
-    }
 }
 
 /// When phases began, and how large the work folder was.
@@ -287,7 +249,7 @@ impl Watch {
     }
 
     fn look(&self) {
-        self.disk.fetch_max(size_of(&self.work), Ordering::Relaxed);
+        self.disk.fetch_max(folder_bytes(&self.work), Ordering::Relaxed);
     }
 
     fn phases(&self) -> Vec<Phase> {
@@ -312,17 +274,6 @@ impl Progress for Watch {
     fn partition(&self, _: u64, _: u64) {
         self.look();
     }
-}
-
-/// Bytes of the files below a folder; what cannot be read, or goes meanwhile, counts for nothing.
-fn size_of(folder: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
-    let size = |entry: std::fs::DirEntry| match entry.metadata() {
-        Ok(meta) if meta.is_dir() => size_of(&entry.path()),
-        Ok(meta) => meta.len(),
-        Err(_) => 0,
-    };
-    entries.filter_map(Result::ok).map(size).sum()
 }
 
 #[cfg(test)]

@@ -27,11 +27,11 @@ pub(crate) struct RunArgs {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
     /// Most memory for buffers, e.g. `512MiB`; models and the document at hand come on top. 1 GiB when absent.
-    #[arg(long, value_parser = parse_bytes)]
+    #[arg(long, value_parser = crate::machine::parse_size)]
     memory: Option<u64>,
     /// Tasks at a time; all cores when absent.
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
-    threads: Option<u64>,
+    #[arg(long, value_parser = crate::machine::parse_threads)]
+    threads: Option<usize>,
     /// Partitions of a shuffle; by the size of the input when absent.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65536))]
     partitions: Option<u32>,
@@ -43,27 +43,10 @@ pub(crate) struct RunArgs {
     json: bool,
 }
 
-/// `2GiB`, `512MiB`, `1.5G` or a number of bytes.
-fn parse_bytes(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is no size such as 512MiB or 2GiB");
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let shift = match unit.trim().to_ascii_lowercase().trim_end_matches('b').trim_end_matches('i') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return Err(wrong()),
-    };
-    let size = number.parse::<f64>().map_err(|_| wrong())? * (1_u64 << shift) as f64;
-    if (1.0..1e18).contains(&size) { Ok(size as u64) } else { Err(wrong()) }
-}
-
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let options = CurateOptions {
         memory_bytes: args.memory,
-        threads: args.threads.map(|threads| threads as usize),
+        threads: args.threads,
         partitions: args.partitions,
         announce: true,
     };
@@ -123,21 +106,4 @@ fn print_summary(curated: &Curated) -> Result<()> {
         duration(curated.seconds)
     ))?;
     print(format!("corpus: {}", curated.folder.display()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::parse_bytes;
-
-    #[test]
-    fn sizes_are_read() {
-        for (text, size) in
-            [("7", 7), ("2GiB", 2 << 30), ("512 MiB", 512 << 20), ("1.5g", 3 << 29), ("64KB", 64 << 10)]
-        {
-            assert_eq!(parse_bytes(text), Ok(size), "{text}");
-        }
-        for text in ["", "x", "0", "-1", "2GiBs", "1e3", "1..5M"] {
-            assert!(parse_bytes(text).unwrap_err().contains("2GiB"), "{text}");
-        }
-    }
 }

@@ -65,7 +65,7 @@ pub(crate) struct TrainArgs {
     min_word_count: u64,
     /// Memory to keep to, such as `2GiB`, 128MiB at least. Counts of words that need more go to disk; the distinct words
     /// themselves, and the pairs in them, must fit.
-    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    #[arg(long, value_parser = crate::machine::parse_size, value_name = "SIZE")]
     memory: Option<u64>,
     /// Folder for counts that go to disk; that of the system for temporary files when absent.
     #[arg(long, value_name = "DIR")]
@@ -74,7 +74,7 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_parser = crate::machine::parse_threads, value_name = "N")]
     threads: Option<usize>,
     /// Use this many bytes of text from the beginning only, such as `100MB`.
-    #[arg(long, value_parser = parse_size, value_name = "SIZE")]
+    #[arg(long, value_parser = crate::machine::parse_size, value_name = "SIZE")]
     limit_bytes: Option<u64>,
     /// Do not read the texts again for the report.
     #[arg(long)]
@@ -321,45 +321,4 @@ fn row(text: &mut String, name: &str, fit: &Fit) -> Result<()> {
         number(fit.fertility())
     )?;
     Ok(())
-}
-
-/// A size in bytes, with or without a unit, in capitals or not.
-fn parse_size(text: &str) -> Result<u64, String> {
-    const UNITS: [(&str, u64); 9] = [
-        ("kib", 1 << 10),
-        ("mib", 1 << 20),
-        ("gib", 1 << 30),
-        ("tib", 1 << 40),
-        ("kb", 1000),
-        ("mb", 1_000_000),
-        ("gb", 1_000_000_000),
-        ("tb", 1_000_000_000_000),
-        ("b", 1),
-    ];
-    let text = text.to_lowercase();
-    let unit = UNITS.iter().find_map(|&(name, size)| Some((text.strip_suffix(name)?, size)));
-    let (number, size) = unit.unwrap_or((&text, 1));
-    match number.trim().parse::<f64>() {
-        Ok(number) if number > 0.0 && number.is_finite() && number * (size as f64) < 2f64.powi(63) => {
-            Ok((number * size as f64) as u64)
-        }
-        _ => Err("not a size such as `2GiB`: a number above 0 and perhaps one of B, kB, MB, GB, TB, KiB, MiB, GiB, TiB".to_owned()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        for (text, size) in
-            [("2GiB", 2 << 30), ("1.5 KiB", 1536), ("500mb", 500_000_000), ("7", 7), ("7B", 7), ("3KB", 3000)]
-        {
-            assert_eq!(parse_size(text), Ok(size), "{text}");
-        }
-        for text in ["", "GiB", "0", "-1GB", "2 gigs", "nan", "1e30TB"] {
-            assert!(parse_size(text).is_err(), "{text}");
-        }
-    }
 }

@@ -1,0 +1,91 @@
+//! `llamero curate run`.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::world::{arg, command, llamero, write};
+
+/// A recipe over JSON Lines of so many texts, of which every fifth is nearly another one.
+fn recipe(folder: &Path, texts: usize) -> PathBuf {
+    let mut state = 7_u64;
+    let mut word = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        format!("w{}", state >> 50)
+    };
+    let mut lines = String::new();
+    let mut before = String::new();
+    for n in 0..texts {
+        let text = if n % 5 == 4 {
+            format!("{before} {}", word())
+        } else {
+            (0..80).map(|_| word()).collect::<Vec<_>>().join(" ")
+        };
+        lines += &format!("{}\n", json!({ "id": n.to_string(), "text": text }));
+        before = text;
+    }
+    write(&folder.join("texts.jsonl"), lines);
+    let recipe = folder.join("recipe.toml");
+    let curate = format!(
+        "[curate]\nsources = [{:?}]\nread = {{}}\nnear_duplicates = {{}}\ncommon_lines = {{}}\n",
+        arg(&folder.join("texts.jsonl"))
+    );
+    write(&recipe, curate);
+    recipe
+}
+
+fn run_args(recipe: &Path, run: &Path) -> Vec<String> {
+    let set = format!("run.dir={:?}", arg(run));
+    let args = ["curate", "run", arg(recipe), "--set", &set, "--threads", "1", "--partitions", "5"];
+    args.map(str::to_owned).to_vec()
+}
+
+/// Starts a run and kills it as soon as the stage is finished; gives which files that stage then has, and when they were written.
+fn killed_after(recipe: &Path, run: &Path, stage: &str) -> BTreeMap<String, (u64, i64)> {
+    let mut child =
+        command(run_args(recipe, run)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let work = run.join("curate.partial/resume");
+    while !work.join(stage).join("done.json").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before `{stage}` was seen to be finished");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    child.kill().unwrap();
+    assert!(!child.wait().unwrap().success(), "it was killed too late");
+    let entries = fs::read_dir(work.join("documents")).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|entry| {
+            let meta = entry.metadata().unwrap();
+            (entry.file_name().into_string().unwrap(), (meta.ino(), meta.mtime_nsec()))
+        })
+        .collect()
+}
+
+#[test]
+fn a_killed_run_keeps_what_is_finished_and_ends_with_the_same_bytes() {
+    let tmp = tempfile::tempdir().unwrap();
+    let recipe = recipe(tmp.path(), 20_000);
+    let (whole, broken) = (tmp.path().join("whole"), tmp.path().join("broken"));
+    llamero(run_args(&recipe, &whole)).ok();
+    let first = killed_after(&recipe, &broken, "documents");
+    assert!(first.len() > 1, "{first:?}");
+    let second = killed_after(&recipe, &broken, "exact");
+    assert_eq!(first, second, "documents were read again");
+    let said = llamero(run_args(&recipe, &broken));
+    assert!(said.err.contains("resuming"), "{}", said.err);
+    said.ok();
+    for name in ["documents.parquet", "dropped.jsonl", "report.json"] {
+        let bytes = |run: &Path| fs::read(run.join("curate").join(name)).unwrap();
+        assert!(bytes(&whole) == bytes(&broken), "{name} differs");
+    }
+    let report: serde_json::Value =
+        serde_json::from_slice(&fs::read(whole.join("curate/report.json")).unwrap()).unwrap();
+    assert_eq!(report["documents_in"], 20_000);
+    assert_eq!(report["dropped"]["near_duplicate"]["count"], 4_000);
+    // A third time there is nothing to do.
+    assert!(llamero(run_args(&recipe, &broken)).ok().contains("was there already"));
+}
