@@ -16,7 +16,8 @@ fn recipe(folder: &Path, texts: usize) -> PathBuf {
     let mut state = 7_u64;
     let mut word = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        format!("w{}", state >> 50)
+        let letter = |at: u32| char::from(b'a' + (state >> (32 + 5 * at)) as u8 % 26);
+        (0..4).map(letter).collect::<String>()
     };
     let mut lines = String::new();
     let mut before = String::new();
