@@ -103,6 +103,22 @@ pub enum CurateError {
         /// What was found.
         problem: String,
     },
+    /// A cluster cannot be used.
+    #[error("`{address}` {problem}\nhint: {hint}")]
+    Cluster {
+        /// The scheduler's address.
+        address: String,
+        /// What was found.
+        problem: String,
+        /// What to do.
+        hint: String,
+    },
+    /// An error of an executor of a cluster, in its own words.
+    #[error("{message}")]
+    Remote {
+        /// The words.
+        message: String,
+    },
     /// A record is not what a function expects.
     #[error("a record of `{what}` cannot be read: {problem}")]
     Record {

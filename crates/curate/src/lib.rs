@@ -3,15 +3,18 @@
 //! [`inventory`] finds and hashes every candidate file and gives the input an id that depends on content and on paths below
 //! the source, never on where the source lies on this machine. [`plan()`] turns the recipe into a plan of maps, shuffles and
 //! reduces ([`plan`](mod@plan)): filters judge documents one by one, dedups group small sketches of them ([`dedup`]), and at
-//! the end all verdicts meet the documents. [`curate`] runs the plan on this machine ([`local`]) and writes three files:
+//! the end all verdicts meet the documents. [`curate`] runs the plan on this machine ([`local`]), or on a cluster with the
+//! feature `ballista` (`cluster`), and writes three files:
 //!
 //! - `documents.parquet`: the kept documents, sorted by id ([`COLUMNS`]);
 //! - `dropped.jsonl`: every dropped document with its reason ([`DroppedRecord`]), sorted by id;
 //! - `report.json`: the counts ([`CurateReport`]).
 //!
 //! The three files depend on the recipe and the inventory alone: not on threads, partitions, file order, time or machine
-//! paths.
+//! paths, nor on the machines that the plan is run on.
 
+#[cfg(feature = "ballista")]
+pub mod cluster;
 mod config;
 pub mod contamination;
 pub mod dedup;

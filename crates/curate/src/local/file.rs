@@ -19,9 +19,9 @@ use twox_hash::XxHash3_64;
 use crate::CurateError;
 
 /// Bytes of records in a block; a larger record has a block of its own.
-pub(super) const BLOCK: usize = 64 << 10;
+pub(crate) const BLOCK: usize = 64 << 10;
 /// What one open segment holds in memory, about: a block as it is and packed.
-pub(super) const SEGMENT_MEMORY: usize = 2 * BLOCK;
+pub(crate) const SEGMENT_MEMORY: usize = 2 * BLOCK;
 const MAGIC: &[u8; 8] = b"llmrpart";
 const TAIL: usize = 4 + 8 + MAGIC.len();
 const HEAD: usize = 16;
@@ -30,27 +30,27 @@ const LEVEL: i32 = 1;
 
 /// What a file holds, in numbers.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Footer {
-    pub(super) segments: Vec<Segment>,
-    pub(super) totals: Totals,
+pub(crate) struct Footer {
+    pub(crate) segments: Vec<Segment>,
+    pub(crate) totals: Totals,
     /// Inputs that were broken, in words.
-    pub(super) broken: Vec<String>,
+    pub(crate) broken: Vec<String>,
 }
 
 /// A run of blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Segment {
-    pub(super) offset: u64,
-    pub(super) length: u64,
+pub(crate) struct Segment {
+    pub(crate) offset: u64,
+    pub(crate) length: u64,
 }
 
 /// Sums over records that do not depend on their order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Totals {
-    pub(super) records: u64,
-    pub(super) bytes: u64,
+pub(crate) struct Totals {
+    pub(crate) records: u64,
+    pub(crate) bytes: u64,
     /// Sum of the records' hashes: equal for equal sets of records.
-    pub(super) digest: u64,
+    pub(crate) digest: u64,
 }
 
 impl Totals {
@@ -63,7 +63,7 @@ impl Totals {
         self.digest = self.digest.wrapping_add(XxHash3_64::oneshot(&hash.to_le_bytes()));
     }
 
-    pub(super) fn add(&mut self, other: &Totals) {
+    pub(crate) fn add(&mut self, other: &Totals) {
         self.records += other.records;
         self.bytes += other.bytes;
         self.digest = self.digest.wrapping_add(other.digest);
@@ -71,7 +71,7 @@ impl Totals {
 }
 
 /// Writes one partition file.
-pub(super) struct Writer {
+pub(crate) struct Writer {
     path: PathBuf,
     file: BufWriter<File>,
     block: Vec<u8>,
@@ -82,7 +82,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn create(path: &Path) -> Result<Self, CurateError> {
+    pub(crate) fn create(path: &Path) -> Result<Self, CurateError> {
         let file = File::create(beside(path)).map_err(|error| CurateError::write(path, error))?;
         Ok(Self {
             path: path.to_path_buf(),
@@ -96,13 +96,13 @@ impl Writer {
     }
 
     /// Ends the current segment, if there is one, and begins another.
-    pub(super) fn begin_segment(&mut self) -> Result<(), CurateError> {
+    pub(crate) fn begin_segment(&mut self) -> Result<(), CurateError> {
         self.end_segment()?;
         self.begun = Some(self.at);
         Ok(())
     }
 
-    pub(super) fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), CurateError> {
+    pub(crate) fn push(&mut self, key: &[u8], value: &[u8]) -> Result<(), CurateError> {
         let needed = 8 + key.len() + value.len();
         if !self.block.is_empty() && self.block.len() + needed > BLOCK {
             self.write_block()?;
@@ -115,12 +115,12 @@ impl Writer {
         Ok(())
     }
 
-    pub(super) fn broken(&mut self, what: String) {
+    pub(crate) fn broken(&mut self, what: String) {
         self.footer.broken.push(what);
     }
 
     /// Writes the footer and gives the file its name.
-    pub(super) fn finish(mut self) -> Result<Footer, CurateError> {
+    pub(crate) fn finish(mut self) -> Result<Footer, CurateError> {
         self.end_segment()?;
         let failed = |error: &dyn std::fmt::Display| CurateError::write(&self.path, error);
         let footer = postcard::to_allocvec(&self.footer).map_err(|error| failed(&error))?;
@@ -212,7 +212,7 @@ fn unpack(packed: &[u8], raw_length: usize, raw: &mut Vec<u8>) -> std::io::Resul
 }
 
 /// Reads the footer of a finished file.
-pub(super) fn read_footer(path: &Path) -> Result<Footer, CurateError> {
+pub(crate) fn read_footer(path: &Path) -> Result<Footer, CurateError> {
     let damaged = |problem: String| CurateError::Damaged { path: path.to_path_buf(), problem };
     let read = || -> std::io::Result<(Vec<u8>, [u8; TAIL])> {
         let mut file = File::open(path)?;
@@ -236,7 +236,7 @@ pub(super) fn read_footer(path: &Path) -> Result<Footer, CurateError> {
 }
 
 /// Reads the records of one segment in order.
-pub(super) struct Reader {
+pub(crate) struct Reader {
     path: PathBuf,
     file: File,
     left: u64,
@@ -248,7 +248,7 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn open(path: &Path, segment: Segment) -> Result<Self, CurateError> {
+    pub(crate) fn open(path: &Path, segment: Segment) -> Result<Self, CurateError> {
         let open = || -> std::io::Result<File> {
             let mut file = File::open(path)?;
             file.seek(SeekFrom::Start(segment.offset))?;
@@ -270,7 +270,7 @@ impl Reader {
     }
 
     /// Goes to the next record; `false` at the end.
-    pub(super) fn advance(&mut self) -> Result<bool, CurateError> {
+    pub(crate) fn advance(&mut self) -> Result<bool, CurateError> {
         let mut at = self.value.1;
         if at == self.block.len() {
             if self.left == 0 {
@@ -294,16 +294,16 @@ impl Reader {
         Ok(true)
     }
 
-    pub(super) fn key(&self) -> &[u8] {
+    pub(crate) fn key(&self) -> &[u8] {
         &self.block[self.key.0..self.key.1]
     }
 
-    pub(super) fn value(&self) -> &[u8] {
+    pub(crate) fn value(&self) -> &[u8] {
         &self.block[self.value.0..self.value.1]
     }
 
     /// Bytes of the file not yet read.
-    pub(super) fn left(&self) -> u64 {
+    pub(crate) fn left(&self) -> u64 {
         self.left
     }
 

@@ -4,21 +4,21 @@
 //! tasks, one a partition, merge them. A finished task is a file with its name, a finished stage has a `done.json`: after a
 //! kill, what is there is not done again. Files that nobody reads any more are removed on the way.
 
-mod file;
-mod sort;
-mod stage;
+pub(crate) mod file;
+pub(crate) mod sort;
+pub(crate) mod stage;
 #[cfg(test)]
 mod tests;
-mod work;
+pub(crate) mod work;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::plan::{Plan, Registry, Source, Task};
+use crate::plan::{Plan, Registry, Repeat, Source, Stage, Task};
 use crate::{CurateError, Progress};
 use file::Totals;
 use sort::Merge;
-use stage::{Data, Runner};
+use stage::{Data, Finished, Runner};
 use work::WorkFolder;
 
 /// How a plan is run here. Nothing of it changes the result.
@@ -78,85 +78,113 @@ impl Local {
                 allowed: format!("{least} or more for {} threads", self.threads.max(1)),
             });
         }
-        let mut data: BTreeMap<String, Data> = BTreeMap::new();
-        for name in &plan.sources {
-            let Some(source) = sources.get(name.as_str()) else {
-                return Err(CurateError::Plan {
-                    name: name.clone(),
-                    problem: "is a source that is not given".into(),
-                });
-            };
-            data.insert(name.clone(), Data::Source(*source));
-        }
-        let work = WorkFolder::open(self, plan, sources)?;
-        let runner = Runner { local: self, registry, progress };
-        let mut done = Done { work, stages: BTreeMap::new(), last: Vec::new(), last_bytes: 0 };
-        for (at, task) in plan.tasks.iter().enumerate() {
-            let folder = self.work.join(task.name());
-            let finished = match task {
-                Task::Stage(stage) => runner.stage(stage, &folder, &data)?,
-                Task::Repeat(repeat) => {
-                    let mut inside = data.clone();
-                    let mut state = data[&repeat.start].clone();
-                    let mut round = 0;
-                    loop {
-                        if round == MAX_ROUNDS {
-                            let problem = format!("has not settled after {MAX_ROUNDS} rounds");
-                            return Err(CurateError::Plan { name: repeat.name.clone(), problem });
-                        }
-                        inside.insert(repeat.name.clone(), state.clone());
-                        let mut next = state.clone();
-                        for stage in &repeat.stages {
-                            let folder = folder.join(round.to_string()).join(&stage.name);
-                            next = Data::Files(runner.stage(stage, &folder, &inside)?);
-                            inside.insert(stage.name.clone(), next.clone());
-                        }
-                        for stage in &repeat.stages[..repeat.stages.len() - 1] {
-                            inside[&stage.name].remove_files();
-                        }
-                        let settled = next.totals() == state.totals();
-                        if round > 0 {
-                            state.remove_files();
-                        }
-                        (state, round) = (next, round + 1);
-                        if settled {
-                            break;
-                        }
-                    }
-                    match state {
-                        Data::Files(finished) => finished,
-                        Data::Source(_) => {
-                            let problem = "repeats a source".to_owned();
-                            return Err(CurateError::Plan { name: repeat.name.clone(), problem });
-                        }
-                    }
-                }
-            };
-            done.stages.insert(
-                task.name().to_owned(),
-                StageReport {
-                    records: finished.totals.records,
-                    bytes: finished.totals.bytes,
-                    broken: finished.broken.clone(),
-                },
-            );
-            if at + 1 == plan.tasks.len() {
-                done.last.clone_from(&finished.files);
-                done.last_bytes = finished.totals.bytes;
-                if finished.totals.records == 0 {
-                    return Err(CurateError::EmptyOutput { stage: task.name().to_owned() });
-                }
-            }
-            data.insert(task.name().to_owned(), Data::Files(finished));
-            remove_unread(plan, at, &data);
-        }
-        Ok(done)
+        let data = given(plan, sources)?;
+        let work = WorkFolder::open(self, "local", plan, sources)?;
+        walk(plan, data, work, &Runner { local: self, registry, progress })
     }
 
     /// Bytes of buffers for one thread.
     fn budget(&self) -> usize {
         usize::try_from(self.memory_bytes / self.threads.max(1) as u64).unwrap_or(usize::MAX)
     }
+}
+
+/// Runs a stage in its folder, or finds it done. What it leaves does not depend on who runs it.
+pub(crate) trait Stages {
+    fn stage(
+        &self,
+        stage: &Stage,
+        folder: &Path,
+        data: &BTreeMap<String, Data>,
+    ) -> Result<Finished, CurateError>;
+}
+
+/// The sources of a plan by name.
+pub(crate) fn given<'a>(
+    plan: &Plan,
+    sources: &BTreeMap<&str, &'a dyn Source>,
+) -> Result<BTreeMap<String, Data<'a>>, CurateError> {
+    let source = |name: &String| match sources.get(name.as_str()) {
+        Some(source) => Ok((name.clone(), Data::Source(*source))),
+        None => {
+            let problem = "is a source that is not given".to_owned();
+            Err(CurateError::Plan { name: name.clone(), problem })
+        }
+    };
+    plan.sources.iter().map(source).collect()
+}
+
+/// Has the tasks of a plan done, one after another.
+pub(crate) fn walk(
+    plan: &Plan,
+    mut data: BTreeMap<String, Data>,
+    work: WorkFolder,
+    stages: &dyn Stages,
+) -> Result<Done, CurateError> {
+    let mut done = Done { work, stages: BTreeMap::new(), last: Vec::new(), last_bytes: 0 };
+    for (at, task) in plan.tasks.iter().enumerate() {
+        let folder = done.work.path().join(task.name());
+        let finished = match task {
+            Task::Stage(stage) => stages.stage(stage, &folder, &data)?,
+            Task::Repeat(repeat) => repeat_until_settled(repeat, &folder, &data, stages)?,
+        };
+        done.stages.insert(
+            task.name().to_owned(),
+            StageReport {
+                records: finished.totals.records,
+                bytes: finished.totals.bytes,
+                broken: finished.broken.clone(),
+            },
+        );
+        if at + 1 == plan.tasks.len() {
+            done.last.clone_from(&finished.files);
+            done.last_bytes = finished.totals.bytes;
+            if finished.totals.records == 0 {
+                return Err(CurateError::EmptyOutput { stage: task.name().to_owned() });
+            }
+        }
+        data.insert(task.name().to_owned(), Data::Files(finished));
+        remove_unread(plan, at, &data);
+    }
+    Ok(done)
+}
+
+fn repeat_until_settled(
+    repeat: &Repeat,
+    folder: &Path,
+    data: &BTreeMap<String, Data>,
+    stages: &dyn Stages,
+) -> Result<Finished, CurateError> {
+    let mut inside = data.clone();
+    let mut state = data[&repeat.start].clone();
+    for round in 0..MAX_ROUNDS {
+        inside.insert(repeat.name.clone(), state.clone());
+        let mut next = state.clone();
+        for stage in &repeat.stages {
+            let folder = folder.join(round.to_string()).join(&stage.name);
+            next = Data::Files(stages.stage(stage, &folder, &inside)?);
+            inside.insert(stage.name.clone(), next.clone());
+        }
+        for stage in &repeat.stages[..repeat.stages.len() - 1] {
+            inside[&stage.name].remove_files();
+        }
+        let settled = next.totals() == state.totals();
+        if round > 0 {
+            state.remove_files();
+        }
+        state = next;
+        if settled {
+            return match state {
+                Data::Files(finished) => Ok(finished),
+                Data::Source(_) => {
+                    let problem = "repeats a source".to_owned();
+                    Err(CurateError::Plan { name: repeat.name.clone(), problem })
+                }
+            };
+        }
+    }
+    let problem = format!("has not settled after {MAX_ROUNDS} rounds");
+    Err(CurateError::Plan { name: repeat.name.clone(), problem })
 }
 
 /// Removes the files of tasks that no task after `at` reads.

@@ -8,7 +8,7 @@ use crate::CurateError;
 use crate::plan::{Emit, Reduce, Values};
 
 /// Collects records of all partitions and writes them as sorted runs: for each run one segment a partition, in order.
-pub(super) struct Sorter {
+pub(crate) struct Sorter {
     partitions: u32,
     budget: usize,
     bytes: Vec<u8>,
@@ -28,12 +28,12 @@ struct Entry {
 
 impl Sorter {
     /// Holds about `budget` bytes before it writes a run.
-    pub(super) fn new(path: &Path, partitions: u32, budget: usize) -> Result<Self, CurateError> {
+    pub(crate) fn new(path: &Path, partitions: u32, budget: usize) -> Result<Self, CurateError> {
         let writer = Writer::create(path)?;
         Ok(Self { partitions, budget, bytes: Vec::new(), entries: Vec::new(), writer })
     }
 
-    pub(super) fn push(&mut self, partition: u32, key: &[u8], value: &[u8]) -> Result<(), CurateError> {
+    pub(crate) fn push(&mut self, partition: u32, key: &[u8], value: &[u8]) -> Result<(), CurateError> {
         // A growing vector holds its old and its new room for a moment: half the budget may be filled.
         let filled = self.bytes.len() + self.entries.len() * size_of::<Entry>();
         if !self.entries.is_empty() && filled + key.len() + value.len() > self.budget / 2 {
@@ -82,11 +82,11 @@ impl Sorter {
         Ok(())
     }
 
-    pub(super) fn broken(&mut self, what: String) {
+    pub(crate) fn broken(&mut self, what: String) {
         self.writer.broken(what);
     }
 
-    pub(super) fn finish(mut self) -> Result<(), CurateError> {
+    pub(crate) fn finish(mut self) -> Result<(), CurateError> {
         if !self.entries.is_empty() {
             self.spill()?;
         }
@@ -95,7 +95,7 @@ impl Sorter {
 }
 
 /// Sorted segments read as one.
-pub(super) struct Merge {
+pub(crate) struct Merge {
     readers: Vec<Reader>,
     /// Indices of readers that have a record, as a heap with the least record first.
     heap: Vec<usize>,
@@ -103,7 +103,7 @@ pub(super) struct Merge {
 
 impl Merge {
     /// Opens segments. Too many for `budget` are merged into a file at `scratch` first, some at a time.
-    pub(super) fn open(
+    pub(crate) fn open(
         mut segments: Vec<(PathBuf, Segment)>,
         budget: usize,
         scratch: &Path,
@@ -154,12 +154,12 @@ impl Merge {
     }
 
     /// The least record.
-    pub(super) fn peek(&self) -> Option<(&[u8], &[u8])> {
+    pub(crate) fn peek(&self) -> Option<(&[u8], &[u8])> {
         let reader = &self.readers[*self.heap.first()?];
         Some((reader.key(), reader.value()))
     }
 
-    pub(super) fn advance(&mut self) -> Result<(), CurateError> {
+    pub(crate) fn advance(&mut self) -> Result<(), CurateError> {
         let Some(&first) = self.heap.first() else { return Ok(()) };
         if !self.readers[first].advance()? {
             self.heap.swap_remove(0);
@@ -169,7 +169,7 @@ impl Merge {
     }
 
     /// Packed bytes that are still to be read.
-    pub(super) fn left(&self) -> u64 {
+    pub(crate) fn left(&self) -> u64 {
         self.readers.iter().map(Reader::left).sum()
     }
 
@@ -206,7 +206,7 @@ fn remove_scratch(segments: &[(PathBuf, Segment)]) {
 }
 
 /// Hands each key of a merge to a reduce; `tick` is told the packed bytes that are left.
-pub(super) fn reduce_all(
+pub(crate) fn reduce_all(
     merge: &mut Merge,
     reduce: &dyn Reduce,
     emit: &mut Emit,

@@ -11,36 +11,69 @@ use twox_hash::XxHash3_64;
 use super::file::{self, Footer, Reader, Segment, Writer};
 use super::sort::{Merge, Sorter, reduce_all};
 use super::work::write_whole;
-use super::{Local, Totals};
+use super::{Local, Stages, Totals};
 use crate::plan::{Emit, Input, Map, Record, Registry, Source, Stage, Step};
 use crate::{CurateError, Progress};
 
+/// What a finished stage is known by.
+const DONE: &str = "done.json";
+
 /// The records of a name.
 #[derive(Clone)]
-pub(super) enum Data<'a> {
+pub(crate) enum Data<'a> {
     Source(&'a dyn Source),
     Files(Finished),
 }
 
 /// A finished stage: `done.json` in its folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Finished {
+pub(crate) struct Finished {
     #[serde(skip)]
-    pub(super) files: Vec<PathBuf>,
-    pub(super) partitions: usize,
-    pub(super) totals: Totals,
-    pub(super) broken: Vec<String>,
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) partitions: usize,
+    pub(crate) totals: Totals,
+    pub(crate) broken: Vec<String>,
+}
+
+impl Finished {
+    /// A stage that an earlier run finished in `folder`.
+    pub(crate) fn read(folder: &Path) -> Result<Option<Finished>, CurateError> {
+        let path = folder.join(DONE);
+        let Ok(text) = std::fs::read(&path) else { return Ok(None) };
+        let mut finished: Finished = serde_json::from_slice(&text)
+            .map_err(|error| CurateError::Damaged { path, problem: error.to_string() })?;
+        finished.files = (0..finished.partitions).map(|at| part(folder, at)).collect();
+        Ok(Some(finished))
+    }
+
+    /// Says in `folder` that it is finished.
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), CurateError> {
+        write_whole(&folder.join(DONE), self)
+    }
+
+    /// Sums up the files of a stage, and what was broken `before` in those that they were made from.
+    pub(crate) fn gather(files: Vec<PathBuf>, before: &[Footer]) -> Result<Finished, CurateError> {
+        let mut totals = Totals::default();
+        let mut broken: Vec<String> = before.iter().flat_map(|footer| footer.broken.clone()).collect();
+        for path in &files {
+            let footer = file::read_footer(path)?;
+            totals.add(&footer.totals);
+            broken.extend(footer.broken);
+        }
+        broken.sort();
+        Ok(Finished { partitions: files.len(), files, totals, broken })
+    }
 }
 
 impl Data<'_> {
-    pub(super) fn totals(&self) -> Option<Totals> {
+    pub(crate) fn totals(&self) -> Option<Totals> {
         match self {
             Data::Source(_) => None,
             Data::Files(finished) => Some(finished.totals),
         }
     }
 
-    pub(super) fn remove_files(&self) {
+    pub(crate) fn remove_files(&self) {
         if let Data::Files(finished) = self {
             for path in &finished.files {
                 // Room that cannot be freed is no reason to fail.
@@ -51,13 +84,13 @@ impl Data<'_> {
 }
 
 /// One map task's records.
-enum Split<'a> {
+pub(crate) enum Split<'a> {
     Source(&'a dyn Source, usize),
     File(&'a Path),
 }
 
 impl Split<'_> {
-    fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         match self {
             Split::Source(source, split) => source.bytes(*split),
             Split::File(path) => std::fs::metadata(path).map_or(0, |meta| meta.len()),
@@ -70,25 +103,20 @@ struct MapTask<'a> {
     maps: &'a [Box<dyn Map>],
 }
 
-pub(super) struct Runner<'a> {
-    pub(super) local: &'a Local,
-    pub(super) registry: &'a Registry,
-    pub(super) progress: &'a dyn Progress,
+pub(crate) struct Runner<'a> {
+    pub(crate) local: &'a Local,
+    pub(crate) registry: &'a Registry,
+    pub(crate) progress: &'a dyn Progress,
 }
 
-impl Runner<'_> {
-    /// Runs a stage in its folder, or finds it done.
-    pub(super) fn stage(
+impl Stages for Runner<'_> {
+    fn stage(
         &self,
         stage: &Stage,
         folder: &Path,
         data: &BTreeMap<String, Data>,
     ) -> Result<Finished, CurateError> {
-        let done = folder.join("done.json");
-        if let Ok(text) = std::fs::read(&done) {
-            let mut finished: Finished = serde_json::from_slice(&text)
-                .map_err(|error| CurateError::Damaged { path: done, problem: error.to_string() })?;
-            finished.files = (0..finished.partitions).map(|at| part(folder, at)).collect();
+        if let Some(finished) = Finished::read(folder)? {
             return Ok(finished);
         }
         std::fs::create_dir_all(folder).map_err(|error| CurateError::write(folder, error))?;
@@ -115,7 +143,7 @@ impl Runner<'_> {
             None => {
                 let paths: Vec<_> = (0..tasks.len()).map(|at| part(folder, at)).collect();
                 self.parallel(paths.len(), &|at| self.map_only(&tasks[at], &paths[at]))?;
-                self.finished(paths, &[])?
+                Finished::gather(paths, &[])?
             }
             Some(step) => {
                 runs.extend((0..tasks.len()).map(|at| folder.join(format!("map-{at:05}.run"))));
@@ -123,14 +151,16 @@ impl Runner<'_> {
                 self.reduce(stage, step, folder, &runs)?
             }
         };
-        write_whole(&done, &finished)?;
+        finished.write(folder)?;
         for path in runs {
             // What stays goes with the work folder.
             let _ = std::fs::remove_file(path);
         }
         Ok(finished)
     }
+}
 
+impl Runner<'_> {
     fn begin(&self, name: &str, total: u64) {
         if total > 0 {
             self.progress.phase(name, total);
@@ -139,14 +169,7 @@ impl Runner<'_> {
 
     /// The maps of an input, with their side input.
     fn maps(&self, input: &Input, data: &BTreeMap<String, Data>) -> Result<Vec<Box<dyn Map>>, CurateError> {
-        let side = match input.side.as_ref().map(|name| (name, &data[name])) {
-            None => Vec::new(),
-            Some((_, Data::Files(finished))) => read_all(&finished.files)?,
-            Some((name, Data::Source(_))) => {
-                let problem = "is a source, which cannot be a side input".to_owned();
-                return Err(CurateError::Plan { name: name.clone(), problem });
-            }
-        };
+        let side = read_all(side_files(input, data)?)?;
         input.maps.iter().map(|step| self.registry.build_map(step, &side)).collect()
     }
 
@@ -169,52 +192,14 @@ impl Runner<'_> {
         }
         let partitions = self.local.partitions.max(1);
         let mut sorter = Sorter::new(path, partitions, self.local.budget() / 2)?;
-        let broken = self.feed(task, &mut |key, value| {
-            let partition = (XxHash3_64::oneshot(key) % u64::from(partitions)) as u32;
-            sorter.push(partition, key, value)
-        })?;
+        let broken =
+            self.feed(task, &mut |key, value| sorter.push(partition_of(key, partitions), key, value))?;
         broken.into_iter().for_each(|what| sorter.broken(what));
         sorter.finish()
     }
 
-    /// Sends a split through its maps; gives what was broken in it.
     fn feed(&self, task: &MapTask, emit: &mut Emit) -> Result<Vec<String>, CurateError> {
-        let mut found = Vec::new();
-        match &task.split {
-            Split::Source(source, split) => {
-                let mut broken = |error: CurateError| {
-                    if self.local.stop_at_broken {
-                        return Err(error);
-                    }
-                    found.push(error.to_string());
-                    Ok(())
-                };
-                let tick = |bytes| self.progress.advance(bytes);
-                source.read(
-                    *split,
-                    &mut |key, value| apply(task.maps, key, value, emit),
-                    &mut broken,
-                    &tick,
-                )?;
-            }
-            Split::File(path) => {
-                let size = task.split.bytes();
-                let mut told = 0;
-                for segment in file::read_footer(path)?.segments {
-                    let mut reader = Reader::open(path, segment)?;
-                    while reader.advance()? {
-                        apply(task.maps, reader.key(), reader.value(), emit)?;
-                        let read = segment.offset + segment.length - reader.left();
-                        if read > told {
-                            self.progress.advance(read - told);
-                            told = read;
-                        }
-                    }
-                }
-                self.progress.advance(size.saturating_sub(told));
-            }
-        }
-        Ok(found)
+        feed(&task.split, task.maps, self.local.stop_at_broken, self.progress, emit)
     }
 
     fn reduce(
@@ -251,19 +236,7 @@ impl Runner<'_> {
             self.progress.advance(left);
             writer.finish().map(|_| ())
         })?;
-        self.finished(parts, &footers)
-    }
-
-    fn finished(&self, files: Vec<PathBuf>, before: &[Footer]) -> Result<Finished, CurateError> {
-        let mut totals = Totals::default();
-        let mut broken: Vec<String> = before.iter().flat_map(|footer| footer.broken.clone()).collect();
-        for path in &files {
-            let footer = file::read_footer(path)?;
-            totals.add(&footer.totals);
-            broken.extend(footer.broken);
-        }
-        broken.sort();
-        Ok(Finished { partitions: files.len(), files, totals, broken })
+        Finished::gather(parts, &footers)
     }
 
     /// Does tasks `0..count`, some at a time. Of several errors, that of the first task is given.
@@ -307,8 +280,54 @@ impl Runner<'_> {
     }
 }
 
-fn part(folder: &Path, at: usize) -> PathBuf {
+/// The partition of a key.
+pub(crate) fn partition_of(key: &[u8], partitions: u32) -> u32 {
+    (XxHash3_64::oneshot(key) % u64::from(partitions)) as u32
+}
+
+/// The file of a stage's part.
+pub(crate) fn part(folder: &Path, at: usize) -> PathBuf {
     folder.join(format!("part-{at:05}.run"))
+}
+
+/// Sends a split through maps; gives what was broken in it.
+pub(crate) fn feed(
+    split: &Split,
+    maps: &[Box<dyn Map>],
+    stop_at_broken: bool,
+    progress: &dyn Progress,
+    emit: &mut Emit,
+) -> Result<Vec<String>, CurateError> {
+    let mut found = Vec::new();
+    match split {
+        Split::Source(source, at) => {
+            let mut broken = |error: CurateError| {
+                if stop_at_broken {
+                    return Err(error);
+                }
+                found.push(error.to_string());
+                Ok(())
+            };
+            let tick = |bytes| progress.advance(bytes);
+            source.read(*at, &mut |key, value| apply(maps, key, value, emit), &mut broken, &tick)?;
+        }
+        Split::File(path) => {
+            let mut told = 0;
+            for segment in file::read_footer(path)?.segments {
+                let mut reader = Reader::open(path, segment)?;
+                while reader.advance()? {
+                    apply(maps, reader.key(), reader.value(), emit)?;
+                    let read = segment.offset + segment.length - reader.left();
+                    if read > told {
+                        progress.advance(read - told);
+                        told = read;
+                    }
+                }
+            }
+            progress.advance(split.bytes().saturating_sub(told));
+        }
+    }
+    Ok(found)
 }
 
 /// Sends a record through maps, one after another.
@@ -319,8 +338,23 @@ fn apply(maps: &[Box<dyn Map>], key: &[u8], value: &[u8], emit: &mut Emit) -> Re
     }
 }
 
+/// The files of an input's side input.
+pub(crate) fn side_files<'a>(
+    input: &Input,
+    data: &'a BTreeMap<String, Data>,
+) -> Result<&'a [PathBuf], CurateError> {
+    match input.side.as_ref().map(|name| (name, &data[name])) {
+        None => Ok(&[]),
+        Some((_, Data::Files(finished))) => Ok(&finished.files),
+        Some((name, Data::Source(_))) => {
+            let problem = "is a source, which cannot be a side input".to_owned();
+            Err(CurateError::Plan { name: name.clone(), problem })
+        }
+    }
+}
+
 /// All records of some files, sorted.
-fn read_all(files: &[PathBuf]) -> Result<Vec<Record>, CurateError> {
+pub(crate) fn read_all(files: &[PathBuf]) -> Result<Vec<Record>, CurateError> {
     let mut records = Vec::new();
     for path in files {
         for segment in file::read_footer(path)?.segments {

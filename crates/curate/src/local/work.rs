@@ -22,14 +22,17 @@ struct Owner {
 
 /// A work folder that this process holds.
 #[derive(Debug)]
-pub(super) struct WorkFolder {
+pub(crate) struct WorkFolder {
     path: PathBuf,
+    #[cfg_attr(not(feature = "ballista"), expect(dead_code, reason = "processes of a cluster look for it"))]
+    fingerprint: String,
     _lock: File,
 }
 
 impl WorkFolder {
-    pub(super) fn open(
+    pub(crate) fn open(
         local: &Local,
+        runner: &str,
         plan: &Plan,
         sources: &BTreeMap<&str, &dyn Source>,
     ) -> Result<Self, CurateError> {
@@ -45,7 +48,7 @@ impl WorkFolder {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        let fingerprint = fingerprint(local, plan, sources)?;
+        let fingerprint = fingerprint(local, runner, plan, sources)?;
         let owner = path.join(OWNER);
         match std::fs::read(&owner) {
             Ok(found) => {
@@ -57,7 +60,7 @@ impl WorkFolder {
                 }
                 if !same {
                     clear(&path).map_err(failed)?;
-                    write_owner(&owner, fingerprint, plan)?;
+                    write_owner(&owner, &fingerprint, plan)?;
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -70,32 +73,45 @@ impl WorkFolder {
                     let problem = format!("has `{}` in it and no plan", entry.file_name().to_string_lossy());
                     return Err(refused(&path, problem, "give an empty folder or a new one"));
                 }
-                write_owner(&owner, fingerprint, plan)?;
+                write_owner(&owner, &fingerprint, plan)?;
             }
             Err(error) => return Err(failed(error)),
         }
-        Ok(Self { path, _lock: lock })
+        Ok(Self { path, fingerprint, _lock: lock })
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    pub(super) fn remove(self) -> Result<(), CurateError> {
+    /// What tells the work in it from other work.
+    #[cfg(feature = "ballista")]
+    pub(crate) fn fingerprint(&self) -> &str {
+        &self.fingerprint
+    }
+
+    pub(crate) fn remove(self) -> Result<(), CurateError> {
         std::fs::remove_dir_all(&self.path).map_err(|error| CurateError::write(&self.path, error))
     }
+}
+
+/// The fingerprint of the work in a folder.
+#[cfg(feature = "ballista")]
+pub(crate) fn owner(path: &Path) -> Option<String> {
+    let found = std::fs::read(path.join(OWNER)).ok()?;
+    serde_json::from_slice::<Owner>(&found).ok().map(|owner| owner.fingerprint)
 }
 
 fn refused(path: &Path, problem: String, hint: &str) -> CurateError {
     CurateError::Work { path: path.to_path_buf(), problem, hint: hint.to_owned() }
 }
 
-fn write_owner(path: &Path, fingerprint: String, plan: &Plan) -> Result<(), CurateError> {
-    write_whole(path, &Owner { fingerprint, plan: plan.clone() })
+fn write_owner(path: &Path, fingerprint: &str, plan: &Plan) -> Result<(), CurateError> {
+    write_whole(path, &Owner { fingerprint: fingerprint.to_owned(), plan: plan.clone() })
 }
 
 /// Writes JSON so that the file is whole or absent.
-pub(super) fn write_whole(path: &Path, value: &impl Serialize) -> Result<(), CurateError> {
+pub(crate) fn write_whole(path: &Path, value: &impl Serialize) -> Result<(), CurateError> {
     let partial = path.with_extension("json.partial");
     let write = || -> std::io::Result<()> {
         std::fs::write(&partial, serde_json::to_vec_pretty(value)?)?;
@@ -117,15 +133,16 @@ fn clear(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Everything that the files of a work folder depend on.
+/// Everything that the files of a work folder depend on. Runners part records differently.
 fn fingerprint(
     local: &Local,
+    runner: &str,
     plan: &Plan,
     sources: &BTreeMap<&str, &dyn Source>,
 ) -> Result<String, CurateError> {
     let inputs: BTreeMap<_, _> =
         sources.iter().map(|(name, source)| (name, (source.fingerprint(), source.splits()))).collect();
-    let all = (env!("CARGO_PKG_VERSION"), local.partitions.max(1), plan, inputs);
+    let all = (env!("CARGO_PKG_VERSION"), runner, local.partitions.max(1), plan, inputs);
     let text = serde_json::to_vec(&all).map_err(|error| CurateError::write(&local.work, error))?;
     Ok(blake3::hash(&text).to_hex().to_string())
 }

@@ -8,8 +8,8 @@ mod write;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::local::{Local, MIN_MEMORY_BYTES};
-use crate::plan::{Registry, Source};
+use crate::local::{Done, Local, MIN_MEMORY_BYTES};
+use crate::plan::{Plan, Registry, Source};
 use crate::read::OnError;
 use crate::{CurateConfig, CurateError, Inventory, Progress};
 
@@ -28,11 +28,20 @@ pub struct RunOptions {
     pub threads: usize,
     /// Partitions of a shuffle; absent: by the size of the input.
     pub partitions: Option<u32>,
+    /// Address of a cluster's scheduler, `df://HOST:PORT`, which needs the feature `ballista`; absent: this machine.
+    /// Memory and threads are then those of the cluster's executors.
+    pub cluster: Option<String>,
 }
 
 impl Default for RunOptions {
     fn default() -> Self {
-        Self { work: None, memory_bytes: 1 << 30, threads: rayon::current_num_threads(), partitions: None }
+        Self {
+            work: None,
+            memory_bytes: 1 << 30,
+            threads: rayon::current_num_threads(),
+            partitions: None,
+            cluster: None,
+        }
     }
 }
 
@@ -86,7 +95,11 @@ pub fn curate_by(
     let source = compose::local_source(config, inventory);
     let sources: BTreeMap<&str, &dyn Source> =
         plan.sources.iter().map(|name| (name.as_str(), &*source)).collect();
-    let result = local.run(&plan, registry, &sources, progress).and_then(|done| {
+    let done = match &options.cluster {
+        None => local.run(&plan, registry, &sources, progress),
+        Some(address) => on_cluster(address, &local, &plan, &sources, (config, inventory), progress),
+    };
+    let result = done.and_then(|done| {
         let steps = compose::steps(&plan);
         let report = write::write(&done, (config, inventory), steps, &local.work, out, progress)?;
         Ok((done, report))
@@ -104,6 +117,38 @@ pub fn curate_by(
             Err(error)
         }
     }
+}
+
+/// Runs a plan on a cluster.
+#[cfg(feature = "ballista")]
+fn on_cluster(
+    address: &str,
+    local: &Local,
+    plan: &Plan,
+    sources: &BTreeMap<&str, &dyn Source>,
+    (config, inventory): (&CurateConfig, &Inventory),
+    progress: &dyn Progress,
+) -> Result<Done, CurateError> {
+    let step = source(config, inventory)?;
+    let described = plan.sources.iter().map(|name| (name.as_str(), step.clone())).collect();
+    crate::cluster::run(address, local, plan, sources, &described, progress)
+}
+
+/// Says that there is nothing to run a plan on a cluster with.
+#[cfg(not(feature = "ballista"))]
+fn on_cluster(
+    address: &str,
+    _local: &Local,
+    _plan: &Plan,
+    _sources: &BTreeMap<&str, &dyn Source>,
+    _described: (&CurateConfig, &Inventory),
+    _progress: &dyn Progress,
+) -> Result<Done, CurateError> {
+    Err(CurateError::Cluster {
+        address: address.to_owned(),
+        problem: "cannot be reached: this build has no Ballista".to_owned(),
+        hint: "build with `--features ballista`, or run without a cluster".to_owned(),
+    })
 }
 
 /// The runner of a recipe.

@@ -7,7 +7,7 @@ use crate::CurateError;
 pub type Broken<'a> = dyn FnMut(CurateError) -> Result<(), CurateError> + 'a;
 
 /// Records from outside, in splits that can be read at the same time.
-pub trait Source: Sync {
+pub trait Source: Send + Sync {
     /// What it holds, so that work on another input is not taken up again.
     fn fingerprint(&self) -> String;
 
