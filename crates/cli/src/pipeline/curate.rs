@@ -18,18 +18,20 @@ const MIN_DOCUMENTS: u64 = 8;
 
 /// How curation is run here; nothing of it changes the result.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct CurateOptions {
+pub(crate) struct CurateOptions<'a> {
     /// Bytes that buffers may hold.
     pub(crate) memory_bytes: Option<u64>,
     /// Tasks at a time.
     pub(crate) threads: Option<usize>,
     /// Partitions of a shuffle.
     pub(crate) partitions: Option<u32>,
+    /// Address of a cluster that does it instead of this machine.
+    pub(crate) cluster: Option<&'a str>,
     /// Say first what it will take, where it takes long.
     pub(crate) announce: bool,
 }
 
-impl CurateOptions {
+impl CurateOptions<'_> {
     fn run(self, work: PathBuf) -> RunOptions {
         let default = RunOptions::default();
         RunOptions {
@@ -37,6 +39,7 @@ impl CurateOptions {
             memory_bytes: self.memory_bytes.unwrap_or(default.memory_bytes),
             threads: self.threads.unwrap_or(default.threads),
             partitions: self.partitions,
+            cluster: self.cluster.map(str::to_owned),
         }
     }
 }

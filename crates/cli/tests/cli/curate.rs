@@ -90,3 +90,24 @@ fn a_killed_run_keeps_what_is_finished_and_ends_with_the_same_bytes() {
     // A third time there is nothing to do.
     assert!(llamero(run_args(&recipe, &broken)).ok().contains("was there already"));
 }
+
+#[test]
+#[cfg(not(feature = "ballista"))]
+fn a_build_without_ballista_says_so() {
+    let tmp = tempfile::tempdir().unwrap();
+    let recipe = recipe(tmp.path(), 10);
+    let set = format!("run.dir={:?}", arg(&tmp.path().join("run")));
+    let run = ["curate", "run", arg(&recipe), "--set", &set, "--cluster", "df://127.0.0.1:1"];
+    llamero(run).fails(1, &["df://127.0.0.1:1", "no Ballista", "--features ballista"]);
+    llamero(["curate", "scheduler"]).fails(1, &["no Ballista", "--features ballista"]);
+    let executor = ["curate", "executor", "--work-dir", arg(tmp.path())];
+    llamero(executor).fails(1, &["no Ballista", "--features ballista"]);
+}
+
+#[test]
+fn a_clusters_memory_and_threads_are_not_the_drivers_to_give() {
+    for other in [&["--threads", "2"][..], &["--memory", "1GiB"], &["--estimate"]] {
+        let args = [&["curate", "run", "recipe.toml", "--cluster", "df://127.0.0.1:1"], other].concat();
+        llamero(args).fails(2, &["--cluster", other[0]]);
+    }
+}

@@ -3,6 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests")]
 
 mod bench;
+#[cfg(feature = "ballista")]
+mod cluster;
 mod commands;
 mod conversations;
 mod convert;

@@ -9,7 +9,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion_proto::physical_plan::{PhysicalExtensionCodec, PhysicalProtoConverterExtension};
 use serde::{Deserialize, Serialize};
 
-use super::exec::{MapExec, ReduceExec, as_map, as_reduce};
+use super::exec::{MapExec, ReduceExec};
 use super::functions::{Functions, Place};
 
 /// Begins the bytes of our operators; no message of Ballista begins with a zero, which is no tag of a field.
@@ -60,9 +60,9 @@ impl PhysicalExtensionCodec for Codec {
         bytes: &mut Vec<u8>,
         converter: &dyn PhysicalProtoConverterExtension,
     ) -> Result<()> {
-        let operator = if let Some(map) = as_map(&*node) {
+        let operator = if let Some(map) = node.downcast_ref::<MapExec>() {
             Operator::Map { place: map.place.clone(), sends: map.sends }
-        } else if let Some(reduce) = as_reduce(&*node) {
+        } else if let Some(reduce) = node.downcast_ref::<ReduceExec>() {
             Operator::Reduce { place: reduce.place.clone() }
         } else {
             return self.ballista.try_encode(node, bytes, converter);

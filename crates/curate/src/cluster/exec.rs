@@ -1,6 +1,5 @@
 //! The physical operators of a stage. Both hand over to [`super::task`], on a thread that may block.
 
-use std::any::Any;
 use std::sync::Arc;
 
 use arrow_array::cast::AsArray;
@@ -244,14 +243,4 @@ impl ExecutionPlan for ReduceExec {
 /// Nobody waits for this task any more; nobody reads this either.
 fn left() -> CurateError {
     CurateError::Record { what: "a task", problem: "it was called off".to_owned() }
-}
-
-/// Which of the operators a node is.
-pub(super) fn as_map(node: &dyn ExecutionPlan) -> Option<&MapExec> {
-    (node as &dyn Any).downcast_ref()
-}
-
-/// Which of the operators a node is.
-pub(super) fn as_reduce(node: &dyn ExecutionPlan) -> Option<&ReduceExec> {
-    (node as &dyn Any).downcast_ref()
 }

@@ -1,5 +1,6 @@
 //! The processes of a cluster: one scheduler, and executors.
 
+use std::fs::{File, TryLockError};
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -104,10 +105,8 @@ impl Executor {
         let (listener, at) = listen(&self.bind_host, self.port)?;
         // Ballista binds the port itself.
         drop(listener);
-        let [shuffle, scratch] = ["shuffle", "sort"].map(|name| self.work.join(name));
-        for folder in [&shuffle, &scratch] {
-            std::fs::create_dir_all(folder).map_err(|error| CurateError::write(folder, error))?;
-        }
+        let [shuffle, scratch] = ["ballista-shuffle", "ballista-sort"].map(|name| self.work.join(name));
+        let _lock = self.clear(&[&shuffle, &scratch])?;
         let id = new_instance_id();
         let threads = self.threads.max(1);
         // Half is for the records that a task sends, half for those that it sorts.
@@ -140,6 +139,33 @@ impl Executor {
         listening(at);
         let runtime = runtime(threads).map_err(|error| failed(&error))?;
         runtime.block_on(start_executor_process(Arc::new(config))).map_err(|error| failed(&error))
+    }
+}
+
+impl Executor {
+    /// Takes the work folder and removes what an executor before this one has left. The folder is ours while the lock lives.
+    fn clear(&self, folders: &[&Path]) -> Result<File, CurateError> {
+        let failed = |error: std::io::Error| CurateError::write(&self.work, error);
+        std::fs::create_dir_all(&self.work).map_err(failed)?;
+        let lock = File::create(self.work.join("lock")).map_err(failed)?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(CurateError::Work {
+                    path: self.work.clone(),
+                    problem: "is in use by another executor".to_owned(),
+                    hint: "give each executor a folder of its own".to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(failed(error)),
+        }
+        for folder in folders {
+            match std::fs::remove_dir_all(folder) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => std::fs::create_dir_all(folder).map_err(failed)?,
+            }
+        }
+        Ok(lock)
     }
 }
 

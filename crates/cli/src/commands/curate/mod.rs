@@ -1,6 +1,7 @@
 //! `llamero curate`: the curation of a recipe, and its steps one by one on files given by hand.
 
 mod classifier;
+mod cluster;
 mod extract;
 mod hash_eval;
 mod label;
@@ -14,6 +15,10 @@ use clap::Subcommand;
 pub(crate) enum CurateCommand {
     /// Make the corpus of a recipe.
     Run(run::RunArgs),
+    /// Start the scheduler of a cluster that curates.
+    Scheduler(cluster::SchedulerArgs),
+    /// Start an executor of a cluster that curates.
+    Executor(cluster::ExecutorArgs),
     /// The text of web pages, as curation sees it.
     Extract(extract::ExtractArgs),
     /// The language of a text, or of each of its lines.
@@ -29,6 +34,8 @@ pub(crate) enum CurateCommand {
 pub(crate) fn curate(command: &CurateCommand) -> Result<()> {
     match command {
         CurateCommand::Run(args) => run::run(args),
+        CurateCommand::Scheduler(args) => cluster::scheduler(args),
+        CurateCommand::Executor(args) => cluster::executor(args),
         CurateCommand::Extract(args) => extract::extract(args),
         CurateCommand::Lang(args) => lang::lang(args),
         CurateCommand::TrainClassifier(args) => classifier::train_classifier(args),

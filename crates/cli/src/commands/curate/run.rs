@@ -18,6 +18,7 @@ use crate::report::format::{bytes, count, duration, grouped};
     llamero curate run recipes/quickstart.toml\n  \
     llamero curate run crawl.toml --estimate\n  \
     llamero curate run crawl.toml --memory 2GiB --threads 8\n  \
+    llamero curate run crawl.toml --cluster df://10.0.0.1:50050\n  \
     llamero curate run crawl.toml --set 'curate.sources=[\"crawl/*.warc.gz\"]' --set curate.gopher_quality.min_words=30"
 )]
 pub(crate) struct RunArgs {
@@ -35,6 +36,10 @@ pub(crate) struct RunArgs {
     /// Partitions of a shuffle; by the size of the input when absent.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65536))]
     partitions: Option<u32>,
+    /// Run on the cluster of this scheduler, whose executors see the inputs and RUN under the same paths; the build needs the
+    /// feature `ballista`.
+    #[arg(long, value_name = "df://HOST:PORT", conflicts_with_all = ["memory", "threads", "estimate"])]
+    cluster: Option<String>,
     /// Read a sample, and say what time, memory and disk the whole will take; no corpus is made.
     #[arg(long)]
     estimate: bool,
@@ -48,7 +53,8 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         memory_bytes: args.memory,
         threads: args.threads,
         partitions: args.partitions,
-        announce: true,
+        cluster: args.cluster.as_deref(),
+        announce: args.cluster.is_none(),
     };
     if args.estimate {
         let found = pipeline::estimate(&args.recipe, &args.sets, options)?;
