@@ -11,7 +11,7 @@ use ballista_core::config::{
     BALLISTA_SCHEDULER_MAX_PARTITIONS_PER_TASK,
 };
 use ballista_core::execution_plans::execute_physical_plan;
-use ballista_core::extension::{SessionConfigExt, SessionConfigHelperExt};
+use ballista_core::extension::SessionConfigExt;
 use datafusion::error::DataFusionError;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::prelude::SessionConfig;
@@ -24,7 +24,7 @@ use super::address::Address;
 use super::codec::Codec;
 use super::exec;
 use super::functions::{
-    From, Functions, Place, STAGE, StageFile, StageInput, StageReduce, TaskInput, source_file,
+    Functions, Origin, Place, STAGE, StageFile, StageInput, StageReduce, TaskInput, source_file,
 };
 use super::said;
 use super::shuffle::slots;
@@ -160,13 +160,13 @@ impl Driver<'_> {
             match &data[&input.from] {
                 Data::Source(source) => {
                     for split in 0..source.splits() {
-                        let from = From::Split { source: input.from.clone(), split };
+                        let from = Origin::Split { source: input.from.clone(), split };
                         task(Split::Source(*source, split), from);
                     }
                 }
                 Data::Files(finished) => {
                     for path in &finished.files {
-                        task(Split::File(path), From::Part(path.clone()));
+                        task(Split::File(path), Origin::Part(path.clone()));
                     }
                 }
             }

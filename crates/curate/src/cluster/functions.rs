@@ -41,13 +41,13 @@ pub(super) struct StageReduce {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct TaskInput {
     pub(super) input: usize,
-    pub(super) from: From,
+    pub(super) from: Origin,
 }
 
 /// A split of a source, or the part of a stage.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum From {
+pub(super) enum Origin {
     Split { source: String, split: usize },
     Part(PathBuf),
 }

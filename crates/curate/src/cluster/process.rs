@@ -19,6 +19,7 @@ use super::MESSAGE_BYTES;
 use super::codec::Codec;
 use super::functions::Functions;
 use crate::CurateError;
+use crate::local::MIN_MEMORY_BYTES;
 use crate::plan::Registry;
 
 /// A scheduler of Ballista that knows our operators. It holds no records and writes nothing.
@@ -52,7 +53,7 @@ pub struct Executor {
     pub work: PathBuf,
     /// Tasks at a time.
     pub threads: usize,
-    /// Bytes that buffers may hold, over all tasks.
+    /// Bytes that buffers may hold, over all tasks; 2 MiB for each at the least.
     pub memory_bytes: u64,
 }
 
@@ -110,7 +111,7 @@ impl Executor {
         let id = new_instance_id();
         let threads = self.threads.max(1);
         // Half is for the records that a task sends, half for those that it sorts.
-        let half = self.memory_bytes / 2;
+        let half = self.memory_bytes.max(2 * MIN_MEMORY_BYTES * threads as u64) / 2;
         let budget = usize::try_from(half / threads as u64).unwrap_or(usize::MAX);
         let functions = Functions::new(registry, id.clone(), scratch, budget);
         let config = ExecutorProcessConfig {

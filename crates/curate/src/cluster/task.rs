@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow_array::RecordBatch;
 
-use super::functions::{From, Functions, Opened};
+use super::functions::{Functions, Opened, Origin};
 use super::shuffle::{Arrivals, Batches};
 use crate::CurateError;
 use crate::local::file::{self, Writer};
@@ -76,11 +76,11 @@ fn map(
     let maps = functions.maps(stage, task.input)?;
     let stop = stage.file.stop_at_broken;
     match &task.from {
-        From::Split { source, split } => {
+        Origin::Split { source, split } => {
             let source = functions.source(stage, source)?;
             feed(&Split::Source(&*source, *split), &maps, stop, &(), emit)
         }
-        From::Part(path) => feed(&Split::File(path), &maps, stop, &(), emit),
+        Origin::Part(path) => feed(&Split::File(path), &maps, stop, &(), emit),
     }
 }
 
