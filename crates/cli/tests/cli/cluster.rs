@@ -73,7 +73,7 @@ fn recipe(folder: &Path, documents: u64) -> PathBuf {
     let recipe = folder.join("recipe.toml");
     let curate = format!(
         "[curate]\nsources = [{:?}]\nread = {{}}\nextract = {{}}\nurl_duplicates = {{}}\nnear_duplicates = {{}}\n\
-         common_lines = {{}}\ngopher_repetition = {{}}\ngopher_quality = {{}}\nc4 = {{}}\nkl_outliers = {{}}\n\
+         common_lines = {{}}\ngopher_repetition = {{}}\ngopher_quality = {{}}\nc4 = {{}}\nkl_outliers = {{ max_nats = 6.0 }}\n\
          mix = {{ proportions = {{ prose = 1.0 }}, annealing = {{ size = 20000, proportions = {{ prose = 1.0 }} }} }}\n",
         arg(&folder.join("texts"))
     );
