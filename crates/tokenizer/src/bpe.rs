@@ -340,8 +340,10 @@ impl Bpe {
         out: &mut Vec<u32>,
     ) {
         let mut unknown = 0u64;
-        for (at, &key) in keys.iter().enumerate() {
-            unknown |= u64::from(!scratch.cache.knows(key)) << at;
+        let mut slots = [0; BATCH];
+        for (at, (&key, slot)) in keys.iter().zip(&mut slots).enumerate() {
+            *slot = scratch.cache.slot(key);
+            unknown |= u64::from(!scratch.cache.knows(*slot, key)) << at;
         }
         if let Some(tokens) = &self.short_tokens {
             let (mut rest, mut found) = (unknown, 0u64);
@@ -353,10 +355,10 @@ impl Bpe {
             // The memory is in the caches now, which is all that was wanted.
             std::hint::black_box(found);
         }
-        for (&key, two) in keys.iter().zip(begins.windows(2)) {
+        for ((&key, &slot), two) in keys.iter().zip(&slots).zip(begins.windows(2)) {
             if key == cache::LONG {
                 self.encode_longer(text, two[0]..two[1], scratch, out);
-            } else if !scratch.cache.get(key, out) {
+            } else if !scratch.cache.get(slot, key, out) {
                 let before = out.len();
                 self.encode_short(&text[two[0]..two[1]], key, out);
                 scratch.cache.put(key, &out[before..]);
@@ -379,7 +381,7 @@ impl Bpe {
             return self.encode_long(&text[piece], &mut scratch.merging, out);
         }
         let key = KeyOfTwo::new(text, piece.start, piece.len());
-        if !scratch.medium.get(key, out) {
+        if !scratch.medium.get(scratch.medium.slot(key), key, out) {
             let before = out.len();
             self.encode_long(&text[piece], &mut scratch.merging, out);
             scratch.medium.put(key, &out[before..]);
