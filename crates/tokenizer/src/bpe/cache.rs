@@ -201,6 +201,16 @@ impl<K: Keys, const IDS: usize, const MOST: usize> Cache<K, IDS, MOST> {
         (key.hash() >> self.shift) as usize
     }
 
+    /// Reads from each of `slots` and does so little with it that a processor waits for many of them at once. What it returns
+    /// means nothing.
+    #[inline]
+    /// Reads from each of `slots` and does so little with it that a processor waits for many of them at once. What it returns
+    /// means nothing.
+    #[inline]
+    pub(crate) fn touch(&self, slots: &[usize]) -> u32 {
+        slots.iter().fold(0, |sum, &slot| sum ^ self.slots[slot].0[0].ids[0])
+    }
+
     /// Whether the slot `slot` knows the ids of the piece `key`: one read, that depends on no other.
     #[inline]
     pub(crate) fn knows(&self, slot: usize, key: K) -> bool {
