@@ -3,16 +3,24 @@
 /// The longest piece that is a number, in bytes.
 pub(crate) const LONGEST: usize = 15;
 
-/// The longest piece that is two numbers.
-pub(crate) const LONGEST_OF_TWO: usize = 31;
+/// The longest piece that is four numbers.
+pub(crate) const LONGEST_OF_FOUR: usize = 63;
 
 /// A short piece as a number: its bytes, and in the highest byte how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key(u128);
 
-/// A piece of more than [`LONGEST`] bytes as two numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct KeyOfTwo(u128, Key);
+/// A piece of up to [`LONGEST_OF_FOUR`] bytes as four numbers: its bytes, and in the highest byte how many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeyOfFour([u128; 4]);
+
+// Derived, this would call a function for numbers that are in registers.
+impl PartialEq for KeyOfFour {
+    #[inline]
+    fn eq(&self, other: &KeyOfFour) -> bool {
+        self.0.iter().zip(&other.0).fold(0, |differs, (one, two)| differs | (one ^ two)) == 0
+    }
+}
 
 /// What a cache finds pieces by.
 pub(crate) trait Keys: Copy + PartialEq {
@@ -22,17 +30,17 @@ pub(crate) trait Keys: Copy + PartialEq {
     fn hash(self) -> u64;
 }
 
-/// A cache of short pieces: 32 bytes an entry, up to 8 MiB.
-pub(crate) type ShortCache = Cache<Key, 4, { 1 << 17 }>;
+/// A cache of short pieces: 32 bytes an entry, up to 16 MiB.
+pub(crate) type ShortCache = Cache<Key, 4, { 1 << 18 }>;
 
-/// A cache of pieces of up to [`LONGEST_OF_TWO`] bytes: 64 bytes an entry, up to 2 MiB.
-pub(crate) type MediumCache = Cache<KeyOfTwo, 8, { 1 << 14 }>;
+/// A cache of pieces that are longer or become more ids: 128 bytes an entry, up to 8 MiB.
+pub(crate) type MediumCache = Cache<KeyOfFour, 15, { 1 << 15 }>;
 
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(32))]
 struct Entry<K, const IDS: usize> {
     key: K,
-    /// In the highest bits of the first, how many there are.
+    /// In the highest bits of the first, how many there are; 0 where there are too many.
     ids: [u32; IDS],
 }
 
@@ -103,22 +111,26 @@ impl Keys for Key {
     }
 }
 
-impl KeyOfTwo {
-    /// The piece of `text` at `begin` of `len` bytes, more than [`LONGEST`] and at most [`LONGEST_OF_TWO`].
+impl KeyOfFour {
+    /// The piece `piece` of at most [`LONGEST_OF_FOUR`] bytes.
     #[inline]
-    pub(crate) fn new(text: &[u8], begin: usize, len: usize) -> KeyOfTwo {
-        let mut low = [0; 16];
-        low.copy_from_slice(&text[begin..begin + 16]);
-        KeyOfTwo(u128::from_le_bytes(low), Key::new(text, begin + 16, len - 16))
+    pub(crate) fn new(piece: &[u8]) -> KeyOfFour {
+        let mut bytes = [0; 64];
+        bytes[..piece.len()].copy_from_slice(piece);
+        bytes[LONGEST_OF_FOUR] = piece.len() as u8;
+        let (parts, _) = bytes.as_chunks::<16>();
+        KeyOfFour(std::array::from_fn(|i| u128::from_le_bytes(parts[i])))
     }
 }
 
-impl Keys for KeyOfTwo {
-    const NONE: KeyOfTwo = KeyOfTwo(0, Key(u128::MAX));
+impl Keys for KeyOfFour {
+    const NONE: KeyOfFour = KeyOfFour([0; 4]);
 
     #[inline]
     fn hash(self) -> u64 {
-        Key(self.0).hash().rotate_left(23).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ self.1.hash()
+        self.0.iter().fold(0, |hash: u64, &part| {
+            hash.rotate_left(23).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ Key(part).hash()
+        })
     }
 }
 
@@ -191,7 +203,7 @@ impl<K: Keys, const IDS: usize, const MOST: usize> Cache<K, IDS, MOST> {
     fn resize(&mut self, slots: usize) {
         self.shift = u64::BITS - slots.trailing_zeros();
         let old = std::mem::replace(&mut self.slots, vec![Pair([Self::NOTHING; 2]); slots]);
-        for entry in old.into_iter().flat_map(|pair| pair.0).rev().filter(|entry| entry.ids[0] != 0) {
+        for entry in old.into_iter().flat_map(|pair| pair.0).rev().filter(|entry| entry.key != K::NONE) {
             self.keep(entry);
         }
     }
@@ -203,7 +215,6 @@ impl<K: Keys, const IDS: usize, const MOST: usize> Cache<K, IDS, MOST> {
 
     /// Reads from each of `slots` and does so little with it that a processor waits for many of them at once. What it returns
     /// means nothing.
-    #[inline]
     /// Reads from each of `slots` and does so little with it that a processor waits for many of them at once. What it returns
     /// means nothing.
     #[inline]
@@ -218,31 +229,33 @@ impl<K: Keys, const IDS: usize, const MOST: usize> Cache<K, IDS, MOST> {
         (one.key == key) | (other.key == key)
     }
 
-    /// Appends the ids of the piece `key` where the slot `slot` knows them.
+    /// Appends the ids of the piece `key` where the slot `slot` knows them, and tells how many: 0 where these were too many to
+    /// keep.
     #[inline]
-    pub(crate) fn get(&self, slot: usize, key: K, out: &mut Vec<u32>) -> bool {
+    pub(crate) fn get(&self, slot: usize, key: K, out: &mut Vec<u32>) -> Option<usize> {
         let [one, other] = &self.slots[slot].0;
         let entry = if one.key == key { one } else { other };
         if entry.key != key {
-            return false;
+            return None;
         }
         let mut ids = entry.ids;
-        let len = out.len() + (ids[0] >> COUNT_AT) as usize;
+        let count = (ids[0] >> COUNT_AT) as usize;
         ids[0] &= (1 << COUNT_AT) - 1;
+        let len = out.len() + count;
         out.extend_from_slice(&ids);
         out.truncate(len);
-        true
+        Some(count)
     }
 
-    /// Notes the ids of the piece `key`.
+    /// Notes the ids of the piece `key`, or that they are too many.
     #[inline]
     pub(crate) fn put(&mut self, key: K, found: &[u32]) {
-        if (1..=IDS).contains(&found.len()) {
-            let mut ids = [0; IDS];
-            ids[..found.len()].copy_from_slice(found);
+        let mut ids = [0; IDS];
+        if let Some(kept) = ids.get_mut(..found.len()) {
+            kept.copy_from_slice(found);
             ids[0] |= (found.len() as u32) << COUNT_AT;
-            self.keep(Entry { key, ids });
         }
+        self.keep(Entry { key, ids });
     }
 
     fn keep(&mut self, entry: Entry<K, IDS>) {

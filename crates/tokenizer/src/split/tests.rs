@@ -32,7 +32,9 @@ proptest! {
 
 #[test]
 fn runs_of_every_length_end_where_they_do() {
-    for run in ["a", " ", "\n", "\r\n", "7", "-", "'", "é", "\u{3000}", "٣", "…", " \n", "\n ", "\n  ", "- ", "-\n"] {
+    for run in
+        ["a", " ", "\n", "\r\n", "7", "-", "'", "é", "\u{3000}", "٣", "…", " \n", "\n ", "\n  ", "- ", "-\n"]
+    {
         for before in ["", "x", " ", "\n", "-", "7", "'", " -"] {
             for after in ["", "x", " x", "\n", "-", "7", "'s", " -\n x"] {
                 for times in 0..140 {
