@@ -78,7 +78,8 @@ impl Scratch {
     /// Makes the memory fit for a text of `bytes`.
     pub(crate) fn prepare(&mut self, bytes: usize) {
         self.cache.prepare(bytes);
-        self.medium.prepare(bytes);
+        // One piece of some 16 is long.
+        self.medium.prepare(bytes / 16);
     }
 }
 

@@ -194,9 +194,9 @@ impl<K: Keys, const IDS: usize, const MOST: usize> Cache<K, IDS, MOST> {
     /// Makes the cache fit for `bytes` more of text.
     pub(crate) fn prepare(&mut self, bytes: usize) {
         self.bytes = self.bytes.saturating_add(bytes);
-        let wanted = (self.bytes / 32).min(MOST).next_power_of_two();
+        let wanted = (self.bytes / 64).min(MOST).next_power_of_two();
         if wanted > self.slots.len() {
-            self.resize(wanted);
+            self.resize((2 * wanted).min(MOST));
         }
     }
 
