@@ -95,6 +95,9 @@ fn print_summary(curated: &Curated) -> Result<()> {
             curated.folder.join(llamero_curate::BROKEN_FILE).display()
         ))?;
     }
+    for (kind, count) in &report.passed {
+        print(format!("{} {kind} are no documents", grouped(*count)))?;
+    }
     let memory =
         curated.peak_memory_bytes.map(|peak| format!(", peak memory {}", bytes(peak))).unwrap_or_default();
     let done = if curated.reused { "was there already, made" } else { "done" };
