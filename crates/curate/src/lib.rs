@@ -51,8 +51,9 @@ pub use item::{FILTERS, Item, Sketch, Value, decode, encode};
 pub use mix::{MixConfig, MixReport};
 pub use output::{BROKEN_FILE, COLUMNS, DOCUMENTS_FILE, DROPPED_FILE, DroppedRecord, MIX_FILE, REPORT_FILE};
 pub use pipeline::{
-    BeforeAfter, BrokenParts, Cluster, CurateReport, DroppedTally, Duplicates, Estimate, Example, Origin, Origins,
-    Passage, READ_SOURCE, RunOptions, SOURCE, Tally, build_source, curate, curate_by, curate_with, estimate, plan, registry, source,
+    BeforeAfter, BrokenParts, Cluster, CurateReport, DroppedTally, Duplicates, Estimate, Example, Origin,
+    Origins, Passage, READ_SOURCE, RunOptions, SOURCE, Tally, build_source, curate, curate_by, curate_with,
+    estimate, plan, registry, source,
 };
 pub use source::{REGISTRY, registry_crates};
 

@@ -222,7 +222,10 @@ impl Filter for LowLetters {
         let found = share(letters, visible);
         let limit = self.min_share;
         (found < limit).then(|| {
-            Dropped::new(self.name(), format!("{found:.3} of the characters are letters, at least {limit} wanted"))
+            Dropped::new(
+                self.name(),
+                format!("{found:.3} of the characters are letters, at least {limit} wanted"),
+            )
         })
     }
 }
@@ -252,7 +255,10 @@ impl Filter for RepeatedLines {
         let found = share(repeated, total);
         let limit = self.max_share;
         (found > limit).then(|| {
-            Dropped::new(self.name(), format!("{found:.3} of the text is in lines seen before, limit {limit}"))
+            Dropped::new(
+                self.name(),
+                format!("{found:.3} of the text is in lines seen before, limit {limit}"),
+            )
         })
     }
 }

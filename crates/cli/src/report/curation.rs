@@ -101,7 +101,9 @@ fn funnel(page: &mut Page, report: &CurateReport) {
         return;
     }
     page.leaf("h3", "Left after each step").open("div class=\"scroll\"").open("table").open("tr");
-    page.leaf("th", "step").leaf("th class=\"wide\"", "documents, and text below").leaf("th class=\"num\"", "left");
+    page.leaf("th", "step")
+        .leaf("th class=\"wide\"", "documents, and text below")
+        .leaf("th class=\"num\"", "left");
     page.leaf("th class=\"num\"", "dropped").leaf("th class=\"num\"", "text left");
     page.leaf("th class=\"num minor\"", "edited").close();
     let first = report.steps.first().map_or_else(Tally::default, |step| step.before.clone());
@@ -110,7 +112,12 @@ fn funnel(page: &mut Page, report: &CurateReport) {
     };
     let row = |page: &mut Page, name: &str, left: &Tally, dropped: &str, edited: &str| {
         let [documents, text] = share(left);
-        page.open("tr").leaf("td", name).open("td class=\"wide\"").bar("", documents).bar("tuned", text).close();
+        page.open("tr")
+            .leaf("td", name)
+            .open("td class=\"wide\"")
+            .bar("", documents)
+            .bar("tuned", text)
+            .close();
         page.leaf("td class=\"num\"", &grouped(left.documents)).leaf("td class=\"num\"", dropped);
         page.leaf("td class=\"num\"", &bytes(left.bytes)).leaf("td class=\"num minor\"", edited).close();
     };
@@ -186,7 +193,10 @@ fn name<'a>(id: &'a str, url: &'a str) -> &'a str {
 
 /// The keys of before and after.
 fn key(page: &mut Page) {
-    page.open("p class=\"soft\"").leaf("span class=\"key faint\"", "as read").leaf("span class=\"key\"", "kept").close();
+    page.open("p class=\"soft\"")
+        .leaf("span class=\"key faint\"", "as read")
+        .leaf("span class=\"key\"", "kept")
+        .close();
 }
 
 fn distributions(page: &mut Page, report: &CurateReport) -> Result<(), ReportError> {
@@ -212,7 +222,8 @@ fn distributions(page: &mut Page, report: &CurateReport) -> Result<(), ReportErr
         origins.listed.iter().map(|origin| (origin.name.as_str(), origin.documents.clone())).collect();
     let mut others = origins.others.clone();
     for (_, own) in rows.drain(rows.len().min(ORIGINS)..) {
-        others = BeforeAfter { before: sum(&others.before, &own.before), after: sum(&others.after, &own.after) };
+        others =
+            BeforeAfter { before: sum(&others.before, &own.before), after: sum(&others.after, &own.after) };
     }
     let others_name = format!("{} others", grouped(origins.number.saturating_sub(rows.len() as u64)));
     if others.before.documents > 0 {
@@ -240,7 +251,9 @@ fn classes<T>(sizes: &BTreeMap<u32, T>, numbers: impl Fn(&T) -> [u64; 2]) -> Vec
         return Vec::new();
     };
     let least = |bits: u32| if bits == 0 { 0 } else { 1_u64 << (bits - 1).min(63) };
-    (first..=last.min(64)).map(|bits| (bytes(least(bits)), sizes.get(&bits).map_or([0; 2], &numbers))).collect()
+    (first..=last.min(64))
+        .map(|bits| (bytes(least(bits)), sizes.get(&bits).map_or([0; 2], &numbers)))
+        .collect()
 }
 
 /// A plot of bars with its title, and its numbers in a table below.
@@ -275,13 +288,18 @@ fn table(page: &mut Page, heading: &'static str, mut rows: Vec<(&str, BeforeAfte
     rows.sort_by_key(|(_, own)| std::cmp::Reverse(own.before.documents));
     page.leaf("h3", heading);
     key(page);
-    page.open("div class=\"scroll\"").open("table").open("tr").leaf("th", "").leaf("th class=\"wide\"", "documents");
+    page.open("div class=\"scroll\"")
+        .open("table")
+        .open("tr")
+        .leaf("th", "")
+        .leaf("th class=\"wide\"", "documents");
     page.leaf("th class=\"num\"", "as read").leaf("th class=\"num\"", "kept");
     page.leaf("th class=\"num minor\"", "text as read").leaf("th class=\"num\"", "text kept").close();
     for (name, BeforeAfter { before, after }) in &rows {
         page.open("tr").open("td").leaf("span class=\"name\"", name).close().open("td class=\"wide\"");
         page.bar("before", before.documents as f64 / most).bar("", after.documents as f64 / most).close();
-        page.leaf("td class=\"num\"", &grouped(before.documents)).leaf("td class=\"num\"", &grouped(after.documents));
+        page.leaf("td class=\"num\"", &grouped(before.documents))
+            .leaf("td class=\"num\"", &grouped(after.documents));
         page.leaf("td class=\"num minor\"", &bytes(before.bytes));
         page.leaf("td class=\"num\"", &bytes(after.bytes)).close();
     }
@@ -296,7 +314,8 @@ fn duplicates(
     survivors: &BTreeMap<String, Fate>,
 ) -> Result<(), ReportError> {
     page.open("section").leaf("h2", &format!("Duplicates: {reason}"));
-    let rows = [("clusters", grouped(found.clusters)), ("documents dropped for another", grouped(found.dropped))];
+    let rows =
+        [("clusters", grouped(found.clusters)), ("documents dropped for another", grouped(found.dropped))];
     facts(page, rows.into_iter());
     let sizes: Vec<_> = found.sizes.iter().map(|(&bits, &clusters)| (bits, clusters)).collect();
     let least = |bits: u32| count(1_u64 << (bits.max(1) - 1).min(63));
@@ -310,7 +329,10 @@ fn duplicates(
         let url = fate.map_or("", |fate| fate.url.as_str());
         page.open("details open").open("summary").leaf("code", name(&cluster.survivor, url));
         page.text(&format!(" and {} like it", grouped(cluster.dropped))).close();
-        page.leaf("p class=\"soft\"", &format!("Of these the step kept {}{}", cluster.survivor, became(fate)));
+        page.leaf(
+            "p class=\"soft\"",
+            &format!("Of these the step kept {}{}", cluster.survivor, became(fate)),
+        );
         page.leaf("p class=\"soft\"", "Dropped for it:").open("ul");
         for example in &cluster.examples {
             page.open("li").leaf("code", name(&example.id, &example.url)).close();
@@ -346,8 +368,15 @@ fn draw(page: &mut Page, name: &str, mix: &MixReport) {
         ("documents written", grouped(mix.documents)),
     ];
     facts(page, rows.into_iter());
-    page.open("p class=\"soft\"").leaf("span class=\"key faint\"", "wanted").leaf("span class=\"key\"", "written").close();
-    page.open("div class=\"scroll\"").open("table").open("tr").leaf("th", "domain").leaf("th class=\"wide\"", "share");
+    page.open("p class=\"soft\"")
+        .leaf("span class=\"key faint\"", "wanted")
+        .leaf("span class=\"key\"", "written")
+        .close();
+    page.open("div class=\"scroll\"")
+        .open("table")
+        .open("tr")
+        .leaf("th", "domain")
+        .leaf("th class=\"wide\"", "share");
     for heading in ["wanted", "written", "epochs", "text there is", "text written"] {
         page.leaf("th class=\"num\"", heading);
     }
@@ -355,8 +384,10 @@ fn draw(page: &mut Page, name: &str, mix: &MixReport) {
     for (domain, own) in &mix.domains {
         page.open("tr").leaf("td", domain).open("td class=\"wide\"");
         page.bar("before", own.target_share).bar("", own.share).close();
-        page.leaf("td class=\"num\"", &percent(own.target_share)).leaf("td class=\"num\"", &percent(own.share));
-        page.leaf("td class=\"num\"", &number(own.epochs, 2)).leaf("td class=\"num\"", &bytes(own.available_bytes));
+        page.leaf("td class=\"num\"", &percent(own.target_share))
+            .leaf("td class=\"num\"", &percent(own.share));
+        page.leaf("td class=\"num\"", &number(own.epochs, 2))
+            .leaf("td class=\"num\"", &bytes(own.available_bytes));
         page.leaf("td class=\"num\"", &bytes(own.bytes)).close();
     }
     page.close().close();
@@ -392,7 +423,11 @@ fn nothing_lost(page: &mut Page, report: &CurateReport) {
         let mut rows: Vec<_> = report.passed.iter().collect();
         rows.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
         for (kind, count) in rows {
-            page.open("tr").leaf("td", kind).open("td class=\"wide\"").bar("base", *count as f64 / most).close();
+            page.open("tr")
+                .leaf("td", kind)
+                .open("td class=\"wide\"")
+                .bar("base", *count as f64 / most)
+                .close();
             page.leaf("td class=\"num\"", &grouped(*count)).close();
         }
         page.close().close();

@@ -1,9 +1,7 @@
 //! Properties of the page of a corpus, on made-up ones.
 
 use llamero_curate::audit::Place;
-use llamero_curate::{
-    BrokenParts, Cluster, DroppedTally, Example, Origin, Origins, Passage,
-};
+use llamero_curate::{BrokenParts, Cluster, DroppedTally, Example, Origin, Origins, Passage};
 
 use super::super::tests::{ATTACKS, balanced};
 use super::*;
@@ -43,12 +41,8 @@ fn with_every(text: Option<&str>) -> CurationData {
         dropped: 5_980,
         examples: vec![example("baz-2.1/LICENSE-MIT"), example("qux-0.1/LICENSE")],
     };
-    let duplicates = Duplicates {
-        clusters: 3,
-        dropped: 5_990,
-        sizes: [(2, 2), (13, 1)].into(),
-        largest: vec![cluster],
-    };
+    let duplicates =
+        Duplicates { clusters: 3, dropped: 5_990, sizes: [(2, 2), (13, 1)].into(), largest: vec![cluster] };
     let record = DroppedRecord {
         id: s("aa"),
         own_id: None,
@@ -72,8 +66,11 @@ fn with_every(text: Option<&str>) -> CurationData {
         target_bytes: 60 << 20,
         documents: 9_000,
         bytes: 59 << 20,
-        domains: [(s("prose"), llamero_curate::mix::DomainReport { epochs: 2.5, share: 0.4, ..Default::default() })]
-            .into(),
+        domains: [(
+            s("prose"),
+            llamero_curate::mix::DomainReport { epochs: 2.5, share: 0.4, ..Default::default() },
+        )]
+        .into(),
         topics: vec![llamero_curate::mix::TopicReport { tag: s("sport"), ..Default::default() }],
         short: vec![s("maths: 10 of 20 bytes are missing")],
     };

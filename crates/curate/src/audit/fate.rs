@@ -125,7 +125,9 @@ impl Matches {
             }
             self.fates.insert(id.to_owned(), fate());
         }
-        if let (Some(Fate { outcome: Outcome::Kept { places }, .. }), Some(file)) = (self.fates.get_mut(id), place) {
+        if let (Some(Fate { outcome: Outcome::Kept { places }, .. }), Some(file)) =
+            (self.fates.get_mut(id), place)
+        {
             match places.iter_mut().find(|place| place.file == file) {
                 Some(place) => place.times += 1,
                 None => places.push(Place { file: file.to_owned(), times: 1 }),
@@ -147,10 +149,12 @@ impl Corpus {
             let vague = matches.more || matches.fates.len() > MAX_MATCHES;
             if vague || (matches.fit == Some(Fit::Prefix) && matches.fates.len() > 1) {
                 let some = matches.fates.into_values().take(MAX_MATCHES);
-                let some = some.map(|fate| if fate.url.is_empty() || fate.url == fate.id {
-                    format!("\n  {}", fate.id)
-                } else {
-                    format!("\n  {}  {}", fate.id, fate.url)
+                let some = some.map(|fate| {
+                    if fate.url.is_empty() || fate.url == fate.id {
+                        format!("\n  {}", fate.id)
+                    } else {
+                        format!("\n  {}  {}", fate.id, fate.url)
+                    }
                 });
                 return Err(CurateError::Ambiguous { name: wanted.clone(), documents: some.collect() });
             }
@@ -173,20 +177,22 @@ impl Corpus {
 
     fn matches(&self, wanted: &[String], ids_only: bool) -> Result<Vec<Matches>, CurateError> {
         let mut matches: Vec<Matches> = wanted.iter().map(|_| Matches::default()).collect();
-        let places: BTreeMap<&str, usize> = wanted.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
-        let mut offer = |id: &str, own: Option<&str>, url: &str, fate: &dyn Fn() -> Fate, file: Option<&str>| {
-            if ids_only {
-                if let Some(&at) = places.get(id) {
-                    matches[at].offer(Fit::Id, id, fate, file);
+        let places: BTreeMap<&str, usize> =
+            wanted.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+        let mut offer =
+            |id: &str, own: Option<&str>, url: &str, fate: &dyn Fn() -> Fate, file: Option<&str>| {
+                if ids_only {
+                    if let Some(&at) = places.get(id) {
+                        matches[at].offer(Fit::Id, id, fate, file);
+                    }
+                    return;
                 }
-                return;
-            }
-            for (name, own_matches) in wanted.iter().zip(&mut matches) {
-                if let Some(fit) = Fit::of(name, id, own, url) {
-                    own_matches.offer(fit, id, fate, file);
+                for (name, own_matches) in wanted.iter().zip(&mut matches) {
+                    if let Some(fit) = Fit::of(name, id, own, url) {
+                        own_matches.offer(fit, id, fate, file);
+                    }
                 }
-            }
-        };
+            };
         self.rows(&["id", "url", "source"], |row| {
             let (id, url) = (row.get("id"), row.get("url"));
             offer(id, None, url, &|| kept(row), Some(row.file));

@@ -96,7 +96,8 @@ impl Corpus {
         if number == expected {
             return Ok(());
         }
-        let problem = format!("it has {number} lines, but `{REPORT_FILE}` counts {expected} dropped documents");
+        let problem =
+            format!("it has {number} lines, but `{REPORT_FILE}` counts {expected} dropped documents");
         Err(CurateError::DamagedOutput { path, problem })
     }
 }

@@ -75,7 +75,8 @@ impl Corpus {
         let mut seen = 0_usize;
         for batch in builder.build().map_err(|error| damaged(&error))? {
             let batch = batch.map_err(|error| damaged(&error))?;
-            let found = strings(&batch, columns).ok_or_else(|| damaged(&"its columns are not those of a corpus"))?;
+            let found =
+                strings(&batch, columns).ok_or_else(|| damaged(&"its columns are not those of a corpus"))?;
             for at in 0..batch.num_rows() {
                 let mut row = Row { file: name, ..Row::default() };
                 row.number = wanted.map_or(seen as u64, |wanted| wanted[seen]);

@@ -87,7 +87,8 @@ impl Corpus {
     pub fn sample_dropped(&self, pick: &Pick) -> Result<Sampled<DroppedRecord>, CurateError> {
         let (mut lowest, mut of) = (Lowest::new(pick.seed, pick.count), 0);
         self.dropped(|record| {
-            let is = |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
+            let is =
+                |wanted: &Option<String>, found: &str| wanted.as_deref().is_none_or(|wanted| wanted == found);
             if is(&pick.reason, &record.reason) && is(&pick.step, &record.step) {
                 of += 1;
                 lowest.offer(&record.id.clone(), || record);
@@ -111,12 +112,14 @@ impl Corpus {
     ) -> Result<BTreeMap<String, Vec<DroppedRecord>>, CurateError> {
         let mut reasons: BTreeMap<String, Lowest<DroppedRecord>> = BTreeMap::new();
         self.dropped(|record| {
-            let lowest =
-                reasons.entry(record.reason.clone()).or_insert_with(|| Lowest::new(seed, count));
+            let lowest = reasons.entry(record.reason.clone()).or_insert_with(|| Lowest::new(seed, count));
             lowest.offer(&record.id.clone(), || record);
             Ok(())
         })?;
-        Ok(reasons.into_iter().map(|(reason, lowest)| (reason, lowest.values.into_values().collect())).collect())
+        Ok(reasons
+            .into_iter()
+            .map(|(reason, lowest)| (reason, lowest.values.into_values().collect()))
+            .collect())
     }
 
     /// Draws from the documents of the corpus. Each is drawn once, however often the mix repeats it.

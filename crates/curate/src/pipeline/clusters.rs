@@ -134,7 +134,10 @@ mod tests {
                     };
                     let mut item = Item::new(document, 1);
                     let survivor = Some(format!("s{n:02}"));
-                    item.drop_for("near_duplicates", Dropped { survivor, ..Dropped::new("near_duplicate", "") });
+                    item.drop_for(
+                        "near_duplicates",
+                        Dropped { survivor, ..Dropped::new("near_duplicate", "") },
+                    );
                     collecting.add(&item).unwrap();
                 }
             }
@@ -147,6 +150,9 @@ mod tests {
         assert_eq!(near.largest.len(), LISTED);
         assert_eq!((near.largest[0].survivor.as_str(), near.largest[0].dropped), ("s40", 40));
         assert_eq!(near.largest[0].examples.len(), EXAMPLES);
-        assert_eq!(near.largest[0].examples[1], Example { id: "d01-40".into(), url: "u\0".to_owned() + "40" });
+        assert_eq!(
+            near.largest[0].examples[1],
+            Example { id: "d01-40".into(), url: "u\0".to_owned() + "40" }
+        );
     }
 }

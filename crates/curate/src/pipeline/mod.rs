@@ -16,6 +16,8 @@ use crate::read::OnError;
 use crate::{CurateConfig, CurateError, Inventory, Progress};
 
 pub use clusters::{Cluster, Duplicates, Example};
+#[cfg(test)]
+pub(crate) use compose::steps;
 pub use compose::{READ_SOURCE, SOURCE, build_source, plan, registry, source};
 pub use estimate::{Estimate, estimate};
 pub use origins::{Origin, Origins};

@@ -143,7 +143,8 @@ mod tests {
         assert!(found.missing_at_most > 0 && found.missing_at_most < 10, "{}", found.missing_at_most);
         let said = often.documents.before.documents;
         assert!(said <= COUNTED as u64 && said + found.missing_at_most >= COUNTED as u64, "{said}");
-        let all = found.others.before.documents + found.listed.iter().map(|o| o.documents.before.documents).sum::<u64>();
+        let all = found.others.before.documents
+            + found.listed.iter().map(|o| o.documents.before.documents).sum::<u64>();
         assert_eq!(all, 4 * COUNTED as u64);
     }
 }

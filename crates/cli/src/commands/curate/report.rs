@@ -47,7 +47,11 @@ pub(crate) fn report(args: &ReportArgs) -> Result<()> {
     };
     if let Some(out) = &out {
         if out.is_dir() {
-            bail!("`{}` is a folder\nhint: name a file, such as `--out {}`", out.display(), out.join(PAGE).display());
+            bail!(
+                "`{}` is a folder\nhint: name a file, such as `--out {}`",
+                out.display(),
+                out.join(PAGE).display()
+            );
         }
         fsutil::write_atomic(out, render(&data)?.as_bytes())?;
     }
@@ -61,7 +65,9 @@ pub(crate) fn report(args: &ReportArgs) -> Result<()> {
 /// A corpus is an artifact, so nothing is put into its folder.
 fn beside(folder: &Path) -> Result<PathBuf> {
     let whole = folder.canonicalize().with_context(|| format!("`{}`", folder.display()))?;
-    let Some(parent) = whole.parent() else { bail!("`{}` has no folder above it\nhint: give `--out`", folder.display()) };
+    let Some(parent) = whole.parent() else {
+        bail!("`{}` has no folder above it\nhint: give `--out`", folder.display())
+    };
     // Said as it was given, where that names a folder above.
     let above = folder.parent().filter(|above| !above.as_os_str().is_empty() && folder.file_name().is_some());
     Ok(above.unwrap_or(parent).join(PAGE))

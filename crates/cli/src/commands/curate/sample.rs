@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{ArgGroup, Args};
-use llamero_curate::audit::{Corpus, Kept, Pick};
 use llamero_curate::DroppedRecord;
+use llamero_curate::audit::{Corpus, Kept, Pick};
 
 use super::words::{indented, line};
 use crate::commands::{print, print_json};

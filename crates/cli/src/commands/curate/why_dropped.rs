@@ -58,7 +58,9 @@ fn show(found: &Found) -> Result<()> {
         let mut next = document.survivor();
         // Each survivor is named once, so this ends.
         for _ in 0..=found.survivors.len() {
-            let Some(survivor) = next.and_then(|id| found.survivors.iter().find(|fate| fate.id == id)) else { break };
+            let Some(survivor) = next.and_then(|id| found.survivors.iter().find(|fate| fate.id == id)) else {
+                break;
+            };
             print(format!("  in its place: {}", title(survivor)))?;
             tell(survivor, "  ")?;
             next = survivor.survivor();
