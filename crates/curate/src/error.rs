@@ -85,14 +85,12 @@ pub enum CurateError {
         documents: String,
     },
     /// No document was dropped for what is asked for.
-    #[error("no document was dropped {wanted}\nhint: there are {reasons}; {steps}")]
+    #[error("no document was dropped {wanted}\nhint: {there_is}")]
     NothingDropped {
         /// What is asked for, in words.
         wanted: String,
-        /// Reasons with their counts, most frequent first.
-        reasons: String,
-        /// Steps with their counts, in order.
-        steps: String,
+        /// Reasons with their counts, most frequent first, and steps with theirs, in order.
+        there_is: String,
     },
     /// A file is not what it was when the inventory was taken.
     #[error("`{}` changed while it was being curated: {found}\nhint: run again once nothing writes to the source", path.display())]

@@ -127,7 +127,7 @@ fn the_page_of_a_corpus_is_well_formed_and_complete() {
         "host24.example",
         "1,209 others",
         "baz-2.1/LICENSE-MIT",
-        "foo-1.0/LICENSE-MIT</code> and 5,980 like it",
+        "foo-1.0/LICENSE-MIT</code>\n and 5,980 like it",
         "and 5,978 more",
         "which is in documents.parquet",
         "maths: 10 of 20 bytes are missing",
@@ -167,7 +167,7 @@ fn an_empty_report_is_a_page() {
     odd.survivors.clear();
     let html = render(&odd).unwrap();
     balanced(&html);
-    assert!(html.contains("5f3c9a</code> and 5,980 like it"), "without a URL the id is the name");
+    assert!(html.contains("5f3c9a</code>\n and 5,980 like it"), "without a URL the id is the name");
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn a_mix_of_several_shards_is_trained_on() {
     ];
     let dir = format!("run.dir={:?}", arg(&run));
     let mut args = vec!["pretrain", arg(&file), "--set", &dir, "--json"];
-    args.extend(sets.iter().flat_map(|set| ["--set", set]));
+    args.extend(sets.iter().flat_map(|set| ["--set", *set]));
     let trained = llamero(&args).json();
     assert!(
         trained["loss"].as_f64().unwrap().is_finite() && trained["tokens"].as_u64() > Some(0),

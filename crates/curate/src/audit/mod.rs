@@ -113,7 +113,7 @@ fn json<T: DeserializeOwned>(path: &Path) -> Result<T, CurateError> {
 fn no_corpus(path: &Path) -> CurateError {
     let partial = path.join(format!("{STAGE}.partial"));
     let (problem, hint) = if !path.exists() {
-        ("there is no such folder", "name the folder that `llamero curate run` printed, or that of a run")
+        ("does not exist", "name the folder that `llamero curate run` printed, or that of a run")
     } else if path.is_file() {
         ("is a file", "name the folder that `llamero curate run` printed, or that of a run")
     } else if partial.exists() {

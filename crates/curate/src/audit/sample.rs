@@ -165,10 +165,11 @@ impl Corpus {
         let steps: Vec<_> = steps
             .map(|step| format!("{} by `{}`", step.before.documents - step.after.documents, step.step))
             .collect();
-        CurateError::NothingDropped {
-            wanted: wanted.join(" "),
-            reasons: self.report().reasons(),
-            steps: steps.join(", "),
-        }
+        let there_is = if steps.is_empty() {
+            "nothing was dropped at all".to_owned()
+        } else {
+            format!("there are {}; {}", self.report().reasons(), steps.join(", "))
+        };
+        CurateError::NothingDropped { wanted: wanted.join(" "), there_is }
     }
 }

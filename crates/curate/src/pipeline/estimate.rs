@@ -144,7 +144,8 @@ impl Source for Sample<'_> {
     }
 }
 
-/// Looks at the work folder whenever something new begins.
+/// Looks at the work folder whenever something new begins, and when a task is done: a stage needs most at its end, before what
+/// it has read and sorted goes.
 struct Watch {
     work: PathBuf,
     most: AtomicU64,
@@ -162,4 +163,8 @@ impl Progress for Watch {
     }
 
     fn advance(&self, _: u64) {}
+
+    fn partition(&self, _: u64, _: u64) {
+        self.look();
+    }
 }
