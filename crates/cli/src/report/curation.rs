@@ -211,12 +211,12 @@ fn distributions(page: &mut Page, report: &CurateReport) -> Result<(), ReportErr
     figure(page, "Bytes of text by the size of documents", &texts, Some(["as read", "kept"]))?;
     page.close();
     let languages: Vec<_> = report.languages.iter().map(|(name, own)| (name.as_str(), own.clone())).collect();
-    table(page, "Languages", languages);
+    table(page, "Languages", languages, None);
     let domains = report.domains_before.iter().map(|(name, before)| {
         let after = report.domains.get(name).cloned().unwrap_or_default();
         (name.as_str(), BeforeAfter { before: before.clone(), after })
     });
-    table(page, "Domains", domains.collect());
+    table(page, "Domains", domains.collect(), None);
     let origins = &report.origins;
     let mut rows: Vec<_> =
         origins.listed.iter().map(|origin| (origin.name.as_str(), origin.documents.clone())).collect();
@@ -226,10 +226,8 @@ fn distributions(page: &mut Page, report: &CurateReport) -> Result<(), ReportErr
             BeforeAfter { before: sum(&others.before, &own.before), after: sum(&others.after, &own.after) };
     }
     let others_name = format!("{} others", grouped(origins.number.saturating_sub(rows.len() as u64)));
-    if others.before.documents > 0 {
-        rows.push((&others_name, others));
-    }
-    table(page, "Hosts and sources", rows);
+    let others = Some((others_name, others)).filter(|(_, own)| own.before.documents > 0);
+    table(page, "Hosts and sources", rows, others);
     if origins.missing_at_most > 0 {
         let words = format!(
             "There are so many hosts and sources that one may have {} documents more than is said here.",
@@ -280,12 +278,19 @@ fn figure(
     Ok(())
 }
 
-fn table(page: &mut Page, heading: &'static str, mut rows: Vec<(&str, BeforeAfter)>) {
+/// Numbers before and after by name, most documents first, and what is summed up below.
+fn table(
+    page: &mut Page,
+    heading: &'static str,
+    mut rows: Vec<(&str, BeforeAfter)>,
+    others: Option<(String, BeforeAfter)>,
+) {
     if rows.is_empty() {
         return;
     }
-    let most = rows.iter().map(|(_, own)| own.before.documents).max().unwrap_or(0) as f64;
     rows.sort_by_key(|(_, own)| std::cmp::Reverse(own.before.documents));
+    rows.extend(others.iter().map(|(name, own)| (name.as_str(), own.clone())));
+    let most = rows.iter().map(|(_, own)| own.before.documents).max().unwrap_or(0) as f64;
     page.leaf("h3", heading);
     key(page);
     page.open("div class=\"scroll\"")

@@ -23,7 +23,8 @@ pub struct Estimate {
     pub documents: u64,
     /// Wall time with the threads given.
     pub seconds: f64,
-    /// Memory of buffers, which is a cap, and of what the sample needed besides: models, and documents in hand.
+    /// Most memory: of buffers, which hold no more than they may and no more than there is, and of what the sample needed besides:
+    /// models, and documents in hand.
     pub memory_bytes: u64,
     /// Most bytes in the work folder at one time.
     pub disk_bytes: u64,
@@ -65,7 +66,8 @@ pub fn estimate(
     let seconds = started.elapsed().as_secs_f64();
     // Tidying up is no reason to fail.
     let _ = std::fs::remove_dir_all(scratch);
-    result?;
+    // No buffer holds more than all records of a stage.
+    let records = result?.stages.values().map(|stage| stage.bytes).max().unwrap_or(0);
     let read = sample.read.load(Ordering::Relaxed).clamp(1, inventory.bytes.max(1));
     let scale = inventory.bytes as f64 / read as f64;
     let scaled = |of: &AtomicU64| (of.load(Ordering::Relaxed) as f64 * scale) as u64;
@@ -75,7 +77,8 @@ pub fn estimate(
         documents: scaled(&sample.documents),
         // What is built for every stage is built once more, whatever the size of the input.
         seconds: fixed + seconds.min(fixed) + (seconds - fixed).max(0.0) * scale,
-        memory_bytes: local.memory_bytes + memory().unwrap_or(0).saturating_sub(before),
+        memory_bytes: local.memory_bytes.min((records as f64 * scale) as u64)
+            + memory().unwrap_or(0).saturating_sub(before),
         disk_bytes: scaled(&watch.most),
     })
 }

@@ -66,7 +66,7 @@ fn print_estimate(found: &Estimate) -> Result<()> {
         count(found.documents)
     ))?;
     print(format!("time    {}", duration(found.seconds)))?;
-    print(format!("memory  {}", bytes(found.memory_bytes)))?;
+    print(format!("memory  at most {}", bytes(found.memory_bytes)))?;
     print(format!("disk    {}, for the time of the run", bytes(found.disk_bytes)))
 }
 
