@@ -226,7 +226,7 @@ fn distributions(page: &mut Page, report: &CurateReport) -> Result<(), ReportErr
             BeforeAfter { before: sum(&others.before, &own.before), after: sum(&others.after, &own.after) };
     }
     let others_name = format!("{} others", grouped(origins.number.saturating_sub(rows.len() as u64)));
-    let others = Some((others_name, others)).filter(|(_, own)| own.before.documents > 0);
+    let others = Some((others_name.as_str(), others)).filter(|(_, own)| own.before.documents > 0);
     table(page, "Hosts and sources", rows, others);
     if origins.missing_at_most > 0 {
         let words = format!(
@@ -279,17 +279,17 @@ fn figure(
 }
 
 /// Numbers before and after by name, most documents first, and what is summed up below.
-fn table(
+fn table<'a>(
     page: &mut Page,
     heading: &'static str,
-    mut rows: Vec<(&str, BeforeAfter)>,
-    others: Option<(String, BeforeAfter)>,
+    mut rows: Vec<(&'a str, BeforeAfter)>,
+    others: Option<(&'a str, BeforeAfter)>,
 ) {
     if rows.is_empty() {
         return;
     }
     rows.sort_by_key(|(_, own)| std::cmp::Reverse(own.before.documents));
-    rows.extend(others.iter().map(|(name, own)| (name.as_str(), own.clone())));
+    rows.extend(others);
     let most = rows.iter().map(|(_, own)| own.before.documents).max().unwrap_or(0) as f64;
     page.leaf("h3", heading);
     key(page);
