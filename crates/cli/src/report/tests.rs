@@ -166,7 +166,7 @@ fn full_page_is_well_formed_and_complete() {
     ] {
         assert!(html.contains(text), "{text}");
     }
-    assert!(html.find("exact_duplicate") < html.find("too_short"), "most frequent reason first");
+    assert!(html.find("exact_duplicate") < html.find("long_lines"), "most frequent reason first");
     assert_eq!(html.matches("What is the crate").count(), 1, "samples of one prompt are together");
     assert!(html.len() < 400_000, "{} bytes", html.len());
 }
