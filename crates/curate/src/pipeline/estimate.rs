@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{RunOptions, compose, local, plan};
+use crate::item::Value;
 use crate::local::folder_bytes;
 use crate::plan::{Broken, Emit, Registry, Source};
 use crate::{CurateConfig, CurateError, Inventory, Progress};
@@ -131,7 +132,8 @@ impl Source for Sample<'_> {
             if read.load(Ordering::Relaxed) >= self.each {
                 return Err(CurateError::EmptyOutput { stage: ENOUGH.to_owned() });
             }
-            self.documents.fetch_add(1, Ordering::Relaxed);
+            let is_document = Value::document(value)?.is_some();
+            self.documents.fetch_add(is_document.into(), Ordering::Relaxed);
             emit(key, value)
         };
         let count = |bytes| {
