@@ -34,8 +34,13 @@ pub struct CurateConfig {
     pub crates: Option<Vec<String>>,
     /// A file above this size is dropped as `huge`, in bytes.
     pub max_document_bytes: u64,
-    /// Kept text stops here, in bytes; whole sources are kept together. Where there is a `mix`, its size counts instead.
-    pub max_corpus_bytes: u64,
+    /// Kept text stops here, in bytes; whole sources are kept together. When absent it is 64 MiB, and nothing stops it where
+    /// there is `read`. Where there is a `mix`, its size counts instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_corpus_bytes: Option<u64>,
+    /// Of the text of a dropped document so much of the beginning is written down with the reason, in bytes: by then it may be
+    /// nowhere else. 0 keeps nothing, such as personal data that it was dropped for.
+    pub excerpt_bytes: u32,
     /// A document with fewer characters is dropped as `too_short`.
     pub min_characters: u64,
     /// Above this share of control characters a file is `binary`.
@@ -131,7 +136,8 @@ impl Default for CurateConfig {
             sources: vec![REGISTRY.to_owned()],
             crates: None,
             max_document_bytes: 1 << 20,
-            max_corpus_bytes: 64 << 20,
+            max_corpus_bytes: None,
+            excerpt_bytes: 240,
             min_characters: 64,
             max_control_share: 0.01,
             max_code_line: 5_000,
@@ -167,7 +173,18 @@ impl Default for CurateConfig {
 /// Largest document allowed. A batch of text must stay below the 2 GiB that one Arrow string column can index.
 const MAX_DOCUMENT_LIMIT: u64 = 256 << 20;
 
+/// Most that is kept of a dropped document, in bytes.
+const MAX_EXCERPT: u64 = 64 << 10;
+
+/// Most text of plain files where the recipe does not say, in bytes.
+const FILES_LIMIT: u64 = 64 << 20;
+
 impl CurateConfig {
+    /// Where kept text stops, in bytes.
+    pub fn corpus_limit(&self) -> Option<u64> {
+        self.max_corpus_bytes.or(self.read.is_none().then_some(FILES_LIMIT))
+    }
+
     /// Checks every value.
     ///
     /// # Errors
@@ -184,7 +201,9 @@ impl CurateConfig {
         }
         integer("max_document_bytes", self.max_document_bytes, 1, MAX_DOCUMENT_LIMIT)?;
         // A corpus always has room for one document, so the cap alone can never empty it.
-        integer("max_corpus_bytes", self.max_corpus_bytes, self.max_document_bytes, u64::MAX)?;
+        let limit = self.corpus_limit().unwrap_or(u64::MAX);
+        integer("max_corpus_bytes", limit, self.max_document_bytes, u64::MAX)?;
+        integer("excerpt_bytes", self.excerpt_bytes.into(), 0, MAX_EXCERPT)?;
         integer("min_characters", self.min_characters, 0, self.max_document_bytes)?;
         integer("max_code_line", self.max_code_line, 1, u64::MAX)?;
         integer("max_code_mean_line", self.max_code_mean_line, 1, u64::MAX)?;

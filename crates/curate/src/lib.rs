@@ -12,6 +12,7 @@
 //! The three files depend on the recipe and the inventory alone: not on threads, partitions, file order, time or machine
 //! paths.
 
+pub mod audit;
 mod config;
 pub mod contamination;
 pub mod dedup;
@@ -50,8 +51,9 @@ pub use item::{FILTERS, Item, Sketch, Value, decode, encode};
 pub use mix::{MixConfig, MixReport};
 pub use output::{BROKEN_FILE, COLUMNS, DOCUMENTS_FILE, DROPPED_FILE, DroppedRecord, MIX_FILE, REPORT_FILE};
 pub use pipeline::{
-    BeforeAfter, BrokenParts, CurateReport, DroppedTally, Estimate, Passage, READ_SOURCE, RunOptions, SOURCE,
-    Tally, build_source, curate, curate_by, curate_with, estimate, plan, registry, source,
+    BeforeAfter, BrokenParts, Cluster, CurateReport, DroppedTally, Duplicates, Estimate, Example, Origin,
+    Origins, Passage, READ_SOURCE, RunOptions, SOURCE, Tally, build_source, curate, curate_by, curate_with,
+    estimate, plan, registry, source,
 };
 pub use source::{REGISTRY, registry_crates};
 

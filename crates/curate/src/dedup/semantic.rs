@@ -105,10 +105,9 @@ struct Embedder(Arc<dyn Embed>);
 
 impl Map for Embedder {
     fn map(&self, key: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
-        let item = Value::item(value)?;
-        if item.dropped.is_some() {
+        let Some(item) = Value::document(value)?.filter(|item| item.dropped.is_none()) else {
             return Ok(());
-        }
+        };
         let mut vector = self.0.embed(&item.document.text)?;
         normalise(&mut vector);
         let embedding = Embedding { label: label(&newness(&item.document), key), vector };

@@ -57,6 +57,7 @@ pub use heuristics::{Heuristics, HeuristicsConfig};
 pub use outliers::KlOutliers;
 pub use pii::{Finding, Kind, Pii, PiiAction, PiiConfig};
 pub use unigrams::{Divergence, DivergenceConfig, Unigrams};
+pub(crate) use url::host;
 pub use url::{UrlBlock, UrlBlockConfig};
 
 /// A set of rules that looks at a text and leaves it as it is.

@@ -6,6 +6,7 @@
 
 mod file;
 mod sort;
+mod sorted;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use crate::plan::{Plan, Registry, Source, Task};
 use crate::{CurateError, Progress};
 use file::Totals;
 use sort::Merge;
+pub(crate) use sorted::Sorted;
 use stage::{Data, Runner};
 use work::WorkFolder;
 
