@@ -7,6 +7,7 @@ mod commands;
 mod conversations;
 mod convert;
 mod curate;
+mod curate_models;
 mod dry_run;
 mod errors;
 #[expect(dead_code, reason = "the unit tests of the hub use the rest")]

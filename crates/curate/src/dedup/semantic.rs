@@ -2,37 +2,35 @@
 //! threshold inside a cluster one is kept.
 
 use std::cmp::Ordering;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
+pub use super::given::Given;
 use super::label::{id_of, id_text, label, newness};
+use crate::encoder::{Embed, Encoder, OpenEncoder, Pooling, Precision, Vectors};
 use crate::item::{Value, decode, encode};
 use crate::plan::{Emit, Input, Map, Plan, Record, Reduce, Registry, Step, Values, parameters};
 use crate::{CurateError, Dropped};
-
-/// Turns texts into vectors. Equal texts must give equal vectors, whatever the machine does beside.
-pub trait Embed: Send + Sync {
-    /// The vector of a text; all have the same length.
-    ///
-    /// # Errors
-    /// Whatever keeps it from being worked out.
-    fn embed(&self, text: &str) -> Result<Vec<f32>, CurateError>;
-}
 
 pub(super) fn register(registry: &mut Registry) {
     registry.map("sample", |found, _| Ok(Box::new(parameters::<Sample>("sample", found)?)));
     registry.reduce_of::<KMeans>("k-means");
     registry.map("nearest", |_, side| Ok(Box::new(Nearest::new(side)?)));
     registry.reduce_of::<Semantic>("semantic");
+    register_embed(registry, crate::encoder::none());
 }
 
-impl Registry {
-    /// Gives plans the map `embed`, which semantic dedup needs.
-    pub fn embedder(&mut self, embed: Arc<dyn Embed>) {
-        self.map("embed", move |_, _| Ok(Box::new(Embedder(Arc::clone(&embed)))));
-    }
+/// Registers the map `embed`, whose models `open` opens.
+pub(crate) fn register_embed(registry: &mut Registry, open: Arc<OpenEncoder>) {
+    registry.map("embed", move |found, _| {
+        Ok(Box::new(match Vectors::of(found)? {
+            Vectors::Model(encoder) => Embedder::Model(open(&encoder)?),
+            Vectors::File(path) => Embedder::File(Given::open(&path)?),
+        }))
+    });
 }
 
 /// Of near documents, which is kept.
@@ -62,21 +60,107 @@ pub struct Semantic {
     pub keep: Keep,
     /// Seed of the draw.
     pub seed: u64,
+    /// The language model whose hidden states are the vectors: what `llamero generate` opens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    /// The model's hash by [`model_hash`](crate::model_hash); another one is refused. A run fills it in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_hash: Option<String>,
+    /// How hidden states become one vector.
+    pub pooling: Pooling,
+    /// Most tokens that the model reads together; longer texts are read in windows, and their vector is the mean over them.
+    pub window: u32,
+    /// Tokens of a text that count, from its first on; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// What the model computes in.
+    pub precision: Precision,
+    /// Vectors that somebody brings, instead of a model: see [`Given`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embeddings: Option<PathBuf>,
 }
 
 impl Default for Semantic {
     fn default() -> Self {
-        Self { clusters: 1_000, rounds: 20, sample: 100_000, threshold: 0.95, keep: Keep::Farthest, seed: 1 }
+        Self {
+            clusters: 1_000,
+            rounds: 20,
+            sample: 100_000,
+            threshold: 0.95,
+            keep: Keep::Farthest,
+            seed: 1,
+            model: None,
+            model_hash: None,
+            pooling: Pooling::Mean,
+            window: Encoder::WINDOW,
+            max_tokens: None,
+            precision: Precision::F32,
+            embeddings: None,
+        }
     }
 }
 
 impl Semantic {
+    /// Where the vectors come from.
+    ///
+    /// # Errors
+    /// Neither a model nor a file of vectors, or both; a number out of range.
+    pub fn vectors(&self) -> Result<Vectors, CurateError> {
+        let bad = |key, found: &str, allowed: &str| {
+            Err(CurateError::OutOfRange { key, found: found.to_owned(), allowed: allowed.to_owned() })
+        };
+        match (&self.model, &self.embeddings) {
+            (Some(model), None) => {
+                let encoder = Encoder {
+                    model: model.clone(),
+                    hash: self.model_hash.clone(),
+                    pooling: self.pooling,
+                    window: self.window,
+                    max_tokens: self.max_tokens,
+                    precision: self.precision,
+                };
+                encoder.validate()?;
+                Ok(Vectors::Model(encoder))
+            }
+            (None, Some(path)) => Ok(Vectors::File(path.clone())),
+            (Some(_), Some(_)) => {
+                bad("semantic.embeddings", "given", "absent where there is `curate.semantic.model`")
+            }
+            (None, None) => bad(
+                "semantic.model",
+                "absent",
+                "the path of a model that embeds texts, unless `curate.semantic.embeddings` names a file of vectors",
+            ),
+        }
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// A value out of range.
+    pub fn validate(&self) -> Result<(), CurateError> {
+        let least = [("semantic.clusters", self.clusters), ("semantic.sample", self.sample)];
+        if let Some((key, _)) = least.into_iter().find(|(_, found)| *found == 0) {
+            let (found, allowed) = ("0".to_owned(), "1 or more".to_owned());
+            return Err(CurateError::OutOfRange { key, found, allowed });
+        }
+        if !(-1.0..=1.0).contains(&self.threshold) {
+            let (found, allowed) = (self.threshold.to_string(), "a cosine, from -1 to 1".to_owned());
+            return Err(CurateError::OutOfRange { key: "semantic.threshold", found, allowed });
+        }
+        self.vectors().map(|_| ())
+    }
+
     /// Appends stages up to `semantic`, which has the documents of the task `documents`, judged.
     ///
     /// # Errors
-    /// None in practice.
+    /// Those of [`Semantic::vectors`].
     pub fn append(&self, plan: &mut Plan, documents: &str) -> Result<(), CurateError> {
-        plan.stage("semantic-embeddings", vec![Input::through(documents, vec![Step::new("embed")])], None);
+        plan.stage(
+            "semantic-embeddings",
+            vec![Input::through(documents, vec![self.vectors()?.step()?])],
+            None,
+        );
         let sample = Step::with("sample", &Sample { seed: self.seed })?;
         let kmeans = KMeans { clusters: self.clusters, rounds: self.rounds, sample: self.sample };
         let embeddings = "semantic-embeddings";
@@ -101,7 +185,10 @@ struct Embedding {
     vector: Vec<f32>,
 }
 
-struct Embedder(Arc<dyn Embed>);
+enum Embedder {
+    Model(Arc<dyn Embed>),
+    File(Given),
+}
 
 impl Map for Embedder {
     fn map(&self, key: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
@@ -109,8 +196,15 @@ impl Map for Embedder {
         if item.dropped.is_some() {
             return Ok(());
         }
-        let mut vector = self.0.embed(&item.document.text)?;
-        normalise(&mut vector);
+        let vector = match self {
+            Embedder::Model(model) => model.embed(&item.document.text)?,
+            Embedder::File(given) => Some(given.of(&item.document, &String::from_utf8_lossy(key))?),
+        };
+        // A text without anything that the model knows means nothing, and is nobody's duplicate.
+        let Some(mut vector) = vector else { return Ok(()) };
+        if !normalise(&mut vector) {
+            return Ok(());
+        }
         let embedding = Embedding { label: label(&newness(&item.document), key), vector };
         emit(key, &encode("an embedding", &embedding)?)
     }
