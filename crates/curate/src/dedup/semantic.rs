@@ -58,6 +58,9 @@ pub struct Semantic {
     pub threshold: f64,
     /// Which is kept.
     pub keep: Keep,
+    /// Take the mean of the sample's vectors from every vector first: hidden states of language models have much in common,
+    /// whatever the text, and cosines of what is left say more.
+    pub center: bool,
     /// Seed of the draw.
     pub seed: u64,
     /// The language model whose hidden states are the vectors: what `llamero generate` opens.
@@ -88,6 +91,7 @@ impl Default for Semantic {
             sample: 100_000,
             threshold: 0.95,
             keep: Keep::Farthest,
+            center: false,
             seed: 1,
             model: None,
             model_hash: None,
@@ -162,7 +166,8 @@ impl Semantic {
             None,
         );
         let sample = Step::with("sample", &Sample { seed: self.seed })?;
-        let kmeans = KMeans { clusters: self.clusters, rounds: self.rounds, sample: self.sample };
+        let kmeans =
+            KMeans { clusters: self.clusters, rounds: self.rounds, sample: self.sample, center: self.center };
         let embeddings = "semantic-embeddings";
         plan.stage(
             "semantic-centroids",
@@ -233,6 +238,7 @@ struct KMeans {
     clusters: u32,
     rounds: u32,
     sample: u32,
+    center: bool,
 }
 
 impl Reduce for KMeans {
@@ -248,11 +254,34 @@ impl Reduce for KMeans {
             }
             vectors.push(embedding.vector);
         }
+        if self.center {
+            let mean = mean(&vectors);
+            vectors.iter_mut().for_each(|vector| center(vector, &mean));
+            emit(MEAN, &encode("a centroid", &mean)?)?;
+        }
         for (at, centroid) in self.centroids(&vectors).iter().enumerate() {
             emit(&(at as u32).to_be_bytes(), &encode("a centroid", centroid)?)?;
         }
         Ok(())
     }
+}
+
+/// The key of the mean among centroids, whose keys have four bytes.
+const MEAN: &[u8] = &[];
+
+/// The mean of vectors; empty where there are none.
+fn mean(vectors: &[Vec<f32>]) -> Vec<f32> {
+    let mut sums = vec![0.0_f64; vectors.first().map_or(0, Vec::len)];
+    for vector in vectors {
+        sums.iter_mut().zip(vector).for_each(|(sum, &value)| *sum += f64::from(value));
+    }
+    sums.into_iter().map(|sum| (sum / vectors.len() as f64) as f32).collect()
+}
+
+/// What a vector has beyond the mean, with length 1; zeros stay zeros.
+fn center(vector: &mut [f32], mean: &[f32]) {
+    vector.iter_mut().zip(mean).for_each(|(value, mean)| *value -= mean);
+    normalise(vector);
 }
 
 impl KMeans {
@@ -304,18 +333,27 @@ fn nearest(centroids: &[Vec<f32>], vector: &[f32]) -> usize {
 /// Sends each vector to its nearest centroid.
 struct Nearest {
     centroids: Vec<Vec<f32>>,
+    mean: Option<Vec<f32>>,
 }
 
 impl Nearest {
     fn new(side: &[Record]) -> Result<Nearest, CurateError> {
-        let centroids = side.iter().map(|record| decode("a centroid", &record.value));
-        Ok(Nearest { centroids: centroids.collect::<Result<_, _>>()? })
+        let vector = |record: &Record| decode("a centroid", &record.value);
+        let (mean, centroids): (Vec<&Record>, Vec<&Record>) =
+            side.iter().partition(|record| record.key == MEAN);
+        Ok(Nearest {
+            centroids: centroids.into_iter().map(vector).collect::<Result<_, _>>()?,
+            mean: mean.first().map(|record| vector(record)).transpose()?,
+        })
     }
 }
 
 impl Map for Nearest {
     fn map(&self, _: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
-        let embedding: Embedding = decode("an embedding", value)?;
+        let mut embedding: Embedding = decode("an embedding", value)?;
+        if let Some(mean) = &self.mean {
+            center(&mut embedding.vector, mean);
+        }
         let cluster = nearest(&self.centroids, &embedding.vector);
         let Some(centroid) = self.centroids.get(cluster) else { return Ok(()) };
         let cosine = dot(centroid, &embedding.vector);

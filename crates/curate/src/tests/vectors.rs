@@ -201,6 +201,42 @@ fn vectors_can_be_brought() {
 }
 
 #[test]
+fn what_all_vectors_share_can_be_taken_away() {
+    let root = folder();
+    let file = root.path().join("vectors.parquet");
+    let rows: [(&str, &[f32]); 6] = [
+        ("a", &[100.0, 1.0]),
+        ("b", &[100.0, 1.1]),
+        ("c", &[100.0, -1.0]),
+        ("d", &[100.0, -1.1]),
+        ("e", &[99.0, 0.0]),
+        ("f", &[101.0, 0.0]),
+    ];
+    vectors(&file, "id", &rows, true);
+    let dropped = |center: bool| {
+        let config = config(
+            root.path(),
+            json!({"embeddings": file, "threshold": 0.9, "clusters": 2, "center": center}),
+        );
+        let found = run(&config, 1, 1).unwrap();
+        assert_eq!(run(&config, 7, 2).unwrap(), found);
+        found
+            .into_iter()
+            .map(|(one, other)| if one < other { (one, other) } else { (other, one) })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(dropped(false).len(), 4, "one a cluster is left");
+    let centred = dropped(true);
+    for pair in [("a", "b"), ("c", "d")] {
+        assert!(centred.contains(&(pair.0.to_owned(), pair.1.to_owned())), "{centred:?}");
+    }
+    assert!(
+        !centred.iter().any(|(one, other)| one.as_str() < "c" && (other == "c" || other == "d")),
+        "{centred:?}"
+    );
+}
+
+#[test]
 fn settings_that_cannot_work_are_named() {
     let root = folder();
     let model = root.path().join("model.gguf");
