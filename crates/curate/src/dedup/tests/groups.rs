@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::semantic::{Keep, Semantic};
 use super::*;
+use crate::Embed;
 use crate::plan::{Step, Task};
 
 fn because(reason: &str, survivor: &str) -> (String, Option<String>) {
