@@ -48,7 +48,7 @@ pub enum Keep {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Semantic {
-    /// Clusters.
+    /// Clusters, but not more than one for every 32 documents of the sample, so that like documents can meet in a small corpus.
     pub clusters: u32,
     /// Rounds of k-means at most.
     pub rounds: u32,
@@ -266,6 +266,9 @@ impl Reduce for KMeans {
     }
 }
 
+/// Vectors that a cluster is to have, about: with fewer, a near copy would be a centroid of its own.
+const VECTORS_OF_A_CLUSTER: usize = 32;
+
 /// The key of the mean among centroids, whose keys have four bytes.
 const MEAN: &[u8] = &[];
 
@@ -286,9 +289,10 @@ fn center(vector: &mut [f32], mean: &[f32]) {
 
 impl KMeans {
     fn centroids(&self, vectors: &[Vec<f32>]) -> Vec<Vec<f32>> {
+        let clusters = (self.clusters as usize).min(vectors.len().div_ceil(VECTORS_OF_A_CLUSTER));
         let mut centroids: Vec<Vec<f32>> = Vec::new();
         for vector in vectors {
-            if centroids.len() == self.clusters as usize {
+            if centroids.len() == clusters {
                 break;
             }
             if !centroids.contains(vector) {
