@@ -182,7 +182,7 @@ impl Map for Filters {
             return emit(key, value);
         };
         for filter in &self.0 {
-            let dropped = filter.apply(&mut item.document);
+            let dropped = filter.try_apply(&mut item.document)?;
             item.edited(filter.name());
             if let Some(dropped) = dropped {
                 item.drop_for(filter.name(), dropped);

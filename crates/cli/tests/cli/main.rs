@@ -8,6 +8,7 @@ mod conversations;
 mod convert;
 mod curate;
 mod curate_audit;
+mod curate_models;
 mod dry_run;
 mod errors;
 #[expect(dead_code, reason = "the unit tests of the hub use the rest")]

@@ -15,6 +15,7 @@
 
 pub mod components;
 pub mod exact;
+mod given;
 mod label;
 pub mod lines;
 pub mod minhash;

@@ -47,6 +47,7 @@ pub fn estimate(
     (sample_bytes, scratch): (u64, &Path),
     memory: &dyn Fn() -> Option<u64>,
 ) -> Result<Estimate, CurateError> {
+    let config = &config.pinned(inventory)?;
     let plan = plan(config)?;
     let before = memory().unwrap_or(0);
     let started = Instant::now();

@@ -85,6 +85,7 @@ pub fn curate_by(
     options: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<CurateReport, CurateError> {
+    let config = &config.pinned(inventory)?;
     let plan = plan(config)?;
     // Models and thresholds are looked at now rather than hours later, when it is their turn.
     registry.check(&plan)?;

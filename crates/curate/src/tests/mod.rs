@@ -4,6 +4,7 @@ mod determinism;
 mod failures;
 mod pipeline;
 mod rules;
+mod vectors;
 mod whole;
 
 use std::collections::BTreeMap;

@@ -3,6 +3,7 @@
 mod classifier;
 mod extract;
 mod hash_eval;
+mod head;
 mod label;
 mod lang;
 mod report;
