@@ -22,13 +22,49 @@ fn paragraphs() -> Vec<String> {
     found
 }
 
-/// The text with one word near its middle taken out, and another at its end.
+/// The text without its last word.
 fn nearly(text: &str) -> String {
-    let mut words: Vec<&str> = text.split(' ').collect();
-    words.remove(words.len() / 2);
-    words.pop();
-    words.join(" ")
+    text.rsplit_once(' ').unwrap().0.to_owned()
 }
+
+/// The same said twice.
+const PARAPHRASES: [[&str; 2]; 6] = [
+    [
+        "The old bridge was closed on Monday after engineers found cracks in two of its pillars. Repairs are expected to take six \
+         months, and traffic will be sent over the new motorway.",
+        "Engineers discovered fractures in a pair of the ancient bridge's supports, so it was shut on Monday; fixing it should last \
+         half a year, with vehicles redirected to the new motorway.",
+    ],
+    [
+        "To make bread, mix flour, water, salt and yeast, knead the dough for ten minutes, let it rise for an hour, and bake it in a \
+         hot oven until the crust is brown.",
+        "Bread is made by combining yeast, salt, water and flour; the dough is kneaded ten minutes, left an hour to rise, then baked \
+         in a hot oven till its crust browns.",
+    ],
+    [
+        "Photosynthesis lets plants turn sunlight, water and carbon dioxide into sugar and oxygen. It happens in chloroplasts, which \
+         hold a green pigment called chlorophyll.",
+        "In chloroplasts, whose green pigment is chlorophyll, plants carry out photosynthesis: from light, carbon dioxide and water \
+         they produce oxygen and sugar.",
+    ],
+    [
+        "The company reported a profit of two million dollars for the third quarter, up from one million a year earlier, and said it \
+         would hire fifty people by spring.",
+        "Third-quarter earnings at the firm doubled from a year ago to two million dollars; it plans to add fifty staff before spring.",
+    ],
+    [
+        "A binary search looks at the middle of a sorted list, throws away the half that cannot hold the value, and repeats until the \
+         value is found or nothing is left.",
+        "With a sorted list, binary search inspects the middle element, discards the half where the value can't be, and goes on until \
+         it is found or the list is empty.",
+    ],
+    [
+        "She had lived by the sea all her life, and every morning she walked along the beach with her dog, looking for shells that the \
+         tide had left behind in the night.",
+        "Having spent her whole life at the seaside, she took her dog along the beach each morning to search for the shells left \
+         overnight by the tide.",
+    ],
+];
 
 /// Writes documents as JSON Lines, and a recipe over them with these lines of `[curate]`.
 fn recipe(folder: &Path, texts: &[(String, String)], curate: &str) -> PathBuf {
@@ -77,21 +113,25 @@ fn dropped(run: &Path) -> BTreeMap<String, (String, Option<String>)> {
     text.lines().map(record).collect()
 }
 
-/// Documents `pN` and what is nearly the same, `qN`.
-fn planted() -> Vec<(String, String)> {
+/// Documents `pN` and what is nearly the same, `qN`; and, if wanted, paraphrases of others, too.
+fn planted(paraphrases: bool) -> Vec<(String, String)> {
     let texts = paragraphs();
     let originals = texts.iter().enumerate().map(|(at, text)| (format!("p{at}"), text.clone()));
     let copies = texts.iter().enumerate().step_by(2).map(|(at, text)| (format!("q{at}"), nearly(text)));
-    originals.chain(copies).collect()
+    let said = PARAPHRASES.iter().enumerate().filter(|_| paraphrases);
+    let said =
+        said.flat_map(|(at, pair)| ["p", "q"].map(|kind| format!("{kind}s{at}")).into_iter().zip(*pair));
+    originals.chain(copies).chain(said.map(|(id, text)| (id, text.to_owned()))).collect()
 }
 
-/// Every planted copy is found and little else, whatever the partitions and threads.
-fn finds_planted(model: &Path, threshold: f64) {
+/// What is planted is found, with at most so many others, whatever the partitions and threads.
+fn finds_planted(model: &Path, texts: &[(String, String)], threshold: f64, others: usize) {
     let tmp = tempfile::tempdir().unwrap();
-    let texts = planted();
-    let curate =
-        format!("[curate.semantic]\nmodel = {:?}\nthreshold = {threshold}\nclusters = 1\n", arg(model));
-    let recipe = recipe(tmp.path(), &texts, &curate);
+    let curate = format!(
+        "[curate.semantic]\nmodel = {:?}\nthreshold = {threshold}\ncenter = true\nclusters = 1\n",
+        arg(model)
+    );
+    let recipe = recipe(tmp.path(), texts, &curate);
     let mut first: Option<(Vec<u8>, Vec<u8>)> = None;
     for (at, (partitions, threads)) in [(1, 1), (2, 1), (7, 2), (1, 2)].into_iter().enumerate() {
         let folder = tmp.path().join(format!("run{at}"));
@@ -106,8 +146,7 @@ fn finds_planted(model: &Path, threshold: f64) {
                 let planted = texts.iter().filter(|(id, _)| id.starts_with('q')).map(|(id, _)| &id[1..]);
                 let planted: BTreeSet<&str> = planted.collect();
                 assert!(groups.is_superset(&planted), "{planted:?} were planted, and found: {dropped:?}");
-                // Paragraphs about one thing may be as near.
-                assert!(dropped.len() <= planted.len() + 6, "{dropped:?}");
+                assert!(dropped.len() <= planted.len() + others, "{dropped:?}");
                 first = Some(files);
             }
             Some(first) => assert!(*first == files, "{partitions} partitions and {threads} threads differ"),
@@ -117,7 +156,8 @@ fn finds_planted(model: &Path, threshold: f64) {
 
 #[test]
 fn a_model_finds_near_copies_of_real_text() {
-    finds_planted(&shared().exported, 0.9965);
+    // It has seen little text, so paragraphs about one thing are as near to it as copies.
+    finds_planted(&shared().exported, &planted(false), 0.72, 13);
 }
 
 /// SmolLM2, if `cargo xtask fixtures` has fetched it.
@@ -133,9 +173,9 @@ fn smollm2() -> Option<PathBuf> {
 }
 
 #[test]
-fn smollm2_finds_near_copies_of_real_text() {
+fn smollm2_finds_near_copies_and_paraphrases() {
     if let Some(model) = smollm2() {
-        finds_planted(&model, 0.99);
+        finds_planted(&model, &planted(true), 0.85, 3);
     }
 }
 
@@ -242,7 +282,7 @@ fn models_that_cannot_embed_are_named() {
 fn an_estimate_counts_the_model() {
     let Some(model) = smollm2() else { return };
     let tmp = tempfile::tempdir().unwrap();
-    let texts = planted();
+    let texts = planted(false);
     let memory = |curate: &str| {
         let file = recipe(tmp.path(), &texts, curate);
         let set = format!("run.dir={:?}", arg(&tmp.path().join("run")));

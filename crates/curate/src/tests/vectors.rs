@@ -100,7 +100,7 @@ fn a_model_finds_what_means_the_same() {
     let found = run(&config, 1, 1).unwrap();
     // Equal vectors: the first id stays. Those without a vector are nobody's duplicates.
     assert_eq!(found.len(), 2, "{found:?}");
-    assert_eq!(found[0], ("b".to_owned(), "a".to_owned()));
+    assert!(found.contains(&("b".to_owned(), "a".to_owned())), "{found:?}");
     for (partitions, threads) in [(2, 1), (7, 2), (1, 2)] {
         assert_eq!(run(&config, partitions, threads).unwrap(), found);
     }
