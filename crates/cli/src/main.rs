@@ -12,6 +12,7 @@ macro_rules! say {
 }
 
 mod commands;
+mod encoders;
 mod failure;
 mod hub;
 mod machine;

@@ -1,7 +1,10 @@
-//! The run's report: one HTML file that loads nothing, with its plots as inline SVG.
+//! Reports: HTML files that load nothing, with their plots as inline SVG. [`render`] makes that of a run, [`curation::render`] that
+//! of a corpus.
 //!
-//! [`render`] is a pure function of [`ReportData`], so the same run gives the same bytes.
+//! Both are pure functions of their data, so the same run gives the same bytes.
 
+mod bars;
+pub(crate) mod curation;
 mod curves;
 pub(crate) mod format;
 mod page;
@@ -10,6 +13,7 @@ mod sections;
 #[cfg(test)]
 mod tests;
 
+use llamero_curate::CurateReport;
 use serde::Serialize;
 
 /// Why a report could not be written.
@@ -42,7 +46,7 @@ pub(crate) struct ReportData {
     /// Stages in the order they ran.
     pub(crate) stages: Vec<StageRow>,
     /// What came of the raw text.
-    pub(crate) curation: Option<Curation>,
+    pub(crate) curation: Option<CurateReport>,
     /// The trained tokenizer.
     pub(crate) tokenizer: Option<Tokenizer>,
     /// Where the time of the training stages went.
@@ -87,45 +91,6 @@ pub(crate) struct TimeRow {
     pub(crate) failures: u64,
     /// Times that something silently wrong was undone.
     pub(crate) rollbacks: u64,
-}
-
-/// Counts of the curation stage.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub(crate) struct Curation {
-    /// Candidate documents.
-    pub(crate) documents_in: u64,
-    /// Documents kept.
-    pub(crate) documents_kept: u64,
-    /// Bytes of the text kept.
-    pub(crate) bytes_kept: u64,
-    /// Kept text by domain.
-    pub(crate) domains: Vec<DomainRow>,
-    /// Dropped documents by reason.
-    pub(crate) dropped: Vec<DropRow>,
-}
-
-/// Kept text of one domain.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub(crate) struct DomainRow {
-    /// Such as `prose` or `code`.
-    pub(crate) name: String,
-    /// Number of documents.
-    pub(crate) documents: u64,
-    /// Bytes of their text.
-    pub(crate) bytes: u64,
-}
-
-/// Documents dropped for one reason.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub(crate) struct DropRow {
-    /// Name of the rule.
-    pub(crate) reason: String,
-    /// Number of documents.
-    pub(crate) count: u64,
-    /// Bytes of their files.
-    pub(crate) bytes: u64,
-    /// Names of a few of them.
-    pub(crate) examples: Vec<String>,
 }
 
 /// Facts about the tokenizer.
@@ -221,7 +186,7 @@ pub(crate) fn render(data: &ReportData) -> Result<String, ReportError> {
     sections::summary(&mut page, data);
     sections::stages(&mut page, &data.stages);
     if let Some(curation) = &data.curation {
-        sections::curation(&mut page, curation);
+        curation::summary(&mut page, curation);
     }
     if let Some(tokenizer) = &data.tokenizer {
         sections::tokenizer(&mut page, tokenizer);

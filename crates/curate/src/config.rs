@@ -17,7 +17,7 @@ use crate::mix::MixConfig;
 use crate::quality::QualityConfig;
 use crate::read::ReadConfig;
 use crate::source::REGISTRY;
-use crate::{Article, CurateError};
+use crate::{Article, CurateError, Inventory};
 
 /// Where the documents come from and which of them are kept. Every field changes the result.
 ///
@@ -34,8 +34,13 @@ pub struct CurateConfig {
     pub crates: Option<Vec<String>>,
     /// A file above this size is dropped as `huge`, in bytes.
     pub max_document_bytes: u64,
-    /// Kept text stops here, in bytes; whole sources are kept together. Where there is a `mix`, its size counts instead.
-    pub max_corpus_bytes: u64,
+    /// Kept text stops here, in bytes; whole sources are kept together. When absent it is 64 MiB, and nothing stops it where
+    /// there is `read`. Where there is a `mix`, its size counts instead.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_corpus_bytes: Option<u64>,
+    /// Of the text of a dropped document so much of the beginning is written down with the reason, in bytes: by then it may be
+    /// nowhere else. 0 keeps nothing, such as personal data that it was dropped for.
+    pub excerpt_bytes: u32,
     /// A document with fewer characters is dropped as `too_short`.
     pub min_characters: u64,
     /// Above this share of control characters a file is `binary`.
@@ -103,7 +108,7 @@ pub struct CurateConfig {
     /// Classifiers, in order. A tag called `maths` or `code` of 0.5 or more also says what a document's domain is.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub quality: Vec<QualityConfig>,
-    /// Keep one of documents that mean the same. Needs an embedder in the [`Registry`](crate::plan::Registry).
+    /// Keep one of documents that mean the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub semantic: Option<Semantic>,
     /// Keep examples of evaluation sets out.
@@ -131,7 +136,8 @@ impl Default for CurateConfig {
             sources: vec![REGISTRY.to_owned()],
             crates: None,
             max_document_bytes: 1 << 20,
-            max_corpus_bytes: 64 << 20,
+            max_corpus_bytes: None,
+            excerpt_bytes: 240,
             min_characters: 64,
             max_control_share: 0.01,
             max_code_line: 5_000,
@@ -167,7 +173,18 @@ impl Default for CurateConfig {
 /// Largest document allowed. A batch of text must stay below the 2 GiB that one Arrow string column can index.
 const MAX_DOCUMENT_LIMIT: u64 = 256 << 20;
 
+/// Most that is kept of a dropped document, in bytes.
+const MAX_EXCERPT: u64 = 64 << 10;
+
+/// Most text of plain files where the recipe does not say, in bytes.
+const FILES_LIMIT: u64 = 64 << 20;
+
 impl CurateConfig {
+    /// Where kept text stops, in bytes.
+    pub fn corpus_limit(&self) -> Option<u64> {
+        self.max_corpus_bytes.or(self.read.is_none().then_some(FILES_LIMIT))
+    }
+
     /// Checks every value.
     ///
     /// # Errors
@@ -184,7 +201,9 @@ impl CurateConfig {
         }
         integer("max_document_bytes", self.max_document_bytes, 1, MAX_DOCUMENT_LIMIT)?;
         // A corpus always has room for one document, so the cap alone can never empty it.
-        integer("max_corpus_bytes", self.max_corpus_bytes, self.max_document_bytes, u64::MAX)?;
+        let limit = self.corpus_limit().unwrap_or(u64::MAX);
+        integer("max_corpus_bytes", limit, self.max_document_bytes, u64::MAX)?;
+        integer("excerpt_bytes", self.excerpt_bytes.into(), 0, MAX_EXCERPT)?;
         integer("min_characters", self.min_characters, 0, self.max_document_bytes)?;
         integer("max_code_line", self.max_code_line, 1, u64::MAX)?;
         integer("max_code_mean_line", self.max_code_mean_line, 1, u64::MAX)?;
@@ -194,6 +213,7 @@ impl CurateConfig {
         share("max_repeated_share", self.max_repeated_share)?;
         self.near_duplicates.as_ref().map_or(Ok(()), MinHash::validate)?;
         self.common_lines.as_ref().map_or(Ok(()), CommonLines::validate)?;
+        self.semantic.as_ref().map_or(Ok(()), Semantic::validate)?;
         self.mix.as_ref().map_or(Ok(()), MixConfig::validate)?;
         self.validate_read()
     }
@@ -220,7 +240,33 @@ impl CurateConfig {
         Ok(())
     }
 
-    /// The files that filters read, by their keys in the section: models, lists, evaluation sets.
+    /// Whether a key of [`CurateConfig::side_files`] names a language model.
+    pub fn is_language_model(key: &str) -> bool {
+        key == SEMANTIC_MODEL || key.starts_with(ENCODER)
+    }
+
+    /// The section with the hash of its language model in it, so that a plan made of it is of that model alone.
+    ///
+    /// # Errors
+    /// The section asks for a model of another hash.
+    pub fn pinned(&self, inventory: &Inventory) -> Result<CurateConfig, CurateError> {
+        let mut config = self.clone();
+        if let Some(semantic) = &mut config.semantic
+            && let Some(found) = inventory.side_files.get(SEMANTIC_MODEL)
+        {
+            if let Some(wanted) = semantic.model_hash.as_ref().filter(|wanted| *wanted != found) {
+                return Err(CurateError::BadModel {
+                    path: semantic.model.clone().unwrap_or_default(),
+                    found: format!("its hash is {found}, but `curate.semantic.model_hash` is {wanted}"),
+                    hint: "name the model of that hash, or leave `model_hash` out".to_owned(),
+                });
+            }
+            semantic.model_hash = Some(found.clone());
+        }
+        Ok(config)
+    }
+
+    /// The files and folders that filters read, by their keys in the section: models, lists, evaluation sets.
     pub fn side_files(&mut self) -> Vec<(String, &mut PathBuf)> {
         let mut files = Vec::new();
         if let Some(block) = &mut self.url_block {
@@ -241,7 +287,14 @@ impl CurateConfig {
         if let Some(dirty) = &mut self.dirty_words {
             files.extend(numbered("dirty_words.lists", dirty.lists.iter_mut()));
         }
-        files.extend(numbered("quality.model", self.quality.iter_mut().map(|quality| &mut quality.model)));
+        for (at, quality) in self.quality.iter_mut().enumerate() {
+            files.push((format!("quality.model[{at}]"), &mut quality.model));
+            files.extend(quality.encoder.as_mut().map(|encoder| (format!("{ENCODER}[{at}]"), encoder)));
+        }
+        if let Some(semantic) = &mut self.semantic {
+            files.extend(semantic.model.as_mut().map(|model| (SEMANTIC_MODEL.to_owned(), model)));
+            files.extend(semantic.embeddings.as_mut().map(|file| ("semantic.embeddings".to_owned(), file)));
+        }
         if let Some(decontaminate) = &mut self.decontaminate {
             let sets = decontaminate.sets.iter_mut().flat_map(|set| [&mut set.text, &mut set.hashes]);
             files.extend(numbered("decontaminate.sets", sets.flatten()));
@@ -249,6 +302,9 @@ impl CurateConfig {
         files
     }
 }
+
+const SEMANTIC_MODEL: &str = "semantic.model";
+const ENCODER: &str = "quality.encoder";
 
 fn numbered<'a>(
     key: &str,

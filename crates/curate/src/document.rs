@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::CurateError;
+
 /// A text and what is known of it.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct Document {
@@ -53,4 +55,12 @@ pub trait Filter: Send + Sync {
     /// Judges, tags or edits a document; what it returns is why the document is not kept. Nothing but the document and the
     /// filter's settings may decide.
     fn apply(&self, document: &mut Document) -> Option<Dropped>;
+
+    /// [`Filter::apply`] of a filter that can fail; plans call this one.
+    ///
+    /// # Errors
+    /// Whatever keeps the filter from judging.
+    fn try_apply(&self, document: &mut Document) -> Result<Option<Dropped>, CurateError> {
+        Ok(self.apply(document))
+    }
 }

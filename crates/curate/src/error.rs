@@ -38,14 +38,59 @@ pub enum CurateError {
     },
     /// Every document was dropped.
     #[error(
-        "all {files} files were dropped: {reasons}\nhint: point `curate.sources` at text or source code, or loosen the \
+        "all {count} {what} were dropped: {reasons}\nhint: point `curate.sources` at text or source code, or loosen the \
          rule of `[curate]` that drops what you want to keep"
     )]
     NothingKept {
-        /// Number of files read.
-        files: u64,
+        /// Number of files or documents read.
+        count: u64,
+        /// What they are called.
+        what: &'static str,
         /// Count and name of each reason, most frequent first.
         reasons: String,
+    },
+    /// Nothing in the sources is a document.
+    #[error(
+        "the sources hold no documents, only {passed}\nhint: point `curate.sources` at inputs with text; `curate.read` reads \
+         HTML and plain text out of WARC files"
+    )]
+    NoDocuments {
+        /// Count and kind of what there is.
+        passed: String,
+    },
+    /// There is no corpus to look at.
+    #[error("`{}` {problem}\nhint: {hint}", path.display())]
+    NoCorpus {
+        /// The folder.
+        path: PathBuf,
+        /// What was found.
+        problem: &'static str,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A file of a corpus is not as it was written.
+    #[error("`{}` is damaged: {problem}\nhint: make the corpus again, with `llamero curate run`", path.display())]
+    DamagedOutput {
+        /// The file, or the folder where several do not agree.
+        path: PathBuf,
+        /// What was found, and in which line.
+        problem: String,
+    },
+    /// A name fits several documents.
+    #[error("`{name}` fits several documents, among them{documents}\nhint: give a whole id")]
+    Ambiguous {
+        /// The name.
+        name: String,
+        /// Some of the documents, one a line.
+        documents: String,
+    },
+    /// No document was dropped for what is asked for.
+    #[error("no document was dropped {wanted}\nhint: {there_is}")]
+    NothingDropped {
+        /// What is asked for, in words.
+        wanted: String,
+        /// Reasons with their counts, most frequent first, and steps with theirs, in order.
+        there_is: String,
     },
     /// A file is not what it was when the inventory was taken.
     #[error("`{}` changed while it was being curated: {found}\nhint: run again once nothing writes to the source", path.display())]

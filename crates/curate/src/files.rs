@@ -79,7 +79,8 @@ impl FileSource {
                 .collect(),
             ..Document::default()
         };
-        let mut item = Item { text_bytes: file.bytes, ..Item::new(document, file.bytes) };
+        let item = Item { text_bytes: file.bytes, ..Item::new(document, file.bytes) };
+        let mut item = item.with_excerpt(self.listed.limits.excerpt_bytes);
         if let Some(version) = &file.registry_version
             && let Some(newer) = self.newest.get(&file.source).filter(|newest| *newest > version)
         {

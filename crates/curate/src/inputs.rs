@@ -26,6 +26,8 @@ pub(crate) struct ReadSource {
 pub(crate) struct Inputs {
     pub(crate) inputs: Vec<Listed>,
     pub(crate) read: ReadConfig,
+    /// Bytes that are left of the text of a dropped document.
+    pub(crate) excerpt_bytes: u32,
     /// What tells this input from another.
     pub(crate) fingerprint: String,
 }
@@ -45,7 +47,8 @@ impl ReadSource {
     ) -> Result<(), CurateError> {
         let whole = self.inputs.read.is_whole(&listed.name);
         let mut told = 0;
-        for record in listed.input()?.records(&self.inputs.read) {
+        let mut records = listed.input()?.records(&self.inputs.read);
+        for record in records.by_ref() {
             let record = match record {
                 Ok(record) => record,
                 Err(part) => {
@@ -64,7 +67,12 @@ impl ReadSource {
                 document.meta.insert(OWN_ID.to_owned(), own);
             }
             let bytes = document.text.len() as u64;
-            emit(id.as_bytes(), &Value::Item(Box::new(Item::new(document, bytes))).encode()?)?;
+            let item = Item::new(document, bytes).with_excerpt(self.inputs.excerpt_bytes);
+            emit(id.as_bytes(), &Value::Item(Box::new(item)).encode()?)?;
+        }
+        if !records.passed().is_empty() {
+            let passed = records.passed().iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+            emit(listed.name.as_bytes(), &Value::Passed(passed).encode()?)?;
         }
         tick(listed.bytes.saturating_sub(told));
         Ok(())

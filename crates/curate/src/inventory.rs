@@ -118,11 +118,13 @@ fn inputs(config: &CurateConfig, progress: &dyn Progress) -> Result<Inventory, C
 fn hash_side_files(config: &CurateConfig) -> Result<BTreeMap<String, String>, CurateError> {
     let mut hashes = BTreeMap::new();
     for (key, path) in config.clone().side_files() {
-        let mut hasher = blake3::Hasher::new();
-        File::open(&*path)
-            .and_then(|file| hasher.update_reader(file).map(|_| ()))
-            .map_err(|error| CurateError::read(path, format!("{error}, and `curate.{key}` names it")))?;
-        hashes.insert(key, hasher.finalize().to_hex().to_string());
+        let hash = crate::model_hash(path).map_err(|error| match error {
+            CurateError::Read { path, cause } => {
+                CurateError::Read { path, cause: format!("{cause}, and `curate.{key}` names it") }
+            }
+            other => other,
+        })?;
+        hashes.insert(key, hash);
     }
     Ok(hashes)
 }

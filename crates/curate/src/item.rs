@@ -1,5 +1,7 @@
 //! The records of curation plans: documents, what dedup knows of them, and verdicts.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::plan::{Emit, Map};
@@ -11,12 +13,14 @@ pub const FILTERS: &str = "filters";
 /// A document in a plan, kept so far or dropped. The key of its record is its id.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct Item {
-    /// The document. The text of a dropped one is taken away.
+    /// The document. Of the text of a dropped one the beginning is left.
     pub document: Document,
     /// Size as it was read, in bytes.
     pub bytes: u64,
     /// Bytes of its text; of a dropped one, those that it had then.
     pub text_bytes: u64,
+    /// Bytes of its text that are left of it when it is dropped, at most.
+    pub excerpt_bytes: u32,
     /// The steps that changed its text, in order, and the bytes that each left.
     pub edits: Vec<(String, u64)>,
     /// The step that dropped it; empty where it is kept.
@@ -26,10 +30,16 @@ pub struct Item {
 }
 
 impl Item {
-    /// A document to be judged.
+    /// A document to be judged. When it is dropped, nothing of its text is left.
     pub fn new(document: Document, bytes: u64) -> Item {
         let text_bytes = document.text.len() as u64;
         Item { document, bytes, text_bytes, ..Item::default() }
+    }
+
+    /// Sets how much of its text is left when it is dropped.
+    #[must_use]
+    pub fn with_excerpt(self, excerpt_bytes: u32) -> Item {
+        Item { excerpt_bytes, ..self }
     }
 
     /// Notes that `step` has been over the text.
@@ -44,7 +54,8 @@ impl Item {
     /// Drops it in `step`, if it is not dropped yet.
     pub fn drop_for(&mut self, step: &str, dropped: Dropped) {
         if self.dropped.is_none() {
-            self.document.text = String::new();
+            let text = &mut self.document.text;
+            text.truncate(text.floor_char_boundary(self.excerpt_bytes as usize));
             step.clone_into(&mut self.step);
             self.dropped = Some(dropped);
         }
@@ -79,6 +90,8 @@ pub enum Value {
     Sketch(Sketch),
     /// A document.
     Item(Box<Item>),
+    /// How many records of an input are meant to be no documents, by what they are. The key is the input's name.
+    Passed(BTreeMap<String, u64>),
 }
 
 /// Reads what [`encode`] wrote.
@@ -125,6 +138,18 @@ impl Value {
         }
     }
 
+    /// The item, or nothing where the value counts records that are no documents; another value is an error.
+    ///
+    /// # Errors
+    /// Bytes that are neither.
+    pub fn document(bytes: &[u8]) -> Result<Option<Item>, CurateError> {
+        match Value::decode(bytes)? {
+            Value::Item(item) => Ok(Some(*item)),
+            Value::Passed(_) => Ok(None),
+            other => Err(unexpected("a document", &other)),
+        }
+    }
+
     /// The sketch; another value is an error.
     ///
     /// # Errors
@@ -143,6 +168,7 @@ fn unexpected(what: &'static str, found: &Value) -> CurateError {
         Value::Lines(_) => "a list of lines",
         Value::Sketch(_) => "a sketch",
         Value::Item(_) => "a document",
+        Value::Passed(_) => "a count of records",
     };
     CurateError::Record { what, problem: format!("it is {found}") }
 }
@@ -152,12 +178,11 @@ pub(crate) struct Filters(pub(crate) Vec<Box<dyn Filter>>);
 
 impl Map for Filters {
     fn map(&self, key: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
-        let mut item = Value::item(value)?;
-        if item.dropped.is_some() {
+        let Some(mut item) = Value::document(value)?.filter(|item| item.dropped.is_none()) else {
             return emit(key, value);
-        }
+        };
         for filter in &self.0 {
-            let dropped = filter.apply(&mut item.document);
+            let dropped = filter.try_apply(&mut item.document)?;
             item.edited(filter.name());
             if let Some(dropped) = dropped {
                 item.drop_for(filter.name(), dropped);

@@ -13,6 +13,7 @@
 //! The three files depend on the recipe and the inventory alone: not on threads, partitions, file order, time or machine
 //! paths, nor on the machines that the plan is run on.
 
+pub mod audit;
 #[cfg(feature = "ballista")]
 pub mod cluster;
 mod config;
@@ -20,6 +21,7 @@ pub mod contamination;
 pub mod dedup;
 mod document;
 pub mod domain;
+pub mod encoder;
 mod error;
 pub mod extract;
 pub mod fasttext;
@@ -45,6 +47,7 @@ mod version;
 pub use config::{CurateConfig, UrlDuplicates};
 pub use document::{Document, Dropped, Filter};
 pub use domain::DOMAINS;
+pub use encoder::{Embed, Encoder, model_hash};
 pub use error::CurateError;
 pub use extract::{Article, Extract, Extracted, Extraction};
 pub use inputs::OWN_ID;
@@ -53,8 +56,9 @@ pub use item::{FILTERS, Item, Sketch, Value, decode, encode};
 pub use mix::{MixConfig, MixReport};
 pub use output::{BROKEN_FILE, COLUMNS, DOCUMENTS_FILE, DROPPED_FILE, DroppedRecord, MIX_FILE, REPORT_FILE};
 pub use pipeline::{
-    BeforeAfter, BrokenParts, CurateReport, DroppedTally, Estimate, Passage, READ_SOURCE, RunOptions, SOURCE,
-    Tally, build_source, curate, curate_by, curate_with, estimate, plan, registry, source,
+    BeforeAfter, BrokenParts, Cluster, CurateReport, DroppedTally, Duplicates, Estimate, Example, Origin,
+    Origins, Passage, READ_SOURCE, RunOptions, SOURCE, Tally, build_source, curate, curate_by, curate_with,
+    estimate, plan, registry, source,
 };
 pub use source::{REGISTRY, registry_crates};
 

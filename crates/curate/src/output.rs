@@ -44,19 +44,25 @@ pub struct DroppedRecord {
     /// The id that it came with, where that is another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub own_id: Option<String>,
-    /// Path below its source.
+    /// Its URL, or its path below its source.
     pub url: String,
     /// Source it belongs to.
     pub source: String,
-    /// Size of the file in bytes.
+    /// Size as it was read, in bytes.
     pub bytes: u64,
-    /// Name of the rule that dropped it.
+    /// The step that dropped it, as [`crate::CurateReport::steps`] calls it.
+    #[serde(default)]
+    pub step: String,
+    /// Why: what reports count by.
     pub reason: String,
     /// What the rule found.
     pub detail: String,
     /// For duplicates: id of the document that was kept in its place by that step.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub survivor: Option<String>,
+    /// The beginning of its text as it was then, up to [`crate::CurateConfig::excerpt_bytes`]; empty where no text was read.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub excerpt: String,
 }
 
 /// Writes documents as Parquet, one row group at a time; equal rows give equal bytes.

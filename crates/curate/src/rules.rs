@@ -24,12 +24,14 @@ pub(crate) struct Subject<'a> {
 pub(crate) struct FileLimits {
     pub(crate) max_document_bytes: u64,
     pub(crate) max_control_share: f64,
+    /// Bytes that are left of the text of a dropped file.
+    pub(crate) excerpt_bytes: u32,
 }
 
 impl FileLimits {
     pub(crate) fn of(config: &CurateConfig) -> FileLimits {
-        let CurateConfig { max_document_bytes, max_control_share, .. } = *config;
-        FileLimits { max_document_bytes, max_control_share }
+        let CurateConfig { max_document_bytes, max_control_share, excerpt_bytes, .. } = *config;
+        FileLimits { max_document_bytes, max_control_share, excerpt_bytes }
     }
 }
 
@@ -105,7 +107,8 @@ fn binary(subject: &Subject, limits: &FileLimits) -> Option<String> {
     // Tab, line feed, vertical tab, form feed and carriage return belong to text.
     let is_control = |byte: &&u8| byte.is_ascii_control() && !(b'\t'..=b'\r').contains(*byte);
     let found = share(subject.bytes.iter().filter(is_control).count(), subject.bytes.len());
-    (found > limits.max_control_share).then(|| format!("{found:.3} control characters"))
+    let limit = limits.max_control_share;
+    (found > limit).then(|| format!("{found:.3} of the bytes are control characters, limit {limit}"))
 }
 
 fn not_utf8(subject: &Subject, _: &FileLimits) -> Option<String> {
@@ -217,7 +220,13 @@ impl Filter for LowLetters {
             letters += usize::from(c.is_alphabetic());
         }
         let found = share(letters, visible);
-        (found < self.min_share).then(|| Dropped::new(self.name(), format!("{found:.3} letters")))
+        let limit = self.min_share;
+        (found < limit).then(|| {
+            Dropped::new(
+                self.name(),
+                format!("{found:.3} of the characters are letters, at least {limit} wanted"),
+            )
+        })
     }
 }
 
@@ -244,8 +253,13 @@ impl Filter for RepeatedLines {
             }
         }
         let found = share(repeated, total);
-        (found > self.max_share)
-            .then(|| Dropped::new(self.name(), format!("{found:.3} of the text is in lines seen before")))
+        let limit = self.max_share;
+        (found > limit).then(|| {
+            Dropped::new(
+                self.name(),
+                format!("{found:.3} of the text is in lines seen before, limit {limit}"),
+            )
+        })
     }
 }
 

@@ -17,6 +17,7 @@ mod cache;
 mod chat;
 mod desk;
 mod draft;
+mod embed;
 mod engine;
 mod error;
 mod generate;
@@ -39,6 +40,7 @@ mod tests;
 mod vocabulary;
 
 pub use chat::{ChatSession, Reply};
+pub use embed::{EmbedOptions, Pooling};
 pub use engine::Engine;
 pub use error::{InferError, Result};
 pub use generate::{Finish, Generation, OnToken};

@@ -15,7 +15,7 @@ mod tests;
 
 use crate::tokens::{Merges, Tokens};
 use crate::{Error, Result};
-use cache::{Key, KeyOfTwo, MediumCache, ShortCache, ShortTokens};
+use cache::{Key, KeyOfFour, MediumCache, ShortCache, ShortTokens};
 use index::{NONE, Places, TokenIndex};
 use merge::{Merging, Rules, merge_short};
 use std::collections::HashMap;
@@ -78,7 +78,8 @@ impl Scratch {
     /// Makes the memory fit for a text of `bytes`.
     pub(crate) fn prepare(&mut self, bytes: usize) {
         self.cache.prepare(bytes);
-        self.medium.prepare(bytes);
+        // One piece of some 16 is long.
+        self.medium.prepare(bytes / 16);
     }
 }
 
@@ -339,54 +340,66 @@ impl Bpe {
         scratch: &mut Scratch,
         out: &mut Vec<u32>,
     ) {
-        let mut unknown = 0u64;
-        for (at, &key) in keys.iter().enumerate() {
-            unknown |= u64::from(!scratch.cache.knows(key)) << at;
+        let mut slots = [0; BATCH];
+        for (&key, slot) in keys.iter().zip(&mut slots) {
+            *slot = scratch.cache.slot(key);
         }
+        // What is touched is in the processor's caches then, which is all that is wanted of it.
+        std::hint::black_box(scratch.cache.touch(&slots[..keys.len()]));
         if let Some(tokens) = &self.short_tokens {
-            let (mut rest, mut found) = (unknown, 0u64);
-            while rest != 0 {
-                let at = rest.trailing_zeros();
-                found |= u64::from(tokens.touch(keys[at as usize])) << at;
-                rest &= rest - 1;
+            let mut unknown = 0u64;
+            for (at, (&key, &slot)) in keys.iter().zip(&slots).enumerate() {
+                unknown |= u64::from(!scratch.cache.knows(slot, key)) << at;
             }
-            // The memory is in the caches now, which is all that was wanted.
+            let mut found = 0u64;
+            while unknown != 0 {
+                let at = unknown.trailing_zeros();
+                found |= u64::from(tokens.touch(keys[at as usize])) << at;
+                unknown &= unknown - 1;
+            }
             std::hint::black_box(found);
         }
-        for (&key, two) in keys.iter().zip(begins.windows(2)) {
+        for ((&key, &slot), two) in keys.iter().zip(&slots).zip(begins.windows(2)) {
+            let piece = &text[two[0]..two[1]];
             if key == cache::LONG {
-                self.encode_longer(text, two[0]..two[1], scratch, out);
-            } else if !scratch.cache.get(key, out) {
-                let before = out.len();
-                self.encode_short(&text[two[0]..two[1]], key, out);
-                scratch.cache.put(key, &out[before..]);
+                self.encode_medium(piece, scratch, out);
+                continue;
+            }
+            match scratch.cache.get(slot, key, out) {
+                None => self.encode_short(piece, key, scratch, out),
+                Some(0) => self.encode_medium(piece, scratch, out),
+                Some(_) => {}
             }
         }
     }
 
-    /// Appends the ids of a short piece.
+    /// Appends the ids of a short piece that is not in the cache.
     #[inline(never)]
-    fn encode_short(&self, piece: &[u8], key: Key, out: &mut Vec<u32>) {
+    fn encode_short(&self, piece: &[u8], key: Key, scratch: &mut Scratch, out: &mut Vec<u32>) {
+        let before = out.len();
         match self.short_tokens.as_ref().and_then(|tokens| tokens.get(key)) {
             Some(id) => out.push(id),
             None => merge_short(self, piece, out),
         }
+        scratch.cache.put(key, &out[before..]);
     }
 
-    /// Appends the ids of the piece of `text` at `piece`, which is not short.
-    fn encode_longer(&self, text: &[u8], piece: Range<usize>, scratch: &mut Scratch, out: &mut Vec<u32>) {
-        if piece.len() > cache::LONGEST_OF_TWO {
-            return self.encode_long(&text[piece], &mut scratch.merging, out);
+    /// Appends the ids of a piece that is not short, or became too many ids for the cache of those.
+    #[inline(never)]
+    fn encode_medium(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
+        if piece.len() > cache::LONGEST_OF_FOUR {
+            return self.encode_long(piece, &mut scratch.merging, out);
         }
-        let key = KeyOfTwo::new(text, piece.start, piece.len());
-        if !scratch.medium.get(key, out) {
+        let key = KeyOfFour::new(piece);
+        let slot = scratch.medium.slot(key);
+        if matches!(scratch.medium.get(slot, key, out), None | Some(0)) {
             let before = out.len();
-            self.encode_long(&text[piece], &mut scratch.merging, out);
+            self.encode_long(piece, &mut scratch.merging, out);
             scratch.medium.put(key, &out[before..]);
         }
     }
 
-    /// Appends the ids of a long piece.
+    /// Appends the ids of a piece that is not known.
     #[inline(never)]
     fn encode_long(&self, piece: &[u8], merging: &mut Merging, out: &mut Vec<u32>) {
         if self.whole_pieces

@@ -4,13 +4,14 @@
 //! in the text and need no regex engine. The alternatives are tried in the pattern's order, each at the position where
 //! the last piece ended; together they cover every character.
 
+mod block;
 mod class;
 mod cut;
+#[cfg(test)]
+mod tests;
 mod unicode_table;
-mod window;
 
 use class::{Class, Classes};
-use window::Window;
 
 /// Llama 3's split pattern, verbatim.
 pub const PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
@@ -38,7 +39,7 @@ pub enum Split {
 impl Split {
     /// Iterates over the pieces of `text`. Joined, they are `text`.
     pub fn pieces(self, text: &str) -> Pieces<'_> {
-        Pieces { text, position: 0, split: self, classes: Classes::get(), window: Window::empty() }
+        Pieces { text, position: 0, split: self, classes: Classes::get(), block: 0, starts: 0 }
     }
 }
 
@@ -54,8 +55,10 @@ pub struct Pieces<'a> {
     position: usize,
     split: Split,
     classes: &'static Classes,
-    /// Holds the byte at `position`, except before the first piece and behind the last.
-    window: Window,
+    /// Where the block begins in which pieces were looked for last.
+    block: usize,
+    /// A bit for each of its bytes behind `position` where a piece begins.
+    starts: u64,
 }
 
 impl<'a> Iterator for Pieces<'a> {
@@ -68,36 +71,31 @@ impl<'a> Iterator for Pieces<'a> {
     }
 }
 
-/// Whether an ASCII character can stand before letters in [`PATTERN`]. The apostrophe is left out, for what follows it has
-/// to be looked at.
-const PREFIX: [bool; 256] = {
-    let mut prefix = [false; 256];
-    let mut byte = 0;
-    while byte < 0x80 {
-        let c = byte as u8;
-        prefix[byte] = !(c.is_ascii_alphanumeric() || c == b'\r' || c == b'\n' || c == b'\'');
-        byte += 1;
-    }
-    prefix
-};
-
 impl Pieces<'_> {
     /// Where the next piece is.
     #[inline]
     pub(crate) fn next_range(&mut self) -> Option<std::ops::Range<usize>> {
         let start = self.position;
-        let first = *self.text.as_bytes().get(start)?;
-        if start >= self.window.end() {
-            self.window.fill(self.text.as_bytes(), start, self.classes);
+        if self.starts == 0 {
+            if start >= self.text.len() {
+                return None;
+            }
+            self.look_ahead();
         }
-        // Nearly every piece of Llama 3's is a run of letters, with or without something before it.
-        let letters = start + usize::from(PREFIX[usize::from(first)]);
-        self.position = if self.split == Split::Llama3 && self.window.has(Class::Letter, letters) {
-            self.run_end(letters, Class::Letter)
-        } else {
+        self.position = if self.starts == 0 {
             self.rule_end(start)
+        } else {
+            let next = self.block + self.starts.trailing_zeros() as usize;
+            self.starts &= self.starts - 1;
+            next
         };
         Some(start..self.position)
+    }
+
+    #[inline(never)]
+    fn look_ahead(&mut self) {
+        self.block = self.position;
+        self.starts = block::starts(self.text.as_bytes(), self.block, self.split, self.classes);
     }
 
     /// Where the piece ends that begins at `start`.
@@ -127,7 +125,7 @@ impl Pieces<'_> {
     fn gpt2(&self, start: usize, class: Class, next: usize) -> usize {
         let first = self.text.as_bytes()[start];
         if first == b'\''
-            && let Some(end) = self.contraction(next, false)
+            && let Some(end) = contraction(self.text.as_bytes(), next, false)
         {
             return end;
         }
@@ -175,15 +173,7 @@ impl Pieces<'_> {
     }
 
     /// The end of the run of `wanted` characters that begins at `at`.
-    #[inline]
-    fn run_end(&self, at: usize, wanted: Class) -> usize {
-        let end = self.window.run_end(wanted, at);
-        if end < self.window.end() { end } else { self.run_end_outside(end, wanted) }
-    }
-
-    /// The same, character after character.
-    #[cold]
-    fn run_end_outside(&self, mut at: usize, wanted: Class) -> usize {
+    fn run_end(&self, mut at: usize, wanted: Class) -> usize {
         while let Some((class, next)) = self.class_at(at)
             && class == wanted
         {
@@ -207,7 +197,7 @@ impl Pieces<'_> {
     fn after_prefix(&self, start: usize, class: Class, next: usize) -> usize {
         let first = self.text.as_bytes()[start];
         if first == b'\''
-            && let Some(end) = self.contraction(next, true)
+            && let Some(end) = contraction(self.text.as_bytes(), next, true)
         {
             return end;
         }
@@ -216,19 +206,6 @@ impl Pieces<'_> {
             Some((Class::Other, after)) if first == b' ' => self.symbols(after),
             _ if class == Class::Other => self.symbols(next),
             _ => self.white_space(start),
-        }
-    }
-
-    /// `s|t|re|ve|m|ll|d` at `at`, in any case if `fold`. Case folding makes U+017F, the long s, equal to s; the other letters
-    /// have no such relatives.
-    fn contraction(&self, at: usize, fold: bool) -> Option<usize> {
-        let rest = &self.text.as_bytes()[at..];
-        let letter = |i: usize| rest.get(i).map(|b| if fold { b.to_ascii_lowercase() } else { *b });
-        match (letter(0)?, letter(1)) {
-            (b's' | b't' | b'm' | b'd', _) => Some(at + 1),
-            (b'r' | b'v', Some(b'e')) | (b'l', Some(b'l')) => Some(at + 2),
-            (0xC5, Some(0xBF)) if fold => Some(at + 2),
-            _ => None,
         }
     }
 
@@ -251,21 +228,6 @@ impl Pieces<'_> {
 
     /// The run of white space that begins at `start`.
     fn white_space_run(&self, start: usize) -> WhiteSpace {
-        let newlines = self.window.bits(Class::Newline, start);
-        let len = (newlines | self.window.bits(Class::Space, start)).trailing_ones();
-        let end = start + len as usize;
-        if len == u64::BITS || end >= self.window.end() {
-            return self.white_space_run_outside(start);
-        }
-        let newlines = newlines & ((1 << len) - 1);
-        let after_newline = (newlines != 0).then(|| start + (u64::BITS - newlines.leading_zeros()) as usize);
-        let last = (start..end).rev().find(|&at| self.text.is_char_boundary(at)).unwrap_or(start);
-        WhiteSpace { end, last, after_newline }
-    }
-
-    /// The same, character after character.
-    #[cold]
-    fn white_space_run_outside(&self, start: usize) -> WhiteSpace {
         let mut run = WhiteSpace { end: start, last: start, after_newline: None };
         while let Some((class @ (Class::Space | Class::Newline), next)) = self.class_at(run.end) {
             if class == Class::Newline {
@@ -274,5 +236,17 @@ impl Pieces<'_> {
             (run.last, run.end) = (run.end, next);
         }
         run
+    }
+}
+
+/// Where `s|t|re|ve|m|ll|d` ends at `at`, in any case if `fold`. Case folding makes U+017F, the long s, equal to s; the other
+/// letters have no such relatives.
+fn contraction(text: &[u8], at: usize, fold: bool) -> Option<usize> {
+    let letter = |i: usize| text.get(at + i).map(|b| if fold { b.to_ascii_lowercase() } else { *b });
+    match (letter(0)?, letter(1)) {
+        (b's' | b't' | b'm' | b'd', _) => Some(at + 1),
+        (b'r' | b'v', Some(b'e')) | (b'l', Some(b'l')) => Some(at + 2),
+        (0xC5, Some(0xBF)) if fold => Some(at + 2),
+        _ => None,
     }
 }

@@ -97,7 +97,8 @@ fn estimate_from(
     bytes: u64,
     scratch: &Path,
 ) -> Result<Estimate> {
-    let (registry, options) = (llamero_curate::registry(), options.run(scratch.to_path_buf()));
+    let (registry, options) =
+        (crate::encoders::registry(options.threads), options.run(scratch.to_path_buf()));
     let memory = crate::machine::peak_memory;
     Ok(llamero_curate::estimate(config, inventory, &registry, &options, (bytes, scratch), &memory)?)
 }
@@ -157,9 +158,11 @@ impl Run {
             if options.announce && !draft.resumed() {
                 announce(&config, &inventory, options, &draft.path().join(WORK_STATE));
             }
+            let registry = crate::encoders::registry(options.threads);
             let options = options.run(draft.path().join(WORK_STATE));
+            let out = draft.path();
             let report =
-                llamero_curate::curate_with(&config, &inventory, draft.path(), &options, &progress)?;
+                llamero_curate::curate_by(&config, &inventory, &registry, out, &options, &progress)?;
             if report.documents_kept < min_documents {
                 bail!(
                     "{} of {} documents were kept; a model cannot be trained and measured on fewer than {min_documents}\n\

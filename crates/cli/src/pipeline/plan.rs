@@ -10,6 +10,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use llamero_artifact::Outcome;
 use llamero_curate::CurateConfig;
+use llamero_infer::resolve_model;
 use llamero_model::Config;
 use llamero_train::{Measurement, MemoryEstimate, estimate_memory, measure, plan};
 use serde::{Deserialize, Serialize};
@@ -85,8 +86,12 @@ impl Run {
                 *source = here.join(&source).to_string_lossy().into_owned();
             }
         }
-        for (_, path) in curate.side_files() {
+        for (key, path) in curate.side_files() {
             *path = here.join(&*path);
+            if CurateConfig::is_language_model(&key) {
+                // A run's folder stands for its latest model.
+                *path = resolve_model(path).with_context(|| format!("`curate.{key}`"))?;
+            }
         }
         Ok(())
     }

@@ -9,8 +9,7 @@ use super::training::{TrainMetrics, history};
 use super::{Run, Summary};
 use crate::report::format::{bytes, count, duration, utc};
 use crate::report::{
-    BpbRow, ChoiceRow, Curation, CurvePoint, DomainRow, DropRow, Reference, ReportData, Sample, StageRow,
-    TimeRow, Tokenizer,
+    BpbRow, ChoiceRow, CurvePoint, Reference, ReportData, Sample, StageRow, TimeRow, Tokenizer,
 };
 
 /// Everything that `report.html` shows.
@@ -70,22 +69,9 @@ fn summary_rows(run: &Run, summary: &Summary, pretrain: &TrainMetrics) -> Vec<(S
     rows
 }
 
-fn curation(curated: &Artifact) -> Result<Curation> {
-    let report: CurateReport = serde_json::from_value(curated.manifest().metrics.clone())
-        .with_context(|| format!("metrics of `{}`", curated.path().display()))?;
-    let domains = report.domains.into_iter();
-    let dropped = report.dropped.into_iter();
-    Ok(Curation {
-        documents_in: report.documents_in,
-        documents_kept: report.documents_kept,
-        bytes_kept: report.bytes_kept,
-        domains: domains
-            .map(|(name, t)| DomainRow { name, documents: t.documents, bytes: t.bytes })
-            .collect(),
-        dropped: dropped
-            .map(|(reason, t)| DropRow { reason, count: t.count, bytes: t.bytes, examples: t.examples })
-            .collect(),
-    })
+fn curation(curated: &Artifact) -> Result<CurateReport> {
+    serde_json::from_value(curated.manifest().metrics.clone())
+        .with_context(|| format!("metrics of `{}`", curated.path().display()))
 }
 
 fn tokenizer(run: &Run) -> Result<Option<Tokenizer>> {

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 
 use anyhow::{Context, Result};
 use llamero_artifact::{Artifact, Outcome};
+use llamero_curate::CurateReport;
 use llamero_data::{documents, hash_fraction};
 use llamero_tokenizer::{Tokenizer, Trainer};
 
@@ -20,7 +21,11 @@ impl Run {
             let share = section.sample_bytes as f64 / total.max(1) as f64;
             let failure = RefCell::new(None);
             let texts = documents::read(curated.path())?.filter_map(|document| match document {
-                Ok(d) => (hash_fraction(&d.url) < share).then_some(d.text),
+                // What `read` brings has an id that tells it from others, and perhaps no URL.
+                Ok(d) => {
+                    let name = if d.url.is_empty() { &d.id } else { &d.url };
+                    (hash_fraction(name) < share).then_some(d.text)
+                }
                 Err(e) => {
                     failure.borrow_mut().get_or_insert(e);
                     None
@@ -81,8 +86,11 @@ impl Run {
     }
 }
 
-/// Bytes of curated text.
+/// Bytes of the curated text that is trained on, repetitions counted.
 fn total_bytes(curated: &Artifact) -> Result<u64> {
-    let bytes = curated.manifest().metrics.get("bytes_kept").and_then(serde_json::Value::as_u64);
-    bytes.context("the curated artifact does not say how many bytes it kept")
+    let report: CurateReport = serde_json::from_value(curated.manifest().metrics.clone())
+        .with_context(|| format!("metrics of `{}`", curated.path().display()))?;
+    // What lies in folders is for other stages of training.
+    let own = report.files.iter().filter(|(name, _)| !name.contains('/'));
+    Ok(own.map(|(_, tally)| tally.bytes).sum())
 }

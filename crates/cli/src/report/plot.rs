@@ -9,9 +9,9 @@ use super::ReportError;
 use super::format::tick;
 
 /// Drawn at twice the size it is shown at, since the library rounds to whole units.
-const SIZE: (u32, u32) = (960, 540);
+pub(super) const SIZE: (u32, u32) = (960, 540);
 /// The library draws text at 1 / 1.24 of this.
-const FONT: u32 = 34;
+pub(super) const FONT: u32 = 34;
 /// A curve is drawn with at most this many points.
 pub(super) const MAX_POINTS: usize = 1000;
 /// From this many points on, a curve also gets a smoothed line.
@@ -19,10 +19,10 @@ const SMOOTH_FROM: usize = 100;
 /// Values beyond this are treated as not finite: nothing that trains has them, and scales break on them.
 const MAX_VALUE: f64 = 1e30;
 
-const AXIS: RGBColor = RGBColor(91, 101, 117);
-const GRID: RGBColor = RGBColor(223, 227, 234);
-const MAIN: RGBColor = RGBColor(42, 99, 201);
-const FAINT: RGBColor = RGBColor(180, 201, 240);
+pub(super) const AXIS: RGBColor = RGBColor(91, 101, 117);
+pub(super) const GRID: RGBColor = RGBColor(223, 227, 234);
+pub(super) const MAIN: RGBColor = RGBColor(42, 99, 201);
+pub(super) const FAINT: RGBColor = RGBColor(180, 201, 240);
 const SKIP: RGBColor = RGBColor(207, 59, 48);
 const REFERENCES: [RGBColor; 3] = [RGBColor(31, 138, 91), RGBColor(179, 103, 11), RGBColor(130, 70, 181)];
 /// Each colour and the style sheet's variable that stands for it.
@@ -56,6 +56,16 @@ pub(super) fn theme() -> String {
 pub(super) struct Svg(String);
 
 impl Svg {
+    /// What the library has drawn at [`SIZE`]. Inside HTML the element needs no name space, and its size comes from the style
+    /// sheet.
+    pub(super) fn of(title: &'static str, drawn: &str) -> Svg {
+        let (width, height) = SIZE;
+        let head = format!(
+            "<svg class=\"plot\" role=\"img\" aria-label=\"{title}\" viewBox=\"0 0 {width} {height}\">"
+        );
+        Svg(head + drawn.split_once('>').map_or("</svg>", |(_, body)| body))
+    }
+
     /// The element.
     pub(super) fn as_str(&self) -> &str {
         &self.0
@@ -114,13 +124,7 @@ pub(super) fn draw(plot: &Plot<'_>) -> Result<Option<Drawn>, ReportError> {
     let mut svg = String::new();
     paint(&mut svg, &frame, &lines, plot.marks)
         .map_err(|source| ReportError::Plot { plot: plot.title, message: source.to_string() })?;
-    // Inside HTML the element needs no name space, and its size comes from the style sheet.
-    let head = format!(
-        "<svg class=\"plot\" role=\"img\" aria-label=\"{}\" viewBox=\"0 0 {} {}\">",
-        plot.title, SIZE.0, SIZE.1
-    );
-    let body = svg.split_once('>').map_or("</svg>", |(_, body)| body);
-    Ok(Some(Drawn { svg: Svg(head + body), smoothed, above }))
+    Ok(Some(Drawn { svg: Svg::of(plot.title, &svg), smoothed, above }))
 }
 
 /// The ranges of both axes.

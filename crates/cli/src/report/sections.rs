@@ -1,20 +1,25 @@
-//! The sections of the page other than the training curves.
+//! The sections of a run's page other than curation and the training curves.
 
-use super::format::{bytes, duration, grouped, number, percent};
+use super::format::{duration, grouped, number, percent};
 use super::page::Page;
-use super::{BpbRow, ChoiceRow, Curation, DropRow, ReportData, Sample, StageRow, TimeRow, Tokenizer};
+use super::{BpbRow, ChoiceRow, ReportData, Sample, StageRow, TimeRow, Tokenizer};
 
 /// Characters of an artifact id that are shown.
 const ID_CHARACTERS: usize = 12;
 
 /// Title, folder and date.
 pub(super) fn header(page: &mut Page, data: &ReportData) {
-    page.open("header").leaf("h1", &data.title).open("p class=\"soft\"");
-    if !data.run_dir.is_empty() {
-        page.leaf("code", &data.run_dir);
+    title(page, &data.title, &data.run_dir, &data.created);
+}
+
+/// The same of any page.
+pub(super) fn title(page: &mut Page, title: &str, folder: &str, created: &str) {
+    page.open("header").leaf("h1", title).open("p class=\"soft\"");
+    if !folder.is_empty() {
+        page.leaf("code", folder);
     }
-    if !data.created.is_empty() {
-        page.text(if data.run_dir.is_empty() { "" } else { " · " }).text(&data.created);
+    if !created.is_empty() {
+        page.text(if folder.is_empty() { "" } else { " · " }).text(created);
     }
     page.close().close();
 }
@@ -56,67 +61,6 @@ pub(super) fn stages(page: &mut Page, stages: &[StageRow]) {
         page.leaf("td class=\"num\"", &duration(stage.seconds)).close();
     }
     page.close().close().close();
-}
-
-/// What was kept, by domain, and what was dropped, by reason.
-pub(super) fn curation(page: &mut Page, curation: &Curation) {
-    page.open("section").leaf("h2", "Curation");
-    let kept = curation.documents_kept as f64 / curation.documents_in as f64;
-    facts(
-        page,
-        [
-            ("documents in", grouped(curation.documents_in)),
-            ("documents kept", format!("{} ({})", grouped(curation.documents_kept), percent(kept))),
-            ("text kept", bytes(curation.bytes_kept)),
-        ]
-        .into_iter(),
-    );
-    if !curation.domains.is_empty() {
-        let most = curation.domains.iter().map(|d| d.bytes).max().unwrap_or(0);
-        page.leaf("h3", "Kept, by domain").open("div class=\"scroll\"").open("table").open("tr");
-        page.leaf("th", "domain").leaf("th class=\"wide\"", "text").leaf("th class=\"num\"", "");
-        page.leaf("th class=\"num\"", "documents").close();
-        for domain in &curation.domains {
-            page.open("tr").leaf("td", &domain.name);
-            page.open("td class=\"wide\"").bar("", domain.bytes as f64 / most as f64).close();
-            page.leaf("td class=\"num\"", &bytes(domain.bytes));
-            page.leaf("td class=\"num\"", &grouped(domain.documents)).close();
-        }
-        page.close().close();
-    }
-    dropped(page, &curation.dropped);
-    page.close();
-}
-
-fn dropped(page: &mut Page, dropped: &[DropRow]) {
-    if dropped.is_empty() {
-        return;
-    }
-    let mut rows: Vec<&DropRow> = dropped.iter().collect();
-    rows.sort_by(|a, b| b.count.cmp(&a.count).then_with(|| a.reason.cmp(&b.reason)));
-    let most = rows.first().map_or(0, |r| r.count);
-    page.leaf("h3", "Dropped, by reason").open("div class=\"scroll\"").open("table").open("tr");
-    page.leaf("th", "reason").leaf("th class=\"wide\"", "documents").leaf("th class=\"num\"", "");
-    page.leaf("th class=\"num minor\"", "files").close();
-    for row in &rows {
-        page.open("tr").leaf("td", &row.reason);
-        page.open("td class=\"wide\"").bar("drop", row.count as f64 / most as f64).close();
-        page.leaf("td class=\"num\"", &grouped(row.count));
-        page.leaf("td class=\"num minor\"", &bytes(row.bytes)).close();
-    }
-    page.close().close();
-    if rows.iter().all(|r| r.examples.is_empty()) {
-        return;
-    }
-    page.open("details").leaf("summary", "Examples of dropped documents");
-    for row in rows.iter().filter(|r| !r.examples.is_empty()) {
-        page.leaf("h3", &row.reason).open("ul");
-        for example in &row.examples {
-            page.open("li").leaf("code", example).close();
-        }
-        page.close();
-    }
-    page.close();
 }
 
 /// Facts about the tokenizer.
@@ -231,7 +175,8 @@ pub(super) fn samples(page: &mut Page, samples: &[Sample]) {
     page.close();
 }
 
-fn facts<'a>(page: &mut Page, rows: impl Iterator<Item = (&'a str, String)>) {
+/// Names and their values.
+pub(super) fn facts<'a>(page: &mut Page, rows: impl Iterator<Item = (&'a str, String)>) {
     page.open("dl");
     for (key, value) in rows {
         page.open("div").leaf("dt", key).leaf("dd", &value).close();

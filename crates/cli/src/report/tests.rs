@@ -5,12 +5,6 @@ use super::*;
 /// A run with everything in it: 3,000 steps, a spike, losses that are not finite, skipped steps.
 fn full() -> ReportData {
     let words = |rows: &[(&str, &str)]| rows.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-    let drop = |reason: &str, count, bytes, examples: &[&str]| DropRow {
-        reason: reason.into(),
-        count,
-        bytes,
-        examples: examples.iter().map(|e| (*e).into()).collect(),
-    };
     let choice = |model: &str, correct: u64, low95, high95| ChoiceRow {
         model: model.into(),
         questions: 400,
@@ -62,20 +56,7 @@ fn full() -> ReportData {
             reused,
         })
         .to_vec(),
-        curation: Some(Curation {
-            documents_in: 18_233,
-            documents_kept: 11_020,
-            bytes_kept: 61 << 20,
-            domains: [("code", 9_120, 50 << 20), ("prose", 1_900, 11 << 20)]
-                .map(|(name, documents, bytes)| DomainRow { name: name.into(), documents, bytes })
-                .to_vec(),
-            dropped: vec![
-                drop("too_short", 812, 41_000, &["foo-1.0/src/lib.rs", "bar-0.2/README.md"]),
-                drop("exact_duplicate", 5_980, 31 << 20, &["baz-2.1/LICENSE-MIT"]),
-                drop("binary", 310, 9 << 20, &[]),
-                drop("long_lines", 111, 12 << 20, &["qux-0.1/src/tables.rs"]),
-            ],
-        }),
+        curation: Some(super::curation::tests::full().report),
         tokenizer: Some(Tokenizer { vocab: 4_352, bytes_per_token: 3.41 }),
         time: vec![TimeRow {
             stage: "pretrain".into(),
@@ -142,7 +123,7 @@ fn curve(steps: u64, from: f64, to: f64) -> Vec<CurvePoint> {
 }
 
 /// Panics unless every element is closed in order; returns the names of all elements.
-fn balanced(html: &str) -> Vec<String> {
+pub(super) fn balanced(html: &str) -> Vec<String> {
     const VOID: [&str; 2] = ["meta", "!DOCTYPE"];
     let (mut open, mut names) = (Vec::new(), Vec::new());
     let mut rest = html;
@@ -185,7 +166,7 @@ fn full_page_is_well_formed_and_complete() {
     ] {
         assert!(html.contains(text), "{text}");
     }
-    assert!(html.find("exact_duplicate") < html.find("too_short"), "most frequent reason first");
+    assert!(html.find("exact_duplicate") < html.find("long_lines"), "most frequent reason first");
     assert_eq!(html.matches("What is the crate").count(), 1, "samples of one prompt are together");
     assert!(html.len() < 400_000, "{} bytes", html.len());
 }
@@ -210,7 +191,7 @@ fn empty_data_gives_a_page_without_sections() {
     assert!(!names.iter().any(|n| n == "section" || n == "svg"), "{names:?}");
     // Present but empty parts.
     let data = ReportData {
-        curation: Some(Curation::default()),
+        curation: Some(CurateReport::default()),
         tokenizer: Some(Tokenizer { vocab: 0, bytes_per_token: f64::NAN }),
         stages: vec![StageRow::default()],
         bits_per_byte: vec![BpbRow::default()],
@@ -234,10 +215,7 @@ fn with_every_string(text: &str) -> ReportData {
     data.summary = vec![(s(), s())];
     data.remarks = vec![s()];
     data.stages.iter_mut().for_each(|r| (r.name, r.id) = (s(), s()));
-    if let Some(curation) = &mut data.curation {
-        curation.domains.iter_mut().for_each(|r| r.name = s());
-        curation.dropped.iter_mut().for_each(|r| (r.reason, r.examples) = (s(), vec![s()]));
-    }
+    data.curation = Some(super::curation::tests::with_every_string(text).report);
     data.references.iter_mut().for_each(|r| r.label = s());
     data.time.iter_mut().for_each(|r| (r.stage, r.shares) = (s(), vec![(s(), 0.5)]));
     data.bits_per_byte.iter_mut().for_each(|r| r.domain = s());
@@ -246,17 +224,19 @@ fn with_every_string(text: &str) -> ReportData {
     data
 }
 
+/// Texts that would be more than text in a careless page.
+pub(super) const ATTACKS: [&str; 5] = [
+    "</title></style></pre><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "\"><svg onload='x'>",
+    "&lt;b&gt; &#60;b&#62; <!-- -->",
+    "\0\x1b]8;;x\x07 \u{202e}abc \u{9b}31m",
+];
+
 #[test]
 fn hostile_text_stays_text() {
     let plain = balanced(&render(&with_every_string("plain")).unwrap());
-    let attacks = [
-        "</title></style></pre><script>alert(1)</script>",
-        "<img src=x onerror=alert(1)>",
-        "\"><svg onload='x'>",
-        "&lt;b&gt; &#60;b&#62; <!-- -->",
-        "\0\x1b]8;;x\x07 \u{202e}abc \u{9b}31m",
-    ];
-    for attack in attacks {
+    for attack in ATTACKS {
         let html = render(&with_every_string(attack)).unwrap();
         assert_eq!(balanced(&html), plain, "{attack:?} made or removed an element");
         assert!(!html.contains(attack), "{attack:?}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::world::{arg, command, llamero, write};
+use crate::world::{Dice, arg, command, llamero, prose, recipe as world_recipe, write};
 
 /// A recipe over JSON Lines of so many texts, of which every fifth is nearly another one.
 fn recipe(folder: &Path, texts: usize) -> PathBuf {
@@ -110,4 +110,45 @@ fn a_clusters_memory_and_threads_are_not_the_drivers_to_give() {
         let args = [&["curate", "run", "recipe.toml", "--cluster", "df://127.0.0.1:1"], other].concat();
         llamero(args).fails(2, &["--cluster", other[0]]);
     }
+}
+
+#[test]
+fn a_mix_of_several_shards_is_trained_on() {
+    let tmp = tempfile::tempdir().unwrap();
+    let mut dice = Dice(3);
+    // Without URLs, so that documents are told apart by their ids alone.
+    let lines: Vec<_> = (0..60).map(|_| json!({ "text": prose(&mut dice, 3) }).to_string()).collect();
+    let (sources, file, run) =
+        (tmp.path().join("texts.jsonl"), tmp.path().join("recipe.toml"), tmp.path().join("run"));
+    write(&sources, lines.join("\n"));
+    write(&file, world_recipe(&sources));
+    let sets = [
+        "curate.read={}",
+        "curate.mix={proportions={prose=1}, size=150000, shard_bytes=30000, annealing={proportions={prose=1}, size=9000}}",
+        "tokenizer.sample_bytes=60000",
+        "pretrain.steps=6",
+    ];
+    let dir = format!("run.dir={:?}", arg(&run));
+    let mut args = vec!["pretrain", arg(&file), "--set", &dir, "--json"];
+    args.extend(sets.iter().flat_map(|set| ["--set", *set]));
+    let trained = llamero(&args).json();
+    assert!(
+        trained["loss"].as_f64().unwrap().is_finite() && trained["tokens"].as_u64() > Some(0),
+        "{trained}"
+    );
+
+    let report = |name: &str| -> serde_json::Value {
+        serde_json::from_slice(&fs::read(run.join(name)).unwrap()).unwrap()
+    };
+    let (mix, tokens) = (report("curate/mix.json"), report("tokens/report.json"));
+    let shards = fs::read_dir(run.join("curate")).unwrap().map(|entry| entry.unwrap().file_name());
+    let shards = shards.filter(|name| name.to_string_lossy().starts_with("documents-")).count();
+    assert!(shards >= 4, "{shards} shards");
+    assert!(run.join("curate/annealing/documents.parquet").exists());
+    // Every copy that the mix wrote is in one of the two stores, or was too much to hold out; none of annealing is.
+    let number = |key: &str| tokens[key].as_u64().unwrap();
+    let all = number("train_documents") + number("held_out_documents") + number("left_out_documents");
+    assert_eq!(all, mix["mix"]["documents"].as_u64().unwrap(), "{tokens} {mix}");
+    assert!(mix["mix"]["domains"]["prose"]["epochs"].as_f64() > Some(1.0), "{mix}");
+    assert!(llamero(&args).ok().contains("loss"), "a second time there is nothing to do");
 }

@@ -9,6 +9,8 @@ mod commands;
 mod conversations;
 mod convert;
 mod curate;
+mod curate_audit;
+mod curate_models;
 mod dry_run;
 mod errors;
 #[expect(dead_code, reason = "the unit tests of the hub use the rest")]

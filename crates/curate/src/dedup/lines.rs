@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use twox_hash::{XxHash3_64, XxHash3_128};
 
 use super::label::{id_of, label, newness};
-use crate::item::Value;
+use crate::item::{Item, Value};
 use crate::plan::{Emit, Input, Map, Plan, Reduce, Registry, Step, Values};
 use crate::rules::CODE;
 use crate::{CurateError, Document, Dropped};
@@ -69,11 +69,9 @@ impl CommonLines {
 
 impl Map for CommonLines {
     fn map(&self, key: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
-        let item = Value::item(value)?;
         // Lines that all programs have are no ballast of theirs.
-        if item.dropped.is_some() || item.document.domain == CODE {
-            return Ok(());
-        }
+        let wanted = |item: &Item| item.dropped.is_none() && item.document.domain != CODE;
+        let Some(item) = Value::document(value)?.filter(wanted) else { return Ok(()) };
         let bucket = (XxHash3_64::oneshot(key) % u64::from(self.buckets.max(1))) as u32;
         let language = XxHash3_64::oneshot(item.document.lang.as_bytes());
         let mut place = label(&newness(&item.document), key);

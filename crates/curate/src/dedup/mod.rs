@@ -15,6 +15,7 @@
 
 pub mod components;
 pub mod exact;
+mod given;
 mod label;
 pub mod lines;
 pub mod minhash;
@@ -85,10 +86,9 @@ struct Sketcher {
 
 impl Map for Sketcher {
     fn map(&self, key: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
-        let item = Value::item(value)?;
-        if item.dropped.is_some() {
+        let Some(item) = Value::document(value)?.filter(|item| item.dropped.is_none()) else {
             return Ok(());
-        }
+        };
         let document = &item.document;
         let url = if self.wanted.url { url::normalise(&document.url) } else { None };
         let sketch = Sketch {

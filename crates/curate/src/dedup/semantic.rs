@@ -2,37 +2,35 @@
 //! threshold inside a cluster one is kept.
 
 use std::cmp::Ordering;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
+pub use super::given::Given;
 use super::label::{id_of, id_text, label, newness};
+use crate::encoder::{Embed, Encoder, OpenEncoder, Pooling, Precision, Vectors};
 use crate::item::{Value, decode, encode};
 use crate::plan::{Emit, Input, Map, Plan, Record, Reduce, Registry, Step, Values, parameters};
 use crate::{CurateError, Dropped};
-
-/// Turns texts into vectors. Equal texts must give equal vectors, whatever the machine does beside.
-pub trait Embed: Send + Sync {
-    /// The vector of a text; all have the same length.
-    ///
-    /// # Errors
-    /// Whatever keeps it from being worked out.
-    fn embed(&self, text: &str) -> Result<Vec<f32>, CurateError>;
-}
 
 pub(super) fn register(registry: &mut Registry) {
     registry.map("sample", |found, _| Ok(Box::new(parameters::<Sample>("sample", found)?)));
     registry.reduce_of::<KMeans>("k-means");
     registry.map("nearest", |_, side| Ok(Box::new(Nearest::new(side)?)));
     registry.reduce_of::<Semantic>("semantic");
+    register_embed(registry, crate::encoder::none());
 }
 
-impl Registry {
-    /// Gives plans the map `embed`, which semantic dedup needs.
-    pub fn embedder(&mut self, embed: Arc<dyn Embed>) {
-        self.map("embed", move |_, _| Ok(Box::new(Embedder(Arc::clone(&embed)))));
-    }
+/// Registers the map `embed`, whose models `open` opens.
+pub(crate) fn register_embed(registry: &mut Registry, open: Arc<OpenEncoder>) {
+    registry.map("embed", move |found, _| {
+        Ok(Box::new(match Vectors::of(found)? {
+            Vectors::Model(encoder) => Embedder::Model(open(&encoder)?),
+            Vectors::File(path) => Embedder::File(Given::open(&path)?),
+        }))
+    });
 }
 
 /// Of near documents, which is kept.
@@ -50,7 +48,7 @@ pub enum Keep {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Semantic {
-    /// Clusters.
+    /// Clusters, but not more than one for every 32 documents of the sample, so that like documents can meet in a small corpus.
     pub clusters: u32,
     /// Rounds of k-means at most.
     pub rounds: u32,
@@ -60,25 +58,116 @@ pub struct Semantic {
     pub threshold: f64,
     /// Which is kept.
     pub keep: Keep,
+    /// Take the mean of the sample's vectors from every vector first: hidden states of language models have much in common,
+    /// whatever the text, and cosines of what is left say more.
+    pub center: bool,
     /// Seed of the draw.
     pub seed: u64,
+    /// The language model whose hidden states are the vectors: what `llamero generate` opens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    /// The model's hash by [`model_hash`](crate::model_hash); another one is refused. A run fills it in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model_hash: Option<String>,
+    /// How hidden states become one vector.
+    pub pooling: Pooling,
+    /// Most tokens that the model reads together; longer texts are read in windows, and their vector is the mean over them.
+    pub window: u32,
+    /// Tokens of a text that count, from its first on; all when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_tokens: Option<u32>,
+    /// What the model computes in.
+    pub precision: Precision,
+    /// Vectors that somebody brings, instead of a model: see [`Given`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub embeddings: Option<PathBuf>,
 }
 
 impl Default for Semantic {
     fn default() -> Self {
-        Self { clusters: 1_000, rounds: 20, sample: 100_000, threshold: 0.95, keep: Keep::Farthest, seed: 1 }
+        Self {
+            clusters: 1_000,
+            rounds: 20,
+            sample: 100_000,
+            threshold: 0.95,
+            keep: Keep::Farthest,
+            center: false,
+            seed: 1,
+            model: None,
+            model_hash: None,
+            pooling: Pooling::Mean,
+            window: Encoder::WINDOW,
+            max_tokens: None,
+            precision: Precision::F32,
+            embeddings: None,
+        }
     }
 }
 
 impl Semantic {
+    /// Where the vectors come from.
+    ///
+    /// # Errors
+    /// Neither a model nor a file of vectors, or both; a number out of range.
+    pub fn vectors(&self) -> Result<Vectors, CurateError> {
+        let bad = |key, found: &str, allowed: &str| {
+            Err(CurateError::OutOfRange { key, found: found.to_owned(), allowed: allowed.to_owned() })
+        };
+        match (&self.model, &self.embeddings) {
+            (Some(model), None) => {
+                let encoder = Encoder {
+                    model: model.clone(),
+                    hash: self.model_hash.clone(),
+                    pooling: self.pooling,
+                    window: self.window,
+                    max_tokens: self.max_tokens,
+                    precision: self.precision,
+                };
+                encoder.validate()?;
+                Ok(Vectors::Model(encoder))
+            }
+            (None, Some(path)) => Ok(Vectors::File(path.clone())),
+            (Some(_), Some(_)) => {
+                bad("semantic.embeddings", "given", "absent where there is `curate.semantic.model`")
+            }
+            (None, None) => bad(
+                "semantic.model",
+                "absent",
+                "the path of a model that embeds texts, unless `curate.semantic.embeddings` names a file of vectors",
+            ),
+        }
+    }
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// A value out of range.
+    pub fn validate(&self) -> Result<(), CurateError> {
+        let least = [("semantic.clusters", self.clusters), ("semantic.sample", self.sample)];
+        if let Some((key, _)) = least.into_iter().find(|(_, found)| *found == 0) {
+            let (found, allowed) = ("0".to_owned(), "1 or more".to_owned());
+            return Err(CurateError::OutOfRange { key, found, allowed });
+        }
+        if !(-1.0..=1.0).contains(&self.threshold) {
+            let (found, allowed) = (self.threshold.to_string(), "a cosine, from -1 to 1".to_owned());
+            return Err(CurateError::OutOfRange { key: "semantic.threshold", found, allowed });
+        }
+        self.vectors().map(|_| ())
+    }
+
     /// Appends stages up to `semantic`, which has the documents of the task `documents`, judged.
     ///
     /// # Errors
-    /// None in practice.
+    /// Those of [`Semantic::vectors`].
     pub fn append(&self, plan: &mut Plan, documents: &str) -> Result<(), CurateError> {
-        plan.stage("semantic-embeddings", vec![Input::through(documents, vec![Step::new("embed")])], None);
+        plan.stage(
+            "semantic-embeddings",
+            vec![Input::through(documents, vec![self.vectors()?.step()?])],
+            None,
+        );
         let sample = Step::with("sample", &Sample { seed: self.seed })?;
-        let kmeans = KMeans { clusters: self.clusters, rounds: self.rounds, sample: self.sample };
+        let kmeans =
+            KMeans { clusters: self.clusters, rounds: self.rounds, sample: self.sample, center: self.center };
         let embeddings = "semantic-embeddings";
         plan.stage(
             "semantic-centroids",
@@ -101,16 +190,25 @@ struct Embedding {
     vector: Vec<f32>,
 }
 
-struct Embedder(Arc<dyn Embed>);
+enum Embedder {
+    Model(Arc<dyn Embed>),
+    File(Given),
+}
 
 impl Map for Embedder {
     fn map(&self, key: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
-        let item = Value::item(value)?;
-        if item.dropped.is_some() {
+        let Some(item) = Value::document(value)?.filter(|item| item.dropped.is_none()) else {
+            return Ok(());
+        };
+        let vector = match self {
+            Embedder::Model(model) => model.embed(&item.document.text)?,
+            Embedder::File(given) => Some(given.of(&item.document, &String::from_utf8_lossy(key))?),
+        };
+        // A text without anything that the model knows means nothing, and is nobody's duplicate.
+        let Some(mut vector) = vector else { return Ok(()) };
+        if !normalise(&mut vector) {
             return Ok(());
         }
-        let mut vector = self.0.embed(&item.document.text)?;
-        normalise(&mut vector);
         let embedding = Embedding { label: label(&newness(&item.document), key), vector };
         emit(key, &encode("an embedding", &embedding)?)
     }
@@ -139,6 +237,7 @@ struct KMeans {
     clusters: u32,
     rounds: u32,
     sample: u32,
+    center: bool,
 }
 
 impl Reduce for KMeans {
@@ -154,6 +253,11 @@ impl Reduce for KMeans {
             }
             vectors.push(embedding.vector);
         }
+        if self.center {
+            let mean = mean(&vectors);
+            vectors.iter_mut().for_each(|vector| center(vector, &mean));
+            emit(MEAN, &encode("a centroid", &mean)?)?;
+        }
         for (at, centroid) in self.centroids(&vectors).iter().enumerate() {
             emit(&(at as u32).to_be_bytes(), &encode("a centroid", centroid)?)?;
         }
@@ -161,11 +265,33 @@ impl Reduce for KMeans {
     }
 }
 
+/// Vectors that a cluster is to have, about: with fewer, a near copy would be a centroid of its own.
+const VECTORS_OF_A_CLUSTER: usize = 32;
+
+/// The key of the mean among centroids, whose keys have four bytes.
+const MEAN: &[u8] = &[];
+
+/// The mean of vectors; empty where there are none.
+fn mean(vectors: &[Vec<f32>]) -> Vec<f32> {
+    let mut sums = vec![0.0_f64; vectors.first().map_or(0, Vec::len)];
+    for vector in vectors {
+        sums.iter_mut().zip(vector).for_each(|(sum, &value)| *sum += f64::from(value));
+    }
+    sums.into_iter().map(|sum| (sum / vectors.len() as f64) as f32).collect()
+}
+
+/// What a vector has beyond the mean, with length 1; zeros stay zeros.
+fn center(vector: &mut [f32], mean: &[f32]) {
+    vector.iter_mut().zip(mean).for_each(|(value, mean)| *value -= mean);
+    normalise(vector);
+}
+
 impl KMeans {
     fn centroids(&self, vectors: &[Vec<f32>]) -> Vec<Vec<f32>> {
+        let clusters = (self.clusters as usize).min(vectors.len().div_ceil(VECTORS_OF_A_CLUSTER));
         let mut centroids: Vec<Vec<f32>> = Vec::new();
         for vector in vectors {
-            if centroids.len() == self.clusters as usize {
+            if centroids.len() == clusters {
                 break;
             }
             if !centroids.contains(vector) {
@@ -210,18 +336,27 @@ fn nearest(centroids: &[Vec<f32>], vector: &[f32]) -> usize {
 /// Sends each vector to its nearest centroid.
 struct Nearest {
     centroids: Vec<Vec<f32>>,
+    mean: Option<Vec<f32>>,
 }
 
 impl Nearest {
     fn new(side: &[Record]) -> Result<Nearest, CurateError> {
-        let centroids = side.iter().map(|record| decode("a centroid", &record.value));
-        Ok(Nearest { centroids: centroids.collect::<Result<_, _>>()? })
+        let vector = |record: &Record| decode("a centroid", &record.value);
+        let (mean, centroids): (Vec<&Record>, Vec<&Record>) =
+            side.iter().partition(|record| record.key == MEAN);
+        Ok(Nearest {
+            centroids: centroids.into_iter().map(vector).collect::<Result<_, _>>()?,
+            mean: mean.first().map(|record| vector(record)).transpose()?,
+        })
     }
 }
 
 impl Map for Nearest {
     fn map(&self, _: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
-        let embedding: Embedding = decode("an embedding", value)?;
+        let mut embedding: Embedding = decode("an embedding", value)?;
+        if let Some(mean) = &self.mean {
+            center(&mut embedding.vector, mean);
+        }
         let cluster = nearest(&self.centroids, &embedding.vector);
         let Some(centroid) = self.centroids.get(cluster) else { return Ok(()) };
         let cosine = dot(centroid, &embedding.vector);

@@ -123,6 +123,7 @@ impl Reduce for Judge {
                 Value::Verdict(dropped) => verdict = verdict.or(Some(dropped)),
                 Value::Lines(found) => lines.extend(found),
                 Value::Sketch(_) => {}
+                Value::Passed(_) => emit(key, value)?,
                 Value::Item(mut item) => {
                     if verdict.is_none() && lines.is_empty() {
                         emit(key, value)?;
@@ -140,8 +141,14 @@ impl Reduce for Judge {
 }
 
 fn judge(item: &mut Item, verdict: Option<Dropped>, lines: Vec<u32>) {
+    let limit = item.document.text.floor_char_boundary(item.excerpt_bytes as usize);
+    let start = if lines.is_empty() { String::new() } else { item.document.text[..limit].to_owned() };
     let emptied = super::lines::take_away(&mut item.document, lines);
     item.edited("common_lines");
+    if emptied.is_some() {
+        // What is left says nothing.
+        item.document.text = start;
+    }
     for dropped in emptied.into_iter().chain(verdict) {
         let step = step_of(&dropped.reason).to_owned();
         item.drop_for(&step, dropped);

@@ -57,6 +57,7 @@ pub use heuristics::{Heuristics, HeuristicsConfig};
 pub use outliers::KlOutliers;
 pub use pii::{Finding, Kind, Pii, PiiAction, PiiConfig};
 pub use unigrams::{Divergence, DivergenceConfig, Unigrams};
+pub(crate) use url::host;
 pub use url::{UrlBlock, UrlBlockConfig};
 
 /// A set of rules that looks at a text and leaves it as it is.
@@ -150,7 +151,7 @@ pub const FILTERS: [&str; 13] = [
     "contamination",
 ];
 
-fn parse<T: DeserializeOwned>(name: &str, settings: &Value) -> Result<T, CurateError> {
+pub(crate) fn parse<T: DeserializeOwned>(name: &str, settings: &Value) -> Result<T, CurateError> {
     let settings = if settings.is_null() { Value::Object(serde_json::Map::new()) } else { settings.clone() };
     let text = settings.to_string();
     serde_json::from_value(settings).map_err(|error| CurateError::BadFilter {

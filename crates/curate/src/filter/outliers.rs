@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::unigrams::{Divergence, DivergenceConfig, Unigrams};
-use crate::item::Value;
+use crate::item::{Item, Value};
 use crate::plan::{Emit, Input, Map, Plan, Record, Reduce, Registry, Step, Values};
 use crate::rules::CODE;
 use crate::{CurateError, Document, Dropped, Filter};
@@ -56,10 +56,8 @@ struct CountWords {}
 
 impl Map for CountWords {
     fn map(&self, _: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
-        let item = Value::item(value)?;
-        if item.dropped.is_some() || item.document.domain == CODE {
-            return Ok(());
-        }
+        let wanted = |item: &Item| item.dropped.is_none() && item.document.domain != CODE;
+        let Some(item) = Value::document(value)?.filter(wanted) else { return Ok(()) };
         for (bucket, count) in Unigrams::buckets(&item.document.text) {
             let key = [&bucket.to_be_bytes(), item.document.lang.as_bytes()].concat();
             emit(&key, &count.to_be_bytes())?;

@@ -144,7 +144,9 @@ impl Filter for Language {
         document.lang.clone_from(&language);
         document.tags.insert("lang.score".to_owned(), score);
         if !self.config.keep.is_empty() && !self.config.keep.contains(&language) {
-            return Some(Dropped::new("language", format!("`{language}` with {score:.3}")));
+            let kept = self.config.keep.join("`, `");
+            let detail = format!("`{language}` with {score:.3}, only `{kept}` is kept");
+            return Some(Dropped::new("language", detail));
         }
         if let Some(limit) = self.config.min_score.filter(|&limit| score < limit) {
             return Some(Dropped::new(

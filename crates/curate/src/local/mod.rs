@@ -6,6 +6,7 @@
 
 pub(crate) mod file;
 pub(crate) mod sort;
+mod sorted;
 pub(crate) mod stage;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use crate::plan::{Plan, Registry, Repeat, Source, Stage, Task};
 use crate::{CurateError, Progress};
 use file::Totals;
 use sort::Merge;
+pub(crate) use sorted::Sorted;
 use stage::{Data, Finished, Runner};
 use work::WorkFolder;
 

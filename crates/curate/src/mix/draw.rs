@@ -25,10 +25,9 @@ struct ToCells {
 
 impl Map for ToCells {
     fn map(&self, _: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
-        let item = Value::item(value)?;
-        if item.dropped.is_some() {
+        let Some(item) = Value::document(value)?.filter(|item| item.dropped.is_none()) else {
             return Ok(());
-        }
+        };
         let own = encode("a cell", &Cell { documents: 1, bytes: item.text_bytes })?;
         Cells::of(&self.config, &self.draws, &item).iter().try_for_each(|cell| emit(&Cells::key(cell)?, &own))
     }
@@ -117,7 +116,8 @@ impl Drawer {
 
 impl Map for Drawer {
     fn map(&self, key: &[u8], value: &[u8], emit: &mut Emit) -> Result<(), CurateError> {
-        let mut item = Value::item(value)?;
+        let entry = [&[ENTRY][..], key].concat();
+        let Some(mut item) = Value::document(value)? else { return emit(&entry, value) };
         let mut copies = 0;
         if item.dropped.is_none() {
             let mask = self.config.topics_of(&item.document);
@@ -137,8 +137,10 @@ impl Map for Drawer {
                 item.drop_for(MIX, left_out(&item, &self.rates));
             }
         }
-        item.document.text = String::new();
-        emit(&[&[ENTRY][..], key].concat(), &Value::Item(Box::new(item)).encode()?)
+        if item.dropped.is_none() {
+            item.document.text = String::new();
+        }
+        emit(&entry, &Value::Item(Box::new(item)).encode()?)
     }
 }
 

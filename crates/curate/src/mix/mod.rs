@@ -4,7 +4,7 @@
 //! drawn is decided by a hash of a document's id, so a part is met up to the grain of single documents, and nothing has to be
 //! sorted. Documents come out in the order of another hash: every shard has the proportions of the whole.
 //!
-//! A first pass adds up what there is ([`Cells`]); its sums go beside the second, which draws ([`draw`]).
+//! A first pass adds up what there is (`Cells`); its sums go beside the second, which draws (`draw`).
 
 mod draw;
 mod report;

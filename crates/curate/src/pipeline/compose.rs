@@ -52,7 +52,8 @@ pub(super) fn local_source(config: &CurateConfig, inventory: &Inventory) -> Box<
 
 fn inputs(config: &CurateConfig, inventory: &Inventory) -> Option<Inputs> {
     let (inputs, read) = (inventory.inputs.clone(), config.read.clone()?);
-    Some(Inputs { inputs, read, fingerprint: fingerprint(config, inventory) })
+    let (excerpt_bytes, fingerprint) = (config.excerpt_bytes, fingerprint(config, inventory));
+    Some(Inputs { inputs, read, excerpt_bytes, fingerprint })
 }
 
 fn files(config: &CurateConfig, inventory: &Inventory) -> Files {
@@ -79,8 +80,9 @@ pub fn build_source(step: &Step) -> Result<Box<dyn Source>, CurateError> {
 fn fingerprint(config: &CurateConfig, inventory: &Inventory) -> String {
     let read = config.read.as_ref().and_then(|read| serde_json::to_string(read).ok()).unwrap_or_default();
     let side: Vec<_> = inventory.side_files.iter().map(|(key, hash)| format!("{key}={hash}")).collect();
-    let CurateConfig { max_document_bytes, max_control_share, .. } = config;
-    format!("{} {max_document_bytes} {max_control_share} {read} {}", inventory.id, side.join(" "))
+    let CurateConfig { max_document_bytes, max_control_share, excerpt_bytes, .. } = config;
+    let limits = format!("{max_document_bytes} {max_control_share} {excerpt_bytes}");
+    format!("{} {limits} {read} {}", inventory.id, side.join(" "))
 }
 
 /// The plan of a recipe. Its last task has all documents, kept and dropped, by id; or, where there is a mix, what that makes
@@ -98,7 +100,7 @@ pub fn plan(config: &CurateConfig) -> Result<Plan, CurateError> {
     let filters = Step::with(FILTERS, &on_reading(config)?)?;
     plan.stage("documents", vec![Input::through(source, vec![filters])], None);
     if !goes_on(config) {
-        duplicates(&mut plan, config, Some(config.max_corpus_bytes), "corpus")?;
+        duplicates(&mut plan, config, config.corpus_limit(), "corpus")?;
         return Ok(plan);
     }
     duplicates(&mut plan, config, None, "unique")?;
@@ -113,17 +115,25 @@ pub fn plan(config: &CurateConfig) -> Result<Plan, CurateError> {
         "semantic".clone_into(&mut last);
     }
     filter_stage(&mut plan, "last-look", &mut last, at_last(config)?, None)?;
-    match &config.mix {
-        Some(mix) => mix.append(&mut plan, &last)?,
-        None => {
+    match (&config.mix, config.corpus_limit()) {
+        (Some(mix), _) => mix.append(&mut plan, &last)?,
+        (None, Some(max_bytes)) => {
             let sizes = SketchOf::default().step()?;
             plan.stage("sizes", vec![Input::through(&last, vec![sizes])], None);
             let mut verdicts = Verdicts::of(&mut plan, "sizes");
-            verdicts.cut(config.max_corpus_bytes)?;
+            verdicts.cut(max_bytes)?;
             verdicts.judge(&last, "corpus");
         }
+        // What comes last must be sorted, which only a shuffle promises.
+        (None, None) if !ends_in_reduce(&plan) => Verdicts::of(&mut plan, "corpus").judge(&last, "corpus"),
+        (None, None) => {}
     }
     Ok(plan)
+}
+
+/// Whether the records of the last task have been shuffled.
+fn ends_in_reduce(plan: &Plan) -> bool {
+    matches!(plan.tasks.last(), Some(Task::Stage(stage)) if stage.reduce.is_some())
 }
 
 /// Whether anything comes after the duplicates of whole documents.

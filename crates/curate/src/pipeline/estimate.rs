@@ -8,6 +8,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::{RunOptions, compose, local, plan};
+use crate::item::Value;
 use crate::local::folder_bytes;
 use crate::plan::{Broken, Emit, Registry, Source};
 use crate::{CurateConfig, CurateError, Inventory, Progress};
@@ -23,7 +24,8 @@ pub struct Estimate {
     pub documents: u64,
     /// Wall time with the threads given.
     pub seconds: f64,
-    /// Memory of buffers, which is a cap, and of what the sample needed besides: models, and documents in hand.
+    /// Most memory: of buffers, which hold no more than they may and no more than there is, and of what the sample needed besides:
+    /// models, and documents in hand.
     pub memory_bytes: u64,
     /// Most bytes in the work folder at one time.
     pub disk_bytes: u64,
@@ -45,6 +47,7 @@ pub fn estimate(
     (sample_bytes, scratch): (u64, &Path),
     memory: &dyn Fn() -> Option<u64>,
 ) -> Result<Estimate, CurateError> {
+    let config = &config.pinned(inventory)?;
     let plan = plan(config)?;
     let before = memory().unwrap_or(0);
     let started = Instant::now();
@@ -65,7 +68,8 @@ pub fn estimate(
     let seconds = started.elapsed().as_secs_f64();
     // Tidying up is no reason to fail.
     let _ = std::fs::remove_dir_all(scratch);
-    result?;
+    // No buffer holds more than all records of a stage.
+    let records = result?.stages.values().map(|stage| stage.bytes).max().unwrap_or(0);
     let read = sample.read.load(Ordering::Relaxed).clamp(1, inventory.bytes.max(1));
     let scale = inventory.bytes as f64 / read as f64;
     let scaled = |of: &AtomicU64| (of.load(Ordering::Relaxed) as f64 * scale) as u64;
@@ -75,7 +79,8 @@ pub fn estimate(
         documents: scaled(&sample.documents),
         // What is built for every stage is built once more, whatever the size of the input.
         seconds: fixed + seconds.min(fixed) + (seconds - fixed).max(0.0) * scale,
-        memory_bytes: local.memory_bytes + memory().unwrap_or(0).saturating_sub(before),
+        memory_bytes: local.memory_bytes.min((records as f64 * scale) as u64)
+            + memory().unwrap_or(0).saturating_sub(before),
         disk_bytes: scaled(&watch.most),
     })
 }
@@ -128,7 +133,8 @@ impl Source for Sample<'_> {
             if read.load(Ordering::Relaxed) >= self.each {
                 return Err(CurateError::EmptyOutput { stage: ENOUGH.to_owned() });
             }
-            self.documents.fetch_add(1, Ordering::Relaxed);
+            let is_document = Value::document(value)?.is_some();
+            self.documents.fetch_add(is_document.into(), Ordering::Relaxed);
             emit(key, value)
         };
         let count = |bytes| {
@@ -144,7 +150,8 @@ impl Source for Sample<'_> {
     }
 }
 
-/// Looks at the work folder whenever something new begins.
+/// Looks at the work folder whenever something new begins, and when a task is done: a stage needs most at its end, before what
+/// it has read and sorted goes.
 struct Watch {
     work: PathBuf,
     most: AtomicU64,
@@ -162,4 +169,8 @@ impl Progress for Watch {
     }
 
     fn advance(&self, _: u64) {}
+
+    fn partition(&self, _: u64, _: u64) {
+        self.look();
+    }
 }

@@ -1,7 +1,9 @@
 //! The pipeline: the plan of a recipe, run here, and its result as files.
 
+mod clusters;
 mod compose;
 mod estimate;
+mod origins;
 mod report;
 mod write;
 
@@ -13,8 +15,12 @@ use crate::plan::{Plan, Registry, Source};
 use crate::read::OnError;
 use crate::{CurateConfig, CurateError, Inventory, Progress};
 
+pub use clusters::{Cluster, Duplicates, Example};
+#[cfg(test)]
+pub(crate) use compose::steps;
 pub use compose::{READ_SOURCE, SOURCE, build_source, plan, registry, source};
 pub use estimate::{Estimate, estimate};
+pub use origins::{Origin, Origins};
 pub use report::{BeforeAfter, BrokenParts, CurateReport, DroppedTally, Passage, Tally};
 
 /// How curation is run. Nothing of it changes the result.
@@ -88,6 +94,7 @@ pub fn curate_by(
     options: &RunOptions,
     progress: &dyn Progress,
 ) -> Result<CurateReport, CurateError> {
+    let config = &config.pinned(inventory)?;
     let plan = plan(config)?;
     // Models and thresholds are looked at now rather than hours later, when it is their turn.
     registry.check(&plan)?;

@@ -1,9 +1,12 @@
 //! What came in, what was kept, and why the rest was not: `report.json`.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::clusters::Duplicates;
+use super::origins::Origins;
 use crate::CurateError;
 use crate::item::Item;
 
@@ -21,6 +24,11 @@ impl Tally {
         self.documents += 1;
         self.bytes += bytes;
     }
+
+    pub(super) fn take(&mut self, part: &Tally) {
+        self.documents -= part.documents;
+        self.bytes -= part.bytes;
+    }
 }
 
 /// Documents dropped for one reason.
@@ -30,7 +38,7 @@ pub struct DroppedTally {
     pub count: u64,
     /// Bytes of them as they were read.
     pub bytes: u64,
-    /// Urls of up to five of them, those with the lowest ids.
+    /// URLs of up to five of them, those with the lowest ids; their ids where they have no URL.
     pub examples: Vec<String>,
 }
 
@@ -93,8 +101,14 @@ pub struct CurateReport {
     pub languages: BTreeMap<String, BeforeAfter>,
     /// Documents by domain, those that were dropped among them.
     pub domains_before: BTreeMap<String, Tally>,
+    /// Documents by their host or source.
+    pub origins: Origins,
+    /// Clusters of duplicates by the reason of their drops.
+    pub duplicates: BTreeMap<String, Duplicates>,
     /// Parts of inputs that could not be read.
     pub broken: BrokenParts,
+    /// Records of inputs that are meant to be no documents, such as requests and redirects in WARC files, by what they are.
+    pub passed: BTreeMap<String, u64>,
     /// Rows and bytes of text in the files written. Where there is a mix, a document may come several times or not at all.
     pub files: BTreeMap<String, Tally>,
 }
@@ -143,7 +157,8 @@ impl CurateReport {
                 tally.count += 1;
                 tally.bytes += item.bytes;
                 if tally.examples.len() < MAX_EXAMPLES {
-                    tally.examples.push(item.document.url.clone());
+                    let url = Some(&item.document.url).filter(|url| !url.is_empty());
+                    tally.examples.push(url.unwrap_or(&item.document.id).clone());
                 }
             }
         }
@@ -173,9 +188,9 @@ impl CurateReport {
     }
 
     /// Counts and names of the reasons, most frequent first.
-    pub(crate) fn reasons(&self) -> String {
+    pub fn reasons(&self) -> String {
         let mut reasons: Vec<_> = self.dropped.iter().collect();
-        reasons.sort_by_key(|(_, tally)| std::cmp::Reverse(tally.count));
+        reasons.sort_by_key(|(_, tally)| Reverse(tally.count));
         let reasons: Vec<_> =
             reasons.iter().map(|(reason, tally)| format!("{} `{reason}`", tally.count)).collect();
         reasons.join(", ")
@@ -183,6 +198,6 @@ impl CurateReport {
 }
 
 /// Number of bits of a size.
-fn bits(bytes: u64) -> u32 {
+pub(super) fn bits(bytes: u64) -> u32 {
     u64::BITS - bytes.leading_zeros()
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::clusters::Collecting;
+use super::origins::Counting;
 use super::report::{CurateReport, Tally};
 use crate::inputs::OWN_ID;
 use crate::item::{Item, Value};
@@ -35,6 +37,7 @@ pub(super) fn write(
     let broken: Vec<String> = done.stages.values().flat_map(|stage| stage.broken.clone()).collect();
     let mut report = CurateReport::new(inventory, steps, &broken);
     let mut dropped = LineWriter::create(stage.join(DROPPED_FILE))?;
+    let (mut origins, mut clusters) = (Counting::default(), Collecting::begin(&stage)?);
     let mut mix = config.mix.as_ref().map(Counts::new);
     let names: Vec<&str> = match &config.mix {
         Some(mix) => mix.draws().into_iter().map(|(name, _)| name).collect(),
@@ -45,7 +48,15 @@ pub(super) fn write(
         (0..names.len()).map(|at| Shards::new(&stage, folder(at, names[at]), shard_bytes)).collect();
     done.in_order(|key, value| {
         progress.advance((key.len() + value.len()) as u64);
-        let item = Value::item(value)?;
+        let item = match Value::decode(value)? {
+            Value::Passed(passed) => {
+                for (kind, count) in passed {
+                    *report.passed.entry(kind).or_default() += count;
+                }
+                return Ok(());
+            }
+            _ => Value::item(value)?,
+        };
         let place = if mix.is_some() { Ledger::of(key) } else { Ledger::Entry };
         match (place, &mut mix) {
             (Ledger::Copy(draw), Some(mix)) => {
@@ -56,6 +67,8 @@ pub(super) fn write(
             (_, None) => {}
         }
         report.count(&item)?;
+        origins.count(&item.document, item.bytes, item.dropped.is_none().then_some(item.text_bytes));
+        clusters.add(&item)?;
         if item.dropped.is_some() {
             dropped.write(&dropped_record(item))
         } else if mix.is_none() {
@@ -64,8 +77,9 @@ pub(super) fn write(
             Ok(())
         }
     })?;
+    (report.origins, report.duplicates) = (origins.finish(), clusters.finish()?);
     if report.documents_kept == 0 {
-        return Err(CurateError::NothingKept { files: report.documents_in, reasons: report.reasons() });
+        return Err(nothing(&report, config));
     }
     let mut files = vec![DROPPED_FILE.to_owned(), REPORT_FILE.to_owned()];
     for shards in shards {
@@ -88,6 +102,16 @@ pub(super) fn write(
         put(&stage.join(&name), &out.join(&name))?;
     }
     Ok(report)
+}
+
+/// Why there is no corpus.
+fn nothing(report: &CurateReport, config: &CurateConfig) -> CurateError {
+    if report.documents_in > 0 {
+        let what = if config.read.is_some() { "documents" } else { "files" };
+        return CurateError::NothingKept { count: report.documents_in, what, reasons: report.reasons() };
+    }
+    let passed: Vec<_> = report.passed.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
+    CurateError::NoDocuments { passed: passed.join(", ") }
 }
 
 /// The folder of a draw: the first is what training begins with.
@@ -177,7 +201,7 @@ impl Shards {
 }
 
 fn dropped_record(item: Item) -> DroppedRecord {
-    let Document { id, url, source, mut meta, .. } = item.document;
+    let Document { id, url, source, mut meta, text, .. } = item.document;
     let dropped = item.dropped.unwrap_or_else(|| crate::Dropped::new("", ""));
     DroppedRecord {
         id,
@@ -185,8 +209,10 @@ fn dropped_record(item: Item) -> DroppedRecord {
         url,
         source,
         bytes: item.bytes,
+        step: item.step,
         reason: dropped.reason,
         detail: dropped.detail,
         survivor: dropped.survivor,
+        excerpt: text,
     }
 }

@@ -1,12 +1,12 @@
 //! How well scores tell two classes apart.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::CurateError;
 use crate::fasttext::{Example, TrainConfig, train};
 
 /// The area under the ROC curve: the probability that a positive has a higher score than a negative, ties counting half.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Auc {
     /// The area.
     pub auc: f64,
@@ -72,15 +72,8 @@ pub fn cross_validate(
     if folds < 2 {
         return Err(CurateError::BadTraining { found: format!("{folds} folds; two at least are needed") });
     }
-    let mut seen = std::collections::BTreeMap::<&str, usize>::new();
-    let fold: Vec<usize> = examples
-        .iter()
-        .map(|example| {
-            let count = seen.entry(&example.label).or_default();
-            *count += 1;
-            (*count - 1) % folds
-        })
-        .collect();
+    let labels: Vec<&str> = examples.iter().map(|example| example.label.as_str()).collect();
+    let fold = self::folds(&labels, folds);
     let mut scores = vec![(0.0, false); examples.len()];
     for held_out in 0..folds {
         let rest: Vec<Example> = examples
@@ -97,4 +90,15 @@ pub fn cross_validate(
         }
     }
     Ok(scores)
+}
+
+/// The part of each example: they are dealt to `parts` parts in their order, each class by itself.
+pub(super) fn folds<T: Ord + Copy>(classes: &[T], parts: usize) -> Vec<usize> {
+    let mut seen = std::collections::BTreeMap::<T, usize>::new();
+    let deal = |&class: &T| {
+        let count = seen.entry(class).or_default();
+        *count += 1;
+        (*count - 1) % parts
+    };
+    classes.iter().map(deal).collect()
 }

@@ -30,6 +30,31 @@ fn content(media_type: &str, body: &[u8]) -> Content {
     }
 }
 
+/// What a response is that is no page.
+fn status(status: u16) -> &'static str {
+    match status {
+        404 | 410 => "responses that say the page is not there (404, 410)",
+        300..400 => "redirects (3xx)",
+        400..500 => "refusals (other 4xx)",
+        500..600 => "errors of the server (5xx)",
+        _ => "responses of other statuses",
+    }
+}
+
+/// What a record is that is neither HTML nor text.
+fn other(media_type: &str) -> &'static str {
+    match media_type.split_once('/') {
+        Some((_, "pdf")) => "PDF files",
+        Some((_, "json" | "ld+json")) => "JSON",
+        Some((_, "xml" | "rss+xml" | "atom+xml")) => "XML and feeds",
+        Some((_, "css" | "javascript" | "x-javascript")) => "style sheets and scripts",
+        Some(("image", _)) => "images",
+        Some(("audio" | "video", _)) => "audio and video",
+        Some(("font", _)) => "fonts",
+        _ => "records of other media types",
+    }
+}
+
 /// The document of a WARC record, if it is meant to be one.
 pub(super) fn document(record: WarcRecord, name: &str, limit: u64) -> Result<Found, Flaw> {
     let (content_type, body) = match record.kind() {
@@ -37,7 +62,7 @@ pub(super) fn document(record: WarcRecord, name: &str, limit: u64) -> Result<Fou
             let broken = |reason| Flaw { place: record.place, reason };
             let response = Response::parse(&record.block, limit).map_err(broken)?;
             if response.status != 200 {
-                return Ok(Found::Passed("responses with another status than 200"));
+                return Ok(Found::Passed(status(response.status)));
             }
             (response.headers.get("Content-Type").map(str::to_owned), response.body)
         }
@@ -54,7 +79,7 @@ pub(super) fn document(record: WarcRecord, name: &str, limit: u64) -> Result<Fou
     let kind = match content(&media_type, &body) {
         Content::Html => HTML,
         Content::Text => "text/plain",
-        Content::Other => return Ok(Found::Passed("records that are neither HTML nor text")),
+        Content::Other => return Ok(Found::Passed(other(&media_type))),
     };
     let url = record.url();
     let mut document = Document {

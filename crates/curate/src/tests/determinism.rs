@@ -23,7 +23,7 @@ fn write_corpus(root: &Path, step: usize) {
 fn threads_do_not_show() {
     let root = TempDir::new().unwrap();
     write_corpus(root.path(), 1);
-    let config = CurateConfig { max_corpus_bytes: 12 << 20, ..config_for(&[root.path()]) };
+    let config = CurateConfig { max_corpus_bytes: Some(12 << 20), ..config_for(&[root.path()]) };
     let run_with = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| run(&config)).unwrap()

@@ -77,7 +77,7 @@ fn values_out_of_range_name_key_value_and_range() {
         ),
         (CurateConfig { max_document_bytes: 1 << 40, ..base.clone() }, ["is `1099511627776`", "from 1 to"]),
         (
-            CurateConfig { max_corpus_bytes: 7, ..base.clone() },
+            CurateConfig { max_corpus_bytes: Some(7), ..base.clone() },
             ["`curate.max_corpus_bytes` is `7`", "1048576 or more"],
         ),
         (

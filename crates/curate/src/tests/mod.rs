@@ -4,6 +4,7 @@ mod determinism;
 mod failures;
 mod pipeline;
 mod rules;
+mod vectors;
 mod whole;
 
 use std::collections::BTreeMap;
@@ -122,7 +123,7 @@ fn check(outcome: &Outcome, config: &CurateConfig) {
     assert_eq!(report.documents_in, report.documents_kept + dropped.len() as u64);
     assert_eq!(report.bytes_in, inventory.bytes);
     assert_eq!(report.bytes_kept, rows.iter().map(|row| row[6].len() as u64).sum::<u64>());
-    assert!(report.bytes_kept <= config.max_corpus_bytes);
+    assert!(report.bytes_kept <= config.corpus_limit().unwrap());
     assert!(rows.is_sorted_by(|a, b| a[0] < b[0]), "rows are not sorted by id");
     assert!(dropped.is_sorted_by(|a, b| a.id < b.id), "dropped records are not sorted by id");
 

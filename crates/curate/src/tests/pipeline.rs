@@ -219,7 +219,7 @@ fn the_cap_keeps_whole_sources_but_for_one() {
     assert_eq!(all.rows.len(), 60);
     let limit = all.report.bytes_kept / 2;
     let config = CurateConfig {
-        max_corpus_bytes: limit,
+        max_corpus_bytes: Some(limit),
         max_document_bytes: limit.min(1000),
         ..config_for(&[root.path()])
     };

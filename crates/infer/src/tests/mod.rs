@@ -1,6 +1,7 @@
 //! Tests over a tiny model with random weights.
 
 mod chat;
+mod embed;
 mod equal;
 mod invariance;
 mod limits;

@@ -182,7 +182,7 @@ impl Merging {
 }
 
 /// The most bytes that [`merge_short`] takes.
-pub(crate) const SHORT: usize = super::cache::LONGEST_OF_TWO;
+pub(crate) const SHORT: usize = 31;
 
 /// What [`Merging::run`] finds, for a piece that is so short that looking through all merges each time is quickest.
 #[inline]

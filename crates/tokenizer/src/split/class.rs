@@ -17,9 +17,6 @@ pub(crate) enum Class {
     Other,
 }
 
-/// How many classes there are.
-pub(crate) const CLASSES: usize = Class::Other as usize + 1;
-
 const PAGE: usize = 256;
 
 /// The class of every code point, in pages of which equal ones are kept once.

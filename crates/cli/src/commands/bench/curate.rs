@@ -215,7 +215,8 @@ fn write(done: &Done, path: &Path, report: &mut Report) -> Result<()> {
     let mut file = BufWriter::new(std::fs::File::create(path)?);
     let failed = Cell::new(None);
     done.in_order(|_, value| {
-        let Item { document, bytes, dropped, .. } = Value::item(value)?;
+        let Some(item) = Value::document(value)? else { return Ok(()) };
+        let Item { document, bytes, dropped, .. } = item;
         report.documents += 1;
         report.bytes += bytes;
         let reason = dropped.as_ref().map(|dropped| dropped.reason.as_str());

@@ -121,7 +121,7 @@ mod ballista {
             threads: args.threads.unwrap_or_else(crate::machine::threads),
             memory_bytes: args.memory,
         };
-        Ok(executor.run(llamero_curate::registry(), |at| say!("executor: listening on {at}"))?)
+        Ok(executor.run(crate::encoders::registry(args.threads), |at| say!("executor: listening on {at}"))?)
     }
 
     impl LogArg {

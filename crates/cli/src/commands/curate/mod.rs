@@ -1,12 +1,17 @@
-//! `llamero curate`: the curation of a recipe, and its steps one by one on files given by hand.
+//! `llamero curate`: the curation of a recipe, what came of it, and its steps one by one on files given by hand.
 
 mod classifier;
 mod cluster;
 mod extract;
 mod hash_eval;
+mod head;
 mod label;
 mod lang;
+mod report;
 mod run;
+mod sample;
+mod why_dropped;
+mod words;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -19,6 +24,12 @@ pub(crate) enum CurateCommand {
     Scheduler(cluster::SchedulerArgs),
     /// Start an executor of a cluster that curates.
     Executor(cluster::ExecutorArgs),
+    /// Write a page of what a curation kept and dropped.
+    Report(report::ReportArgs),
+    /// What became of a document, and why.
+    WhyDropped(why_dropped::WhyDroppedArgs),
+    /// Draw dropped or kept documents at random.
+    Sample(sample::SampleArgs),
     /// The text of web pages, as curation sees it.
     Extract(extract::ExtractArgs),
     /// The language of a text, or of each of its lines.
@@ -36,6 +47,9 @@ pub(crate) fn curate(command: &CurateCommand) -> Result<()> {
         CurateCommand::Run(args) => run::run(args),
         CurateCommand::Scheduler(args) => cluster::scheduler(args),
         CurateCommand::Executor(args) => cluster::executor(args),
+        CurateCommand::Report(args) => report::report(args),
+        CurateCommand::WhyDropped(args) => why_dropped::why_dropped(args),
+        CurateCommand::Sample(args) => sample::sample(args),
         CurateCommand::Extract(args) => extract::extract(args),
         CurateCommand::Lang(args) => lang::lang(args),
         CurateCommand::TrainClassifier(args) => classifier::train_classifier(args),

@@ -72,7 +72,7 @@ fn print_estimate(found: &Estimate) -> Result<()> {
         count(found.documents)
     ))?;
     print(format!("time    {}", duration(found.seconds)))?;
-    print(format!("memory  {}", bytes(found.memory_bytes)))?;
+    print(format!("memory  at most {}", bytes(found.memory_bytes)))?;
     print(format!("disk    {}, for the time of the run", bytes(found.disk_bytes)))
 }
 
@@ -100,6 +100,9 @@ fn print_summary(curated: &Curated) -> Result<()> {
             grouped(report.broken.count),
             curated.folder.join(llamero_curate::BROKEN_FILE).display()
         ))?;
+    }
+    for (kind, count) in &report.passed {
+        print(format!("{} {kind} are no documents", grouped(*count)))?;
     }
     let memory =
         curated.peak_memory_bytes.map(|peak| format!(", peak memory {}", bytes(peak))).unwrap_or_default();

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::semantic::{Embed, Keep, Semantic};
+use super::semantic::{Keep, Semantic};
 use super::*;
+use crate::Embed;
 use crate::plan::{Step, Task};
 
 fn because(reason: &str, survivor: &str) -> (String, Option<String>) {
@@ -103,10 +104,10 @@ fn common_lines_are_taken_away() {
 struct Letters;
 
 impl Embed for Letters {
-    fn embed(&self, text: &str) -> Result<Vec<f32>, CurateError> {
+    fn embed(&self, text: &str) -> Result<Option<Vec<f32>>, CurateError> {
         let mut counts = vec![0.0; 26];
         text.bytes().filter(u8::is_ascii_lowercase).for_each(|byte| counts[usize::from(byte - b'a')] += 1.0);
-        Ok(counts)
+        Ok(Some(counts))
     }
 }
 
@@ -128,9 +129,15 @@ fn of_like_meanings_one_survives() {
         }
     }
     let mut registry = registry();
-    registry.embedder(Arc::new(Letters));
+    registry.encoders(|_| Ok(Arc::new(Letters)));
     for keep in [Keep::Farthest, Keep::Nearest] {
-        let semantic = Semantic { clusters: 4, threshold: 0.98, keep, ..Semantic::default() };
+        let semantic = Semantic {
+            clusters: 4,
+            threshold: 0.98,
+            keep,
+            model: Some("letters".into()),
+            ..Semantic::default()
+        };
         let mut plan = base_plan();
         plan.stage("judged", vec![Input::all("documents")], None);
         semantic.append(&mut plan, "judged").unwrap();

@@ -1,0 +1,252 @@
+//! What became of a document.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Corpus, Row};
+use crate::{CurateError, DroppedRecord};
+
+/// A document, and what became of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Fate {
+    /// Its id.
+    pub id: String,
+    /// Its URL or path; empty where it has none.
+    pub url: String,
+    /// The source it belongs to.
+    pub source: String,
+    /// What became of it.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What became of a document.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    /// It is in the corpus.
+    Kept {
+        /// Where.
+        places: Vec<Place>,
+    },
+    /// It is not.
+    Dropped {
+        /// The step that dropped it.
+        step: String,
+        /// Why, in one word.
+        reason: String,
+        /// What was found and what was allowed.
+        detail: String,
+        /// The id of the document that was kept in its place.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        survivor: Option<String>,
+        /// The beginning of its text.
+        #[serde(skip_serializing_if = "String::is_empty", default)]
+        excerpt: String,
+    },
+}
+
+/// A file that has a document.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Its name in the folder of the corpus.
+    pub file: String,
+    /// How often the document is in it: the mix repeats documents.
+    pub times: u64,
+}
+
+/// What was found for a name.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Found {
+    /// The name.
+    pub wanted: String,
+    /// The documents that it may mean, by id; several only where they have the same URL.
+    pub documents: Vec<Fate>,
+    /// The documents that were kept in place of those, and in place of these in turn.
+    pub survivors: Vec<Fate>,
+}
+
+/// Documents that a name may mean before it is too vague.
+pub const MAX_MATCHES: usize = 20;
+
+/// How well a name fits a document; the least fits best.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    Id,
+    OwnId,
+    Url,
+    /// The document's path ends the name, which is a longer path; the longest fits best.
+    Path(Reverse<usize>),
+    Prefix,
+}
+
+impl Fit {
+    fn of(wanted: &str, id: &str, own_id: Option<&str>, url: &str) -> Option<Fit> {
+        let is_end = || wanted.strip_suffix(url).is_some_and(|front| front.ends_with('/'));
+        if wanted == id {
+            Some(Fit::Id)
+        } else if own_id == Some(wanted) {
+            Some(Fit::OwnId)
+        } else if wanted == url {
+            Some(Fit::Url)
+        } else if !url.is_empty() && is_end() {
+            Some(Fit::Path(Reverse(url.len())))
+        } else if id.starts_with(wanted) {
+            Some(Fit::Prefix)
+        } else {
+            None
+        }
+    }
+}
+
+/// The best matches of a name so far.
+#[derive(Default)]
+struct Matches {
+    fit: Option<Fit>,
+    fates: BTreeMap<String, Fate>,
+    /// There were more.
+    more: bool,
+}
+
+impl Matches {
+    fn offer(&mut self, fit: Fit, id: &str, fate: impl FnOnce() -> Fate, place: Option<&str>) {
+        if self.fit.is_some_and(|best| best < fit) {
+            return;
+        }
+        if self.fit != Some(fit) {
+            *self = Matches { fit: Some(fit), ..Matches::default() };
+        }
+        if !self.fates.contains_key(id) {
+            if self.fates.len() > MAX_MATCHES {
+                self.more = true;
+                return;
+            }
+            self.fates.insert(id.to_owned(), fate());
+        }
+        if let (Some(Fate { outcome: Outcome::Kept { places }, .. }), Some(file)) =
+            (self.fates.get_mut(id), place)
+        {
+            match places.iter_mut().find(|place| place.file == file) {
+                Some(place) => place.times += 1,
+                None => places.push(Place { file: file.to_owned(), times: 1 }),
+            }
+        }
+    }
+}
+
+impl Corpus {
+    /// Finds documents by id, by the id they came with where they were dropped, by URL, by path, or by the beginning of
+    /// their id, and the survivors of duplicates. A name that fits nothing has no documents.
+    ///
+    /// # Errors
+    /// [`CurateError::Ambiguous`] where the beginning of an id is that of several, or more than [`MAX_MATCHES`] documents have
+    /// the URL; a damaged file.
+    pub fn find(&self, wanted: &[String]) -> Result<Vec<Found>, CurateError> {
+        let mut found = Vec::new();
+        for (wanted, matches) in wanted.iter().zip(self.matches(wanted, false)?) {
+            let vague = matches.more || matches.fates.len() > MAX_MATCHES;
+            if vague || (matches.fit == Some(Fit::Prefix) && matches.fates.len() > 1) {
+                let some = matches.fates.into_values().take(MAX_MATCHES);
+                let some = some.map(|fate| {
+                    if fate.url.is_empty() || fate.url == fate.id {
+                        format!("\n  {}", fate.id)
+                    } else {
+                        format!("\n  {}  {}", fate.id, fate.url)
+                    }
+                });
+                return Err(CurateError::Ambiguous { name: wanted.clone(), documents: some.collect() });
+            }
+            let documents = matches.fates.into_values().collect();
+            found.push(Found { wanted: wanted.clone(), documents, survivors: Vec::new() });
+        }
+        self.follow(&mut found)?;
+        Ok(found)
+    }
+
+    /// The documents of these ids.
+    ///
+    /// # Errors
+    /// A damaged file.
+    pub fn by_id(&self, ids: &BTreeSet<String>) -> Result<BTreeMap<String, Fate>, CurateError> {
+        let ids: Vec<String> = ids.iter().cloned().collect();
+        let found = if ids.is_empty() { Vec::new() } else { self.matches(&ids, true)? };
+        Ok(found.into_iter().flat_map(|matches| matches.fates).collect())
+    }
+
+    fn matches(&self, wanted: &[String], ids_only: bool) -> Result<Vec<Matches>, CurateError> {
+        let mut matches: Vec<Matches> = wanted.iter().map(|_| Matches::default()).collect();
+        let places: BTreeMap<&str, usize> =
+            wanted.iter().enumerate().map(|(at, name)| (name.as_str(), at)).collect();
+        let mut offer =
+            |id: &str, own: Option<&str>, url: &str, fate: &dyn Fn() -> Fate, file: Option<&str>| {
+                if ids_only {
+                    if let Some(&at) = places.get(id) {
+                        matches[at].offer(Fit::Id, id, fate, file);
+                    }
+                    return;
+                }
+                for (name, own_matches) in wanted.iter().zip(&mut matches) {
+                    if let Some(fit) = Fit::of(name, id, own, url) {
+                        own_matches.offer(fit, id, fate, file);
+                    }
+                }
+            };
+        self.rows(&["id", "url", "source"], |row| {
+            let (id, url) = (row.get("id"), row.get("url"));
+            offer(id, None, url, &|| kept(row), Some(row.file));
+            Ok(())
+        })?;
+        self.dropped(|record| {
+            offer(&record.id, record.own_id.as_deref(), &record.url, &|| dropped(&record), None);
+            Ok(())
+        })?;
+        Ok(matches)
+    }
+
+    /// Looks survivors up, and theirs, until one is kept or went for another reason.
+    fn follow(&self, found: &mut [Found]) -> Result<(), CurateError> {
+        loop {
+            let next = |found: &Found| -> BTreeSet<String> {
+                let all = found.documents.iter().chain(&found.survivors);
+                let known: BTreeSet<&str> = all.clone().map(|fate| fate.id.as_str()).collect();
+                let survivors = all.filter_map(Fate::survivor).filter(|id| !known.contains(id));
+                survivors.map(str::to_owned).collect()
+            };
+            let ids: BTreeSet<String> = found.iter().flat_map(next).collect();
+            let fates = self.by_id(&ids)?;
+            for own in found.iter_mut() {
+                own.survivors.extend(next(own).iter().filter_map(|id| fates.get(id).cloned()));
+            }
+            if let Some(missing) = ids.iter().find(|id| !fates.contains_key(*id)) {
+                let path = self.folder().to_path_buf();
+                let problem = format!("a document was dropped for `{missing}`, which is nowhere in it");
+                return Err(CurateError::DamagedOutput { path, problem });
+            }
+            if ids.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Fate {
+    /// The id of the document that was kept in place of this one.
+    pub fn survivor(&self) -> Option<&str> {
+        match &self.outcome {
+            Outcome::Dropped { survivor, .. } => survivor.as_deref(),
+            Outcome::Kept { .. } => None,
+        }
+    }
+}
+
+fn kept(row: Row) -> Fate {
+    let [id, url, source] = ["id", "url", "source"].map(|name| row.get(name).to_owned());
+    Fate { id, url, source, outcome: Outcome::Kept { places: Vec::new() } }
+}
+
+fn dropped(record: &DroppedRecord) -> Fate {
+    let DroppedRecord { id, url, source, step, reason, detail, survivor, excerpt, .. } = record.clone();
+    Fate { id, url, source, outcome: Outcome::Dropped { step, reason, detail, survivor, excerpt } }
+}
