@@ -161,6 +161,7 @@ fn a_model_finds_near_copies_of_real_text() {
 }
 
 /// SmolLM2, if `cargo xtask fixtures` has fetched it.
+#[expect(clippy::print_stdout, reason = "says why a test tests less")]
 fn smollm2() -> Option<PathBuf> {
     let folder = std::env::var_os("LLAMERO_FIXTURES")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures")), PathBuf::from);

@@ -14,10 +14,6 @@ use clap::{Args, ValueEnum};
     llamero curate executor --scheduler 10.0.0.1:50050 --bind-host 10.0.0.2 --work-dir /scratch/llamero\n  \
     llamero curate run crawl.toml --cluster df://10.0.0.1:50050"
 )]
-#[cfg_attr(
-    not(feature = "ballista"),
-    expect(dead_code, reason = "a build without Ballista reads none of it")
-)]
 pub(crate) struct SchedulerArgs {
     /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
@@ -40,10 +36,6 @@ pub(crate) struct SchedulerArgs {
     llamero curate executor --scheduler 10.0.0.1:50050 --bind-host 10.0.0.2 --work-dir /scratch/llamero\n  \
     llamero curate executor --scheduler 10.0.0.1:50050 --bind-host 0.0.0.0 --external-host node7 --work-dir /scratch/llamero \\\n    \
         --threads 16 --memory 8GiB"
-)]
-#[cfg_attr(
-    not(feature = "ballista"),
-    expect(dead_code, reason = "a build without Ballista reads none of it")
 )]
 pub(crate) struct ExecutorArgs {
     /// Host and port of the scheduler.
