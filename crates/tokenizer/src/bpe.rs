@@ -72,6 +72,8 @@ pub(crate) struct Scratch {
     cache: ShortCache,
     medium: MediumCache,
     merging: Merging,
+    /// Short pieces of the last batch that were not in the cache.
+    missed: usize,
 }
 
 impl Scratch {
@@ -346,7 +348,9 @@ impl Bpe {
         }
         // What is touched is in the processor's caches then, which is all that is wanted of it.
         std::hint::black_box(scratch.cache.touch(&slots[..keys.len()]));
-        if let Some(tokens) = &self.short_tokens {
+        // Where all of the last batch were known, all of this one most likely are, too.
+        let missed = std::mem::take(&mut scratch.missed);
+        if let Some(tokens) = self.short_tokens.as_ref().filter(|_| missed > 0) {
             let mut unknown = 0u64;
             for (at, (&key, &slot)) in keys.iter().zip(&slots).enumerate() {
                 unknown |= u64::from(!scratch.cache.knows(slot, key)) << at;
@@ -366,7 +370,10 @@ impl Bpe {
                 continue;
             }
             match scratch.cache.get(slot, key, out) {
-                None => self.encode_short(piece, key, scratch, out),
+                None => {
+                    scratch.missed += 1;
+                    self.encode_short(piece, key, scratch, out);
+                }
                 Some(0) => self.encode_medium(piece, scratch, out),
                 Some(_) => {}
             }
