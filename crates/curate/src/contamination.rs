@@ -2,16 +2,23 @@
 //!
 //! An example is found in a document when more than a ratio of its words lies in n-grams, of 8 words by default, that the document has
 //! too: the measure of Llama 3 (section 5.1.4), asked of each document. Words are runs of letters and digits in lower case, so
-//! punctuation, layout and case do not hide an example.
+//! punctuation, layout and case do not hide an example; in Chinese, Japanese, Thai and other scripts that put no spaces between words, each
+//! character is one.
+//!
+//! An example of fewer words than an n-gram, but three quarters of them at least, is found where all its words follow one another. A shorter
+//! one is counted as too short: four or five words such as *what is your name* are in documents that never saw the set.
 //!
 //! A set is given as text, or as a file of hashes only ([`EvalSet::save`]), from which its text cannot be read, though who guesses an n-gram
 //! can check the guess. Both give the same verdicts.
 
-use std::collections::HashMap;
+mod examples;
+
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::dedup::is_word_alone;
 use crate::filter::{check_share, hash};
 use crate::{CurateError, Document, Dropped, Filter};
 
@@ -22,10 +29,29 @@ pub struct EvalSet {
     pub name: String,
     /// Words in an n-gram.
     pub ngram: usize,
-    /// Of each example, the hashes of its n-grams, in their order.
-    examples: Vec<Vec<u64>>,
-    /// Examples with fewer words than an n-gram: they cannot be recognised.
+    examples: Vec<Example>,
+    /// Examples of too few words: they cannot be recognised.
     pub too_short: u64,
+}
+
+/// One example.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Example {
+    words: usize,
+    /// The hashes of its n-grams, in their order; of all its words together where they are fewer than an n-gram.
+    hashes: Vec<u64>,
+}
+
+impl Example {
+    /// Number of hashes of an example of so many words; none where they are too few.
+    fn hashes_of(words: usize, ngram: usize) -> Option<usize> {
+        (words >= least_words(ngram)).then(|| words.saturating_sub(ngram) + 1)
+    }
+}
+
+/// Fewest words of an example that can be recognised: three quarters of an n-gram.
+fn least_words(ngram: usize) -> usize {
+    (ngram * 3).div_ceil(4)
 }
 
 /// Most words in an n-gram.
@@ -35,21 +61,38 @@ const MAX_NGRAM: usize = 64;
 const FACTOR: u64 = 0x9FB2_1C65_1E98_DF25;
 
 /// Begins a file of hashes.
-const MAGIC: &[u8; 8] = b"evalhsh1";
+const MAGIC: &[u8; 8] = b"evalhsh2";
 
-/// Hashes of the n-grams of a text.
-fn ngrams(text: &str, ngram: usize) -> Vec<u64> {
+/// Hashes of the words of a text.
+fn words(text: &str) -> Vec<u64> {
     let mut words = Vec::new();
     let mut lower = String::new();
-    for word in text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
-        lower.clear();
-        lower.extend(word.chars().flat_map(char::to_lowercase));
-        words.push(hash(lower.as_bytes()));
+    let mut end = |lower: &mut String| {
+        if !lower.is_empty() {
+            words.push(hash(lower.as_bytes()));
+            lower.clear();
+        }
+    };
+    for c in text.chars() {
+        if is_word_alone(c) {
+            end(&mut lower);
+            lower.push(c);
+            end(&mut lower);
+        } else if c.is_alphanumeric() {
+            lower.extend(c.to_lowercase());
+        } else {
+            end(&mut lower);
+        }
     }
+    end(&mut lower);
     words
-        .windows(ngram)
-        .map(|window| window.iter().fold(0_u64, |sum, word| sum.wrapping_mul(FACTOR).wrapping_add(*word)))
-        .collect()
+}
+
+/// Hashes of all runs of so many words.
+fn runs(words: &[u64], length: usize) -> impl Iterator<Item = u64> {
+    let combine =
+        |run: &[u64]| run.iter().fold(0_u64, |sum, word| sum.wrapping_mul(FACTOR).wrapping_add(*word));
+    words.windows(length).map(combine)
 }
 
 impl EvalSet {
@@ -65,54 +108,45 @@ impl EvalSet {
         check_ngram(ngram)?;
         let mut set = EvalSet { name: name.to_owned(), ngram, examples: Vec::new(), too_short: 0 };
         for example in examples {
-            let hashes = ngrams(example, ngram);
-            if hashes.is_empty() {
+            let words = words(example);
+            if words.len() < least_words(ngram) {
                 set.too_short += 1;
             } else {
-                set.examples.push(hashes);
+                let hashes = runs(&words, ngram.min(words.len())).collect();
+                set.examples.push(Example { words: words.len(), hashes });
             }
         }
         if set.examples.is_empty() {
             return Err(CurateError::BadFilter {
                 key: format!("contamination set `{name}`"),
-                found: format!("{} examples, none with {ngram} words", set.too_short),
+                found: format!("{} examples, none with {} words", set.too_short, least_words(ngram)),
                 allowed: "one example that long at least".to_owned(),
             });
         }
         Ok(set)
     }
 
-    /// Reads examples: each line of a `.jsonl` file, or each part between blank lines of any other. Of JSON objects, `fields` are joined
-    /// by a line feed; those that a line does not have are left out, but one must be there.
+    /// Reads examples from a file, which may be compressed (`.gz`, `.zst`): each object of a `.jsonl`, `.ndjson` or `.json` file, one a line
+    /// or in one array; or each part between blank lines of a text. Of objects, `fields` are joined by a line feed; those that one does not
+    /// have are left out, but one must be there.
     ///
     /// # Errors
-    /// A file that cannot be read, a line that is no JSON object or has none of the fields, and those of [`EvalSet::new`].
+    /// A file that cannot be read or is of another kind, a line that is no JSON object or has none of the fields, and those of
+    /// [`EvalSet::new`].
     pub fn read_text(
         name: &str,
         ngram: usize,
         path: &Path,
         fields: &[String],
     ) -> Result<EvalSet, CurateError> {
-        let text = std::fs::read_to_string(path).map_err(|error| CurateError::read(path, error))?;
-        let is_jsonl = path.extension().is_some_and(|extension| extension == "jsonl");
-        if !is_jsonl {
-            return EvalSet::new(name, ngram, text.split("\n\n"));
-        }
-        let mut examples = Vec::new();
-        for (number, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            let bad = |what: String| CurateError::read(path, format!("line {}: {what}", number + 1));
-            let value: serde_json::Value =
-                serde_json::from_str(line).map_err(|error| bad(error.to_string()))?;
-            let parts: Vec<&str> = fields.iter().filter_map(|field| value.get(field)?.as_str()).collect();
-            if parts.is_empty() {
-                return Err(bad(format!(
-                    "no text in `{}`\nhint: name the fields that hold it",
-                    fields.join("`, `")
-                )));
-            }
-            examples.push(parts.join("\n"));
-        }
+        let examples = examples::read(path, fields)?;
         EvalSet::new(name, ngram, examples.iter().map(String::as_str))
+    }
+
+    /// Fewest words of an example that can be recognised.
+    #[must_use]
+    pub fn least_words(&self) -> usize {
+        least_words(self.ngram)
     }
 
     /// Number of examples that can be recognised.
@@ -122,7 +156,7 @@ impl EvalSet {
     }
 
     /// Writes the hashes, complete or not at all. Little-endian: mark, words per n-gram (u32), examples too short (u64), name (u32 and UTF-8),
-    /// number of examples (u64), of each the number of its n-grams (u32) and their hashes (u64), blake3 of it all.
+    /// number of examples (u64), of each the number of its words (u32) and the hashes of its n-grams (u64), blake3 of it all.
     ///
     /// # Errors
     /// [`CurateError::Write`].
@@ -134,8 +168,8 @@ impl EvalSet {
         out.extend(self.name.as_bytes());
         out.extend((self.examples.len() as u64).to_le_bytes());
         for example in &self.examples {
-            out.extend((example.len() as u32).to_le_bytes());
-            example.iter().for_each(|hash| out.extend(hash.to_le_bytes()));
+            out.extend((example.words as u32).to_le_bytes());
+            example.hashes.iter().for_each(|hash| out.extend(hash.to_le_bytes()));
         }
         let sum = blake3::hash(&out);
         out.extend(sum.as_bytes());
@@ -166,6 +200,12 @@ impl EvalSet {
                 take(rest, bytes)?.iter().rev().fold(0_u64, |value, &byte| value << 8 | u64::from(byte));
             usize::try_from(value).map_err(|_| format!("a count of {value}"))
         }
+        if bytes.starts_with(b"evalhsh1") {
+            return Err(
+                "hashes as an older version made them\nhint: make them again: llamero curate hash-eval"
+                    .to_owned(),
+            );
+        }
         if !bytes.starts_with(MAGIC) || bytes.len() < MAGIC.len() + blake3::OUT_LEN {
             return Err("no file of hashes of an evaluation set".to_owned());
         }
@@ -184,13 +224,14 @@ impl EvalSet {
         let count = number(&mut rest, 8)?;
         let mut examples = Vec::with_capacity(count.min(rest.len() / 4));
         for _ in 0..count {
-            let count = number(&mut rest, 4)?;
+            let words = number(&mut rest, 4)?;
+            let count = Example::hashes_of(words, ngram).ok_or("an example that is too short")?;
             let hashes = take(&mut rest, count.checked_mul(8).ok_or("an example that is too long")?)?;
             let word =
                 |eight: &[u8]| eight.iter().rev().fold(0_u64, |value, &byte| value << 8 | u64::from(byte));
-            examples.push(hashes.chunks_exact(8).map(word).collect());
+            examples.push(Example { words, hashes: hashes.chunks_exact(8).map(word).collect() });
         }
-        if !rest.is_empty() || examples.iter().any(Vec::is_empty) {
+        if !rest.is_empty() {
             return Err("counts that do not agree with its length".to_owned());
         }
         Ok(EvalSet { name, ngram, examples, too_short })
@@ -212,10 +253,10 @@ pub struct EvalSetConfig {
     /// Its name in reports; the one in the file where it is given as hashes.
     #[serde(default)]
     pub name: String,
-    /// A `.jsonl` or text file with its examples.
+    /// A file with its examples, as [`EvalSet::read_text`] reads them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<PathBuf>,
-    /// Which fields of the `.jsonl` file hold the text; `text`, `question` and `prompt` when none is named.
+    /// Which fields of JSON objects hold the text; `text`, `question` and `prompt` when none is named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fields: Vec<String>,
     /// A file of hashes.
@@ -248,11 +289,26 @@ impl Default for ContaminationConfig {
 /// Fields that examples have in most sets.
 pub const EXAMPLE_FIELDS: [&str; 3] = ["text", "question", "prompt"];
 
+/// How much of an evaluation set can be recognised, for reports.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+pub struct EvalSetTally {
+    /// Its name.
+    pub name: String,
+    /// Examples that can be recognised.
+    pub examples: u64,
+    /// Examples of too few words to be recognised.
+    pub too_short: u64,
+}
+
 /// Drops documents with examples of evaluation sets, as `contamination`.
 pub struct Contamination {
     sets: Vec<(EvalSet, f64)>,
-    /// Where each n-gram of `ngram` words comes: set, example, place in it.
-    index: HashMap<u64, Vec<(u32, u32, u32)>>,
+    /// Set and place in it of every example, in order.
+    examples: Vec<(u32, u32)>,
+    /// Which of `examples` have a hash.
+    index: HashMap<u64, Vec<u32>>,
+    /// Lengths of the runs of words that the hashes are of: `ngram`, and those of shorter examples.
+    lengths: Vec<usize>,
     ngram: usize,
 }
 
@@ -304,7 +360,8 @@ impl Contamination {
     pub fn with(sets: Vec<(EvalSet, f64)>) -> Result<Contamination, CurateError> {
         let ngram = sets.first().map_or(0, |(set, _)| set.ngram);
         check_ngram(ngram)?;
-        let mut index: HashMap<u64, Vec<(u32, u32, u32)>> = HashMap::new();
+        let (mut examples, mut lengths) = (Vec::new(), vec![ngram]);
+        let mut index: HashMap<u64, Vec<u32>> = HashMap::new();
         for (at, (set, ratio)) in sets.iter().enumerate() {
             check_share("contamination.max_ratio", Some(*ratio), 1.0)?;
             if set.ngram != ngram {
@@ -312,45 +369,68 @@ impl Contamination {
                     (format!("n-grams of {} and of {ngram} words", set.ngram), "one length".to_owned());
                 return Err(CurateError::BadFilter { key: "contamination.sets".to_owned(), found, allowed });
             }
-            for (example, hashes) in set.examples.iter().enumerate() {
-                for (place, hash) in hashes.iter().enumerate() {
-                    index.entry(*hash).or_default().push((at as u32, example as u32, place as u32));
+            for (place, example) in set.examples.iter().enumerate() {
+                let number = examples.len() as u32;
+                examples.push((at as u32, place as u32));
+                lengths.push(example.words.min(ngram));
+                for hash in &example.hashes {
+                    let with = index.entry(*hash).or_default();
+                    if with.last() != Some(&number) {
+                        with.push(number);
+                    }
                 }
             }
         }
-        Ok(Contamination { sets, index, ngram })
+        lengths.sort_unstable();
+        lengths.dedup();
+        Ok(Contamination { sets, examples, index, lengths, ngram })
+    }
+
+    /// How much of each set can be recognised.
+    pub fn tallies(&self) -> Vec<EvalSetTally> {
+        let tally = |(set, _): &(EvalSet, f64)| EvalSetTally {
+            name: set.name.clone(),
+            examples: set.examples() as u64,
+            too_short: set.too_short,
+        };
+        self.sets.iter().map(tally).collect()
     }
 
     /// The example of which the text has the most: set, example, share of the example's words. `None` where it shares no n-gram.
     /// Of equal shares the first set and example count.
     #[must_use]
     pub fn worst(&self, text: &str) -> Option<(usize, usize, f64)> {
-        self.shares(text).into_iter().reduce(|best, next| if next.2 > best.2 { next } else { best })
+        let (found, touched) = self.found(text);
+        self.shares(&found, &touched).reduce(|best, next| if next.2 > best.2 { next } else { best })
     }
 
-    /// Of each example that shares an n-gram with the text, the share of its words in such n-grams; in order.
-    fn shares(&self, text: &str) -> Vec<(usize, usize, f64)> {
-        let mut hits: Vec<(u32, u32, u32)> = ngrams(text, self.ngram)
-            .iter()
-            .filter_map(|hash| self.index.get(hash))
-            .flatten()
-            .copied()
-            .collect();
-        hits.sort_unstable();
-        hits.dedup();
-        let same = |a: &(u32, u32, u32), b: &(u32, u32, u32)| (a.0, a.1) == (b.0, b.1);
-        let share = |hits: &[(u32, u32, u32)]| {
-            let (set, example) = (hits[0].0 as usize, hits[0].1 as usize);
+    /// The hashes of the text that examples have, and for each example whether it has one. A text that says a hundred times what
+    /// thousands of examples begin with costs no more than one that says it once.
+    fn found(&self, text: &str) -> (HashSet<u64>, Vec<bool>) {
+        let words = words(text);
+        let hashes = self.lengths.iter().flat_map(|&length| runs(&words, length));
+        let found: HashSet<u64> = hashes.filter(|hash| self.index.contains_key(hash)).collect();
+        let mut touched = vec![false; if found.is_empty() { 0 } else { self.examples.len() }];
+        for &example in found.iter().filter_map(|hash| self.index.get(hash)).flatten() {
+            touched[example as usize] = true;
+        }
+        (found, touched)
+    }
+
+    /// Of each example that is touched, set, place, and the share of its words in n-grams that are found; in order.
+    fn shares(&self, found: &HashSet<u64>, touched: &[bool]) -> impl Iterator<Item = (usize, usize, f64)> {
+        let touched = self.examples.iter().zip(touched).filter(|&(_, &touched)| touched);
+        touched.map(|(&(set, place), _)| {
+            let (set, place) = (set as usize, place as usize);
+            let example = &self.sets[set].0.examples[place];
+            let length = self.ngram.min(example.words);
             let (mut covered, mut until) = (0, 0);
-            for &(_, _, place) in hits {
-                let (from, to) = (place as usize, place as usize + self.ngram);
-                covered += to - until.max(from);
-                until = to;
+            for (from, _) in example.hashes.iter().enumerate().filter(|(_, hash)| found.contains(hash)) {
+                covered += from + length - until.max(from);
+                until = from + length;
             }
-            let words = self.sets[set].0.examples[example].len() + self.ngram - 1;
-            (set, example, covered as f64 / words as f64)
-        };
-        hits.chunk_by(same).map(share).collect()
+            (set, place, covered as f64 / example.words as f64)
+        })
     }
 }
 
@@ -360,8 +440,9 @@ impl Filter for Contamination {
     }
 
     fn apply(&self, document: &mut Document) -> Option<Dropped> {
+        let (found, touched) = self.found(&document.text);
         let (set, example, found) =
-            self.shares(&document.text).into_iter().find(|&(set, _, found)| found > self.sets[set].1)?;
+            self.shares(&found, &touched).find(|&(set, _, found)| found > self.sets[set].1)?;
         let (EvalSet { name, .. }, limit) = &self.sets[set];
         let detail = format!("{found:.3} of the words of example {} of `{name}`, limit {limit}", example + 1);
         Some(Dropped::new("contamination", detail))

@@ -12,6 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::language::normalise;
 use crate::plan::Registry;
 use crate::rules::{self, CODE, PROSE};
 use crate::{Document, Dropped, Filter};
@@ -88,7 +89,7 @@ impl Filter for Domain {
         let tagged = |tag: &str| document.tags.get(tag).is_some_and(|&found| found >= SURE);
         let domain = if tagged(CODE) {
             CODE
-        } else if !document.lang.is_empty() && document.lang != self.main_language {
+        } else if !document.lang.is_empty() && document.lang != normalise(&self.main_language) {
             MULTILINGUAL
         } else if tagged(MATHS) || formula_share(&document.text) >= MATHS_SHARE {
             MATHS
@@ -153,7 +154,7 @@ mod tests {
 
     #[test]
     fn domains_come_from_language_tags_and_formulas() {
-        let filter = Domain { main_language: "en".to_owned() };
+        let filter = Domain { main_language: "EN-gb".to_owned() };
         let domain = |lang: &str, tag: &str, before: &str, text: &str| {
             let mut document = Document {
                 lang: lang.into(),

@@ -152,3 +152,31 @@ fn a_mix_of_several_shards_is_trained_on() {
     assert!(mix["mix"]["domains"]["prose"]["epochs"].as_f64() > Some(1.0), "{mix}");
     assert!(llamero(&args).ok().contains("loss"), "a second time there is nothing to do");
 }
+
+/// A set that nothing of can match must not look like one that keeps a corpus clean.
+#[test]
+fn evaluation_sets_say_how_many_examples_they_have() {
+    let tmp = tempfile::tempdir().unwrap();
+    let recipe = recipe(tmp.path(), 20);
+    let (set, hashes, run) =
+        (tmp.path().join("quiz.txt"), tmp.path().join("quiz.hashes"), tmp.path().join("run"));
+    let examples =
+        ["which river did the herd cross on that day", "who led them over all the ice", "too short"];
+    write(&set, examples.join("\r\n\r\n"));
+    let hashed = llamero(["curate", "hash-eval", arg(&set), "--out", arg(&hashes)]);
+    assert!(hashed.err.contains("1 examples have fewer than 6 words"), "{}", hashed.err);
+    assert!(hashed.ok().contains("2 examples of `quiz`"));
+    let mut args = run_args(&recipe, &run);
+    args.extend([
+        "--set".to_owned(),
+        format!("curate.decontaminate={{sets=[{{hashes={:?}}}]}}", arg(&hashes)),
+    ]);
+    let said = llamero(&args).ok();
+    assert!(
+        said.contains("evaluation set quiz: 2 examples, 1 more are too short to be recognised"),
+        "{said}"
+    );
+    args.push("--json".to_owned());
+    let sets = llamero(&args).json()["report"]["evaluation_sets"].clone();
+    assert_eq!(sets, json!([{"name": "quiz", "examples": 2, "too_short": 1}]));
+}

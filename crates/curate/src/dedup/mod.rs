@@ -28,6 +28,7 @@ mod verdict;
 pub(crate) use label::VERSION;
 pub use label::{id_of, label, newness};
 pub use minhash::MinHash;
+pub(crate) use minhash::is_word_alone;
 pub use verdict::Verdicts;
 
 use serde::{Deserialize, Serialize};

@@ -55,7 +55,7 @@ impl<E: Extract> Filter for Extraction<E> {
         };
         document.text = found.text;
         if document.lang.is_empty() {
-            document.lang = found.lang;
+            document.lang = crate::language::normalise(&found.lang).into_owned();
         }
         for (key, value) in [("title", found.title), ("written", found.date)] {
             if !value.is_empty() {

@@ -3,12 +3,16 @@
 //! Llama 3 (section 3.1.1) removes domains rich in them; FineWeb replaces e-mail addresses and public IP addresses. Names and street
 //! addresses need a model and are not looked for.
 
+mod key;
+mod numbers;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
 use super::check_share;
+use crate::dedup::is_word_alone;
 use crate::{CurateError, Document, Dropped, Filter};
 
 /// What was found.
@@ -135,7 +139,7 @@ impl Pii {
         while at < bytes.len() {
             let finding = match bytes[at] {
                 b'@' => email(text, at).map(|range| (Kind::Email, range)),
-                b'-' | b'A' | b'g' | b'x' | b's' | b'e' => key(text, at).map(|range| (Kind::Key, range)),
+                b'-' | b'A' | b'g' | b'x' | b's' | b'e' => key::key(text, at).map(|range| (Kind::Key, range)),
                 b'0'..=b'9' | b'+' | b'(' => self.number(text, at),
                 _ => None,
             };
@@ -157,19 +161,98 @@ impl Pii {
     fn number(&self, text: &str, at: usize) -> Option<(Kind, Range<usize>)> {
         let bytes = text.as_bytes();
         // Only at the beginning of a run: inside one, everything has been tried.
-        let before = at.checked_sub(1).map(|before| bytes[before]);
-        if before.is_some_and(|byte| {
-            byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'+') || byte >= 0x80
-        }) {
+        // A space that does not break, or a wide colon, is no part of one.
+        let before = text[..at].chars().next_back();
+        if before.is_some_and(|c| c.is_alphanumeric() && !is_word_alone(c) || matches!(c, '.' | '_' | '+')) {
             return None;
         }
         ip(text, at)
             .map(|range| (Kind::Ip, range))
-            .or_else(|| ssn(bytes, at).map(|range| (Kind::Ssn, range)))
-            .or_else(|| card(bytes, at).map(|range| (Kind::Card, range)))
-            .or_else(|| phone(bytes, at, self.config.bare_phone_numbers).map(|range| (Kind::Phone, range)))
+            .or_else(|| numbers::ssn(bytes, at).map(|range| (Kind::Ssn, range)))
+            .or_else(|| numbers::card(bytes, at).map(|range| (Kind::Card, range)))
+            .or_else(|| {
+                numbers::phone(bytes, at, self.config.bare_phone_numbers).map(|range| (Kind::Phone, range))
+            })
     }
 }
+
+/// What stands behind the last dot of `icon@2x.png` or `A@B.dot(C)`: endings of files that are no domains, and operations on matrices.
+const NO_DOMAINS: [&str; 74] = [
+    "avi",
+    "bak",
+    "bib",
+    "bmp",
+    "class",
+    "conf",
+    "conj",
+    "cpp",
+    "cs",
+    "css",
+    "csv",
+    "dat",
+    "diff",
+    "dll",
+    "doc",
+    "docx",
+    "dot",
+    "eot",
+    "eps",
+    "epub",
+    "exe",
+    "flatten",
+    "gif",
+    "hpp",
+    "htm",
+    "html",
+    "ico",
+    "ini",
+    "inv",
+    "ipynb",
+    "jar",
+    "jpeg",
+    "jpg",
+    "js",
+    "json",
+    "jsonl",
+    "jsx",
+    "less",
+    "lock",
+    "log",
+    "mean",
+    "mjs",
+    "mkv",
+    "numpy",
+    "ogg",
+    "otf",
+    "patch",
+    "pdf",
+    "php",
+    "png",
+    "psd",
+    "rar",
+    "reshape",
+    "scss",
+    "shape",
+    "sql",
+    "sum",
+    "svg",
+    "tar",
+    "tex",
+    "tgz",
+    "tif",
+    "tiff",
+    "toml",
+    "transpose",
+    "tsx",
+    "ttf",
+    "txt",
+    "wav",
+    "webm",
+    "webp",
+    "woff",
+    "xml",
+    "yaml",
+];
 
 /// An address around the `@` at `at`.
 fn email(text: &str, at: usize) -> Option<Range<usize>> {
@@ -194,7 +277,8 @@ fn email(text: &str, at: usize) -> Option<Range<usize>> {
         && bytes[at - 1] != b'.'
         && ending.len() >= 2
         && ending.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'-')
-        && name.split('.').all(|label| !label.is_empty());
+        && name.split('.').all(|label| !label.is_empty())
+        && NO_DOMAINS.binary_search(&ending.to_ascii_lowercase().as_str()).is_err();
     good.then(|| start..at + 1 + end)
 }
 
@@ -240,175 +324,6 @@ fn is_public(address: Ipv4Addr) -> bool {
         || a == 100 && (64..128).contains(&b)
         || (a, b, c) == (192, 0, 0)
         || a == 198 && (18..20).contains(&b))
-}
-
-/// Digits from `at` on with single separators between them: up to `most` digits, and where the last ends.
-fn digits(bytes: &[u8], at: usize, most: usize, separators: &[u8]) -> Option<(Vec<u8>, usize)> {
-    let (mut digits, mut end, mut place) = (Vec::with_capacity(most), at, at);
-    while let Some(&byte) = bytes.get(place) {
-        if byte.is_ascii_digit() {
-            if digits.len() == most {
-                return None;
-            }
-            digits.push(byte - b'0');
-            end = place + 1;
-        } else if !separators.contains(&byte) || place + 1 != end + 1 {
-            break;
-        }
-        place += 1;
-    }
-    let follows = bytes.get(end).is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
-    (!follows).then_some((digits, end))
-}
-
-fn ssn(bytes: &[u8], at: usize) -> Option<Range<usize>> {
-    let candidate = bytes.get(at..at + 11)?;
-    let shape = candidate.iter().enumerate().all(|(place, byte)| match place {
-        3 | 6 => *byte == b'-',
-        _ => byte.is_ascii_digit(),
-    });
-    let follows = bytes.get(at + 11).is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'-');
-    // Never given out.
-    let invalid = candidate.starts_with(b"000")
-        || candidate.starts_with(b"666")
-        || candidate[0] == b'9'
-        || &candidate[4..6] == b"00"
-        || &candidate[7..] == b"0000";
-    (shape && !follows && !invalid).then_some(at..at + 11)
-}
-
-fn card(bytes: &[u8], at: usize) -> Option<Range<usize>> {
-    if !matches!(bytes[at], b'3'..=b'6') {
-        return None;
-    }
-    let (digits, end) = digits(bytes, at, 19, b" -")?;
-    if digits.len() < 15 {
-        return None;
-    }
-    // Luhn's check digit: every second digit from the right counts twice, with its own digits added.
-    let double = |digit: u32| if digit > 4 { digit * 2 - 9 } else { digit * 2 };
-    let sum: u32 = digits
-        .iter()
-        .rev()
-        .enumerate()
-        .map(|(place, &digit)| if place % 2 == 1 { double(u32::from(digit)) } else { u32::from(digit) })
-        .sum();
-    sum.is_multiple_of(10).then_some(at..end)
-}
-
-fn phone(bytes: &[u8], at: usize, bare: bool) -> Option<Range<usize>> {
-    let national = |digits: &[u8]| digits.len() == 10 && digits[0] >= 2 && digits[3] >= 2;
-    match bytes[at] {
-        b'+' => {
-            let inner: Vec<u8> = bytes[at + 1..]
-                .iter()
-                .take(24)
-                .map(|&byte| if matches!(byte, b'(' | b')') { b'-' } else { byte })
-                .collect();
-            if !inner.first().is_some_and(u8::is_ascii_digit) {
-                return None;
-            }
-            // `) ` is two separators; an address of digits and them is read with all of them alike.
-            let (mut count, mut end, mut gap) = (0, 0, 0);
-            for (place, &byte) in inner.iter().enumerate() {
-                match byte {
-                    b'0'..=b'9' => (count, end, gap) = (count + 1, place + 1, 0),
-                    b' ' | b'-' | b'.' if gap < 2 => gap += 1,
-                    _ => break,
-                }
-            }
-            (8..=15).contains(&count).then(|| at..at + 1 + end)
-        }
-        b'(' => {
-            let area = bytes.get(at + 1..at + 4).filter(|area| area.iter().all(u8::is_ascii_digit))?;
-            if bytes.get(at + 4) != Some(&b')') {
-                return None;
-            }
-            let rest = at + 5 + usize::from(matches!(bytes.get(at + 5), Some(b' ' | b'-')));
-            let (digits, end) = digits(bytes, rest, 7, b" -.")?;
-            (area[0] >= b'2' && digits.len() == 7 && digits[0] >= 2).then_some(at..end)
-        }
-        b'2'..=b'9' => {
-            let (digits, end) = digits(bytes, at, 10, b" -.")?;
-            let separated =
-                end - at == 12 && bytes[at + 3] == bytes[at + 7] && !bytes[at + 3].is_ascii_digit();
-            (national(&digits) && (separated || bare && end - at == 10)).then_some(at..end)
-        }
-        b'1' if matches!(bytes.get(at + 1), Some(b'-' | b' ' | b'.')) => {
-            let inner = phone(bytes, at + 2, false)?;
-            Some(at..inner.end)
-        }
-        _ => None,
-    }
-}
-
-/// Beginnings of tokens, and how many letters, digits, `_` and `-` follow at least.
-const TOKENS: [(&str, usize); 13] = [
-    ("AKIA", 16),
-    ("ASIA", 16),
-    ("AIza", 35),
-    ("ghp_", 36),
-    ("gho_", 36),
-    ("ghs_", 36),
-    ("ghu_", 36),
-    ("github_pat_", 50),
-    ("glpat-", 20),
-    ("xoxb-", 20),
-    ("xoxp-", 20),
-    ("sk-", 32),
-    ("sk_live_", 24),
-];
-
-/// A block with a private key, a token that its beginning tells, or a signed web token.
-fn key(text: &str, at: usize) -> Option<Range<usize>> {
-    let bytes = text.as_bytes();
-    let rest = text.get(at..)?;
-    if let Some(head) = rest.strip_prefix("-----BEGIN ") {
-        let title = head.find("-----").filter(|&end| end < 64)?;
-        if !head[..title].ends_with("PRIVATE KEY") && !head[..title].ends_with("PRIVATE KEY BLOCK") {
-            return None;
-        }
-        let mark = format!("-----END {}-----", &head[..title]);
-        // A key that is cut off is a key to the end of the text.
-        return Some(at..rest.find(&mark).map_or(text.len(), |end| at + end + mark.len()));
-    }
-    if at.checked_sub(1).is_some_and(|before| bytes[before].is_ascii_alphanumeric() || bytes[before] == b'_')
-    {
-        return None;
-    }
-    let run = |from: usize| {
-        bytes[from..]
-            .iter()
-            .take_while(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
-            .count()
-    };
-    for (begin, least) in TOKENS {
-        if rest.starts_with(begin) {
-            let from = at + begin.len();
-            let length = run(from);
-            let exact = !begin.ends_with("IA")
-                || length == least
-                    && bytes[from..from + length]
-                        .iter()
-                        .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit());
-            return (length >= least && exact).then_some(at..from + length);
-        }
-    }
-    if rest.starts_with("eyJ") {
-        let mut end = at + run(at);
-        for _ in 0..2 {
-            if bytes.get(end) != Some(&b'.') {
-                return None;
-            }
-            let length = run(end + 1);
-            if length < 10 {
-                return None;
-            }
-            end += 1 + length;
-        }
-        return Some(at..end);
-    }
-    None
 }
 
 impl Filter for Pii {

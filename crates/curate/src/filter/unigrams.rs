@@ -100,19 +100,70 @@ impl Unigrams {
     /// Summed in the order of the buckets. 0 for a text without words.
     #[must_use]
     pub fn divergence(&self, text: &str) -> f64 {
-        self.divergence_of(&Analysis::new(text), self.total())
+        divergence(&Analysis::new(text), self.total(), |bucket| self.counts[bucket])
+    }
+}
+
+fn divergence(analysis: &Analysis, total: u64, count: impl Fn(usize) -> u64) -> f64 {
+    let mut buckets: Vec<usize> = analysis.words.iter().map(|word| bucket(word.hash)).collect();
+    buckets.sort_unstable();
+    let words = buckets.len() as f64;
+    let all = total as f64 + BUCKETS as f64;
+    let run = |run: &[usize]| {
+        let p = run.len() as f64 / words;
+        p * libm::log(p * all / (count(run[0]) as f64 + 1.0))
+    };
+    buckets.chunk_by(|a, b| a == b).map(run).sum()
+}
+
+/// [`Unigrams`] of which only buckets that were seen take memory, 12 bytes each: for many languages of few words.
+#[derive(Default)]
+pub(super) struct SparseUnigrams {
+    /// Sorted.
+    buckets: Vec<u32>,
+    counts: Vec<u64>,
+    total: u64,
+}
+
+impl SparseUnigrams {
+    /// The sums of counts in any order.
+    ///
+    /// # Errors
+    /// [`CurateError::Record`]: there is no such bucket.
+    pub(super) fn new(mut found: Vec<(u32, u64)>) -> Result<SparseUnigrams, CurateError> {
+        found.sort_unstable();
+        let mut sums = SparseUnigrams::default();
+        for (bucket, count) in found {
+            if bucket as usize >= BUCKETS {
+                let problem = format!("no bucket {bucket}");
+                return Err(CurateError::Record { what: "word counts", problem });
+            }
+            sums.total = sums.total.saturating_add(count);
+            match sums.counts.last_mut().filter(|_| sums.buckets.last() == Some(&bucket)) {
+                Some(sum) => *sum = sum.saturating_add(count),
+                None => {
+                    sums.buckets.push(bucket);
+                    sums.counts.push(count);
+                }
+            }
+        }
+        sums.buckets.shrink_to_fit();
+        sums.counts.shrink_to_fit();
+        Ok(sums)
     }
 
-    fn divergence_of(&self, analysis: &Analysis, total: u64) -> f64 {
-        let mut buckets: Vec<usize> = analysis.words.iter().map(|word| bucket(word.hash)).collect();
-        buckets.sort_unstable();
-        let words = buckets.len() as f64;
-        let all = total as f64 + BUCKETS as f64;
-        let run = |run: &[usize]| {
-            let p = run.len() as f64 / words;
-            p * libm::log(p * all / (self.counts[run[0]] as f64 + 1.0))
-        };
-        buckets.chunk_by(|a, b| a == b).map(run).sum()
+    /// Words counted.
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    fn count(&self, bucket: usize) -> u64 {
+        self.buckets.binary_search(&(bucket as u32)).map_or(0, |at| self.counts[at])
+    }
+
+    /// What [`Divergence`] says of a document.
+    pub(super) fn judge(&self, document: &mut Document, max_nats: f64, min_words: usize) -> Option<Dropped> {
+        judge(document, max_nats, min_words, |analysis| divergence(analysis, self.total, |at| self.count(at)))
     }
 }
 
@@ -170,19 +221,30 @@ impl Filter for Divergence {
     }
 
     fn apply(&self, document: &mut Document) -> Option<Dropped> {
-        let analysis = Analysis::new(&document.text);
-        if analysis.words.len() < self.config.min_words {
-            return None;
-        }
-        let found = self.unigrams.divergence_of(&analysis, self.total);
-        let limit = self.config.max_nats;
-        if found > limit {
-            return Some(Dropped::new(
-                "unigram_divergence",
-                format!("{found:.3} nats from the corpus, limit {limit}"),
-            ));
-        }
-        document.tags.insert("unigram_divergence".to_owned(), found);
-        None
+        let DivergenceConfig { max_nats, min_words, .. } = self.config;
+        judge(document, max_nats, min_words, |analysis| {
+            divergence(analysis, self.total, |bucket| self.unigrams.counts[bucket])
+        })
     }
+}
+
+fn judge(
+    document: &mut Document,
+    limit: f64,
+    min_words: usize,
+    divergence: impl Fn(&Analysis) -> f64,
+) -> Option<Dropped> {
+    let analysis = Analysis::new(&document.text);
+    if analysis.words.len() < min_words {
+        return None;
+    }
+    let found = divergence(&analysis);
+    if found > limit {
+        return Some(Dropped::new(
+            "unigram_divergence",
+            format!("{found:.3} nats from the corpus, limit {limit}"),
+        ));
+    }
+    document.tags.insert("unigram_divergence".to_owned(), found);
+    None
 }

@@ -1,10 +1,13 @@
 //! Which language a text is in.
 
 mod built_in;
+mod code;
 #[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
+
+pub(crate) use code::normalise;
 
 use serde::{Deserialize, Serialize};
 
@@ -141,7 +144,8 @@ impl Filter for Language {
         else {
             return Some(Dropped::new("language_unsure", "no language can be told"));
         };
-        document.lang.clone_from(&language);
+        // Models such as GlotLID say `eng_Latn`.
+        document.lang = normalise(&language).into_owned();
         document.tags.insert("lang.score".to_owned(), score);
         if !self.config.keep.is_empty() && !self.config.keep.contains(&language) {
             let kept = self.config.keep.join("`, `");

@@ -86,3 +86,41 @@ fn a_file_that_is_no_model_is_named() {
     let error = Identifier::open(Some(Path::new("/nowhere/lid.ftz"))).err().unwrap().to_string();
     assert!(error.contains("/nowhere/lid.ftz"), "{error}");
 }
+
+#[test]
+fn a_language_has_one_code_however_sources_write_it() {
+    for (code, names) in [
+        (
+            "en",
+            &[
+                "en",
+                "EN",
+                "en-US",
+                "en_GB",
+                "en_GB.UTF-8",
+                "eng",
+                "eng_Latn",
+                "English",
+                " english ",
+                "eng,deu",
+            ][..],
+        ),
+        ("zh", &["zh-Hant-TW", "cmn", "zho_Hans", "chi", "Chinese (Simplified)"]),
+        ("no", &["nb-NO", "nob", "nor"]),
+        ("he", &["iw", "heb", "he-IL"]),
+        ("gd", &["gla", "gd"]),
+        ("ceb", &["ceb", "CEB", "ceb_Latn"]),
+        ("als", &["als"]),
+        ("klingon", &["Klingon"]),
+        ("x-private", &["x-Private"]),
+        ("", &["", "und", "und_Zzzz", "unknown"]),
+    ] {
+        for name in names {
+            assert_eq!(super::normalise(name), code, "{name}");
+        }
+    }
+    // What our own identifiers say stays.
+    for language in super::built_in::languages() {
+        assert_eq!(super::normalise(language), language);
+    }
+}

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::clusters::Duplicates;
 use super::origins::Origins;
 use crate::CurateError;
+use crate::contamination::EvalSetTally;
 use crate::item::Item;
 
 /// Number and size of some documents.
@@ -105,6 +106,8 @@ pub struct CurateReport {
     pub origins: Origins,
     /// Clusters of duplicates by the reason of their drops.
     pub duplicates: BTreeMap<String, Duplicates>,
+    /// Evaluation sets that documents were held against.
+    pub evaluation_sets: Vec<EvalSetTally>,
     /// Parts of inputs that could not be read.
     pub broken: BrokenParts,
     /// Records of inputs that are meant to be no documents, such as requests and redirects in WARC files, by what they are.

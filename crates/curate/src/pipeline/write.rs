@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::clusters::Collecting;
 use super::origins::Counting;
 use super::report::{CurateReport, Tally};
+use crate::contamination::Contamination;
 use crate::inputs::OWN_ID;
 use crate::item::{Item, Value};
 use crate::local::Done;
@@ -36,6 +37,9 @@ pub(super) fn write(
     progress.phase("write", done.last_bytes());
     let broken: Vec<String> = done.stages.values().flat_map(|stage| stage.broken.clone()).collect();
     let mut report = CurateReport::new(inventory, steps, &broken);
+    if let Some(sets) = &config.decontaminate {
+        report.evaluation_sets = Contamination::new(sets)?.tallies();
+    }
     let mut dropped = LineWriter::create(stage.join(DROPPED_FILE))?;
     let (mut origins, mut clusters) = (Counting::default(), Collecting::begin(&stage)?);
     let mut mix = config.mix.as_ref().map(Counts::new);

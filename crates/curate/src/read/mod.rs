@@ -211,6 +211,10 @@ impl Fields {
             (&self.source, &mut document.source),
             (&self.lang, &mut document.lang),
         ];
+        let value = match *name == self.lang {
+            true => crate::language::normalise(&value).into_owned(),
+            false => value,
+        };
         match places.into_iter().find(|(field, _)| *field == name) {
             Some((_, place)) => *place = value,
             None => drop(document.meta.insert(name.to_owned(), value)),

@@ -160,7 +160,7 @@ fn json_lines_give_documents_or_reasons() {
         "{\"text\": 1}\n",
         "{broken\n",
         "[1]\n",
-        "{\"text\": \"last\", \"url\": \"http://x\", \"lang\": \"de\"}"
+        "{\"text\": \"last\", \"url\": \"http://x\", \"lang\": \"deu_Latn\"}"
     );
     let config = ReadConfig::default();
     for packed in [lines.as_bytes().to_vec(), gzip(lines.as_bytes()), zstd(lines.as_bytes())] {

@@ -287,6 +287,8 @@ fn every_filter_has_its_say() {
 fn check_report(report: &CurateReport) {
     let dropped: u64 = report.dropped.values().map(|tally| tally.count).sum();
     assert_eq!(report.documents_in, report.documents_kept + dropped);
+    let exam = &report.evaluation_sets[0];
+    assert_eq!((exam.name.as_str(), exam.examples, exam.too_short), ("exam", 1, 0));
     assert_eq!(report.steps[0].before.documents, report.documents_in);
     for pair in report.steps.windows(2) {
         assert_eq!(pair[0].after, pair[1].before, "{pair:?}");

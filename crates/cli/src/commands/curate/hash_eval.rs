@@ -13,7 +13,8 @@ use crate::commands::print;
     llamero curate hash-eval gsm8k.jsonl --field question --field answer --out gsm8k.hashes\n  \
     llamero curate hash-eval sealed.txt --name sealed --out sealed.hashes")]
 pub(crate) struct HashEvalArgs {
-    /// Examples: a JSON object a line (`.jsonl`), or parts between blank lines.
+    /// Examples: JSON objects, one a line or in an array (`.jsonl`, `.ndjson`, `.json`), or a text with blank lines between them; also
+    /// `.gz` and `.zst`.
     file: PathBuf,
     /// The file of hashes to write. Nobody reads the examples from it.
     #[arg(long)]
@@ -39,7 +40,11 @@ pub(crate) fn hash_eval(args: &HashEvalArgs) -> Result<()> {
     set.save(&args.out)?;
     print(format!("{} examples of `{}`: wrote `{}`", set.examples(), set.name, args.out.display()))?;
     if set.too_short > 0 {
-        say!("note: {} examples have fewer than {} words and cannot be recognised", set.too_short, set.ngram);
+        say!(
+            "note: {} examples have fewer than {} words and cannot be recognised",
+            set.too_short,
+            set.least_words()
+        );
     }
     Ok(())
 }

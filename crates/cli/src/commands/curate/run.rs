@@ -101,6 +101,14 @@ fn print_summary(curated: &Curated) -> Result<()> {
             curated.folder.join(llamero_curate::BROKEN_FILE).display()
         ))?;
     }
+    for set in &report.evaluation_sets {
+        print(format!(
+            "evaluation set {}: {} examples, {} more are too short to be recognised",
+            set.name,
+            grouped(set.examples),
+            grouped(set.too_short)
+        ))?;
+    }
     for (kind, count) in &report.passed {
         print(format!("{} {kind} are no documents", grouped(*count)))?;
     }
