@@ -15,6 +15,7 @@
 pub mod audit;
 mod config;
 pub mod contamination;
+mod date;
 pub mod dedup;
 mod document;
 pub mod domain;

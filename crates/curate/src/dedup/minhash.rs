@@ -253,7 +253,7 @@ fn end_word(hash: &mut u64, words: &mut Vec<u64>) {
 }
 
 /// Han, kana, Thai, Lao, Khmer, Burmese: written without spaces between words.
-fn is_word_alone(c: char) -> bool {
+pub(crate) fn is_word_alone(c: char) -> bool {
     matches!(c, '\u{0e00}'..='\u{0eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}' | '\u{3040}'..='\u{30ff}'
         | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}')
         && c.is_alphanumeric()
