@@ -131,11 +131,12 @@ fn texts_of_which_little_is_left_are_dropped() {
 #[test]
 fn names_with_a_hash_sign_make_no_ids_twice() {
     let line = lines(&[json!({"text": prose(7)})]);
+    let texts = [prose(8), prose(9), prose(10)];
     let files: [(&str, &[u8]); 4] = [
         ("a.jsonl", &line),
-        ("a.jsonl#0", prose(8).as_bytes()),
-        ("a.jsonl%230", prose(9).as_bytes()),
-        ("b%20.txt", prose(10).as_bytes()),
+        ("a.jsonl#0", texts[0].as_bytes()),
+        ("a.jsonl%230", texts[1].as_bytes()),
+        ("b%20.txt", texts[2].as_bytes()),
     ];
     let (_, rows, _) = read(&files, json!({})).unwrap();
     let ids: Vec<&str> = rows.iter().map(|row| row[0].rsplit('/').next().unwrap()).collect();
