@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::*;
 
-/// Runs a recipe with `read` and these settings over files; its report, rows and dropped documents.
-fn read(
-    files: &[(&str, &[u8])],
-    settings: Value,
-) -> Result<(CurateReport, Vec<[String; 7]>, Vec<DroppedRecord>), CurateError> {
+/// A report, rows and dropped documents.
+type Found = (CurateReport, Vec<[String; 7]>, Vec<DroppedRecord>);
+
+/// Runs a recipe with `read` and these settings over files.
+fn read(files: &[(&str, &[u8])], settings: Value) -> Result<Found, CurateError> {
     let (root, out) = (folder(files), TempDir::new().unwrap());
     let mut settings = settings;
     settings["sources"] = json!([root.path()]);
@@ -119,7 +119,8 @@ fn texts_of_which_little_is_left_are_dropped() {
         .map(|n| json!({"text": format!("{menu}{n}!"), "url": format!("short/{n}")}))
         .chain((0..2).map(|n| json!({"text": format!("{menu}{}", prose(n)), "url": format!("long/{n}")})))
         .collect();
-    let (_, rows, dropped) = read(&[("a.jsonl", &lines(&documents))], json!({"common_lines": {}})).unwrap();
+    let (_, rows, dropped) =
+        read(&[("a.jsonl", &lines(&documents))], json!({"common_lines": {"normalise": false}})).unwrap();
     assert_eq!((rows.len(), dropped.len()), (2, 20));
     assert!(dropped.iter().all(|record| record.reason == "too_short"), "{dropped:?}");
     // With no limit what has no text goes all the same.
