@@ -15,7 +15,7 @@ pub struct Document {
     pub url: String,
     /// What it came with: a crate, a dump, a file.
     pub source: String,
-    /// When it was fetched or written, as ISO 8601; empty where unknown.
+    /// When it was fetched or written, as ISO 8601 in UTC; empty where unknown.
     pub date: String,
     /// Its language, an ISO 639 code; empty where unknown.
     pub lang: String,

@@ -8,7 +8,8 @@
 //! | `prose` | nothing of that |
 //!
 //! The filter `kind` tells code from prose as soon as there is text, so that rules for prose leave code alone. The filter
-//! `domain` says the rest when the language is known, and once more when there are tags. Where the source says what a document is, that stays.
+//! `domain` says the rest when the language is known, and once more when there are tags. Where the source says what a document is, by a field `domain` that holds one of these
+//! four words, that stays.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,9 @@ pub(crate) const MULTILINGUAL: &str = "multilingual";
 
 /// All domains.
 pub const DOMAINS: [&str; 4] = [PROSE, CODE, MATHS, MULTILINGUAL];
+
+/// The key of [`Document::meta`] by which a source says what a document is.
+const SAID: &str = "domain";
 
 /// A classifier is believed from here on.
 const SURE: f64 = 0.5;
@@ -50,11 +54,19 @@ impl Filter for Kind {
     }
 
     fn apply(&self, document: &mut Document) -> Option<Dropped> {
-        if document.domain.is_empty() {
+        if let Some(said) = said(document) {
+            said.clone_into(&mut document.domain);
+        } else if document.domain.is_empty() {
             kind(&document.url, &document.text).clone_into(&mut document.domain);
         }
         None
     }
+}
+
+/// The domain that the source gives a document. Other words in such a field, such as names of hosts, say nothing.
+fn said(document: &Document) -> Option<&'static str> {
+    let said = document.meta.get(SAID)?;
+    DOMAINS.into_iter().find(|domain| domain == said)
 }
 
 /// `code` or `prose`, from the end of an address, or else from the text.
@@ -83,7 +95,7 @@ impl Filter for Domain {
     }
 
     fn apply(&self, document: &mut Document) -> Option<Dropped> {
-        if !document.domain.is_empty() && document.domain != PROSE {
+        if !document.domain.is_empty() && (document.domain != PROSE || said(document).is_some()) {
             return None;
         }
         let tagged = |tag: &str| document.tags.get(tag).is_some_and(|&found| found >= SURE);
@@ -149,6 +161,20 @@ mod tests {
             ("", prose, PROSE),
         ] {
             assert_eq!(kind(url, text), expected, "{url}");
+        }
+    }
+
+    #[test]
+    fn what_the_source_says_stays() {
+        let code = "for (int i = 0; i < n; i++) { sum[i] += a[i] * b[i]; } /* done */";
+        for (said, expected) in [("prose", "prose"), ("maths", "maths"), ("example.org", "multilingual")] {
+            let mut document = Document { lang: "de".into(), ..Document::default() };
+            // What says nothing is told by the text.
+            document.text = if said == "example.org" { "Plain words.".into() } else { code.into() };
+            document.meta.insert(SAID.into(), said.into());
+            Kind {}.apply(&mut document);
+            Domain { main_language: "en".to_owned() }.apply(&mut document);
+            assert_eq!(document.domain, expected, "{said}");
         }
     }
 

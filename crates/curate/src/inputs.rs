@@ -1,14 +1,16 @@
 //! The inputs of `curate.read` as a plan's source: documents out of WARC, WET, HTML, JSON Lines, Parquet and text.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::CurateError;
+use crate::dedup::VERSION;
 use crate::files::splits;
 use crate::item::{Item, Value};
 use crate::plan::{Broken, Emit, Source};
-use crate::read::{Listed, ReadConfig, id_at};
+use crate::read::{Listed, ReadConfig, id_at, id_of};
+use crate::{CurateError, Document, date};
 
 /// The key of [`Document::meta`](crate::Document::meta) for the id that a document came with.
 pub const OWN_ID: &str = "id";
@@ -46,7 +48,7 @@ impl ReadSource {
         tick: &dyn Fn(u64),
     ) -> Result<(), CurateError> {
         let whole = self.inputs.read.is_whole(&listed.name);
-        let mut told = 0;
+        let (mut told, mut unread) = (0, 0);
         let mut records = listed.input()?.records(&self.inputs.read);
         for record in records.by_ref() {
             let record = match record {
@@ -61,7 +63,8 @@ impl ReadSource {
             tick(at.saturating_sub(told));
             told = told.max(at);
             let mut document = record.document;
-            let id = if whole { listed.name.clone() } else { id_at(&listed.name, record.place.position) };
+            let id = if whole { id_of(&listed.name) } else { id_at(&listed.name, record.place.position) };
+            tidy(&mut document, &mut unread);
             let own = std::mem::replace(&mut document.id, id.clone());
             if own != id && !own.is_empty() {
                 document.meta.insert(OWN_ID.to_owned(), own);
@@ -70,12 +73,28 @@ impl ReadSource {
             let item = Item::new(document, bytes).with_excerpt(self.inputs.excerpt_bytes);
             emit(id.as_bytes(), &Value::Item(Box::new(item)).encode()?)?;
         }
-        if !records.passed().is_empty() {
-            let passed = records.passed().iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+        let passed = records.passed().iter().map(|(kind, count)| ((*kind).to_owned(), *count));
+        let unread = (unread > 0).then(|| (UNREAD_DATES.to_owned(), unread));
+        let passed: BTreeMap<_, _> = passed.chain(unread).collect();
+        if !passed.is_empty() {
             emit(listed.name.as_bytes(), &Value::Passed(passed).encode()?)?;
         }
         tick(listed.bytes.saturating_sub(told));
         Ok(())
+    }
+}
+
+/// What is counted, beside the records that are no documents, of those that are: the document stays, without a date.
+const UNREAD_DATES: &str = "dates that cannot be read (their documents have none)";
+
+/// Gives a document what all have in common, however it was read.
+fn tidy(document: &mut Document, unread: &mut u64) {
+    // The version of a crate is known of files of the registry alone.
+    document.meta.remove(VERSION);
+    if !document.date.is_empty() {
+        let date = date::normalise(&document.date);
+        *unread += u64::from(date.is_none());
+        document.date = date.unwrap_or_default();
     }
 }
 

@@ -18,6 +18,7 @@ pub mod audit;
 pub mod cluster;
 mod config;
 pub mod contamination;
+mod date;
 pub mod dedup;
 mod document;
 pub mod domain;

@@ -61,6 +61,8 @@ pub(crate) fn text_rules(config: &CurateConfig) -> Result<Vec<Step>, CurateError
     };
     let mut steps = Vec::new();
     if config.read.is_some() {
+        // Of plain files the source has seen to it.
+        steps.push(Step::with("plain_text", &PlainText { max_control_share: config.max_control_share })?);
         // Of plain files those that are too large are not read at all.
         steps.push(Step::with("huge", &Huge { max_bytes: config.max_document_bytes })?);
     }
@@ -78,7 +80,9 @@ pub(crate) fn text_rules(config: &CurateConfig) -> Result<Vec<Step>, CurateError
 
 /// Registers the rules for texts.
 pub(crate) fn register(registry: &mut Registry) {
+    registry.filter_of::<PlainText>("plain_text");
     registry.filter_of::<Huge>("huge");
+    registry.filter_of::<TooLittleLeft>(TOO_LITTLE_LEFT);
     registry.filter_of::<TooShort>("too_short");
     registry.filter_of::<LongLines>("long_lines");
     registry.filter_of::<LowLetters>("low_letters");
@@ -101,19 +105,45 @@ fn empty(subject: &Subject, _: &FileLimits) -> Option<String> {
 }
 
 fn binary(subject: &Subject, limits: &FileLimits) -> Option<String> {
-    if let Some(at) = subject.bytes.iter().position(|&byte| byte == 0) {
+    controls(subject.bytes, limits.max_control_share)
+}
+
+/// Why bytes are no text: a zero byte, or too many control characters.
+fn controls(bytes: &[u8], limit: f64) -> Option<String> {
+    if let Some(at) = bytes.iter().position(|&byte| byte == 0) {
         return Some(format!("a zero byte at {at}"));
     }
     // Tab, line feed, vertical tab, form feed and carriage return belong to text.
     let is_control = |byte: &&u8| byte.is_ascii_control() && !(b'\t'..=b'\r').contains(*byte);
-    let found = share(subject.bytes.iter().filter(is_control).count(), subject.bytes.len());
-    let limit = limits.max_control_share;
+    let found = share(bytes.iter().filter(is_control).count(), bytes.len());
     (found > limit).then(|| format!("{found:.3} of the bytes are control characters, limit {limit}"))
 }
 
 fn not_utf8(subject: &Subject, _: &FileLimits) -> Option<String> {
     let error = std::str::from_utf8(subject.bytes).err()?;
     Some(format!("an invalid byte at {}", error.valid_up_to()))
+}
+
+/// Makes texts that are read what those of plain files are, and drops what is none.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlainText {
+    max_control_share: f64,
+}
+
+impl Filter for PlainText {
+    fn name(&self) -> &'static str {
+        "plain_text"
+    }
+
+    fn apply(&self, document: &mut Document) -> Option<Dropped> {
+        let text = normalise(&document.text);
+        if text.len() != document.text.len() {
+            document.text = text.into_owned();
+        }
+        controls(document.text.as_bytes(), self.max_control_share)
+            .map(|detail| Dropped::new("binary", detail))
+    }
 }
 
 /// Drops texts of many bytes.
@@ -150,7 +180,30 @@ impl Filter for TooShort {
         let limit = self.min_characters;
         let found = document.text.trim().chars().count() as u64;
         (found < limit)
-            .then(|| Dropped::new(self.name(), format!("{found} characters, at least {limit} wanted")))
+            .then(|| Dropped::new("too_short", format!("{found} characters, at least {limit} wanted")))
+    }
+}
+
+/// Name of the filter that asks for the length of a text once more, when nothing will be taken out of it any more.
+pub(crate) const TOO_LITTLE_LEFT: &str = "too_little_left";
+
+/// The step [`TOO_LITTLE_LEFT`].
+pub(crate) fn too_little_left(config: &CurateConfig) -> Result<Step, CurateError> {
+    Step::with(TOO_LITTLE_LEFT, &TooShort { min_characters: config.min_characters })
+}
+
+/// Drops texts of which few characters are left; also those of which none is, whatever the limit.
+#[derive(Serialize, Deserialize)]
+#[serde(transparent)]
+struct TooLittleLeft(TooShort);
+
+impl Filter for TooLittleLeft {
+    fn name(&self) -> &'static str {
+        TOO_LITTLE_LEFT
+    }
+
+    fn apply(&self, document: &mut Document) -> Option<Dropped> {
+        TooShort { min_characters: self.0.min_characters.max(1) }.apply(document)
     }
 }
 

@@ -112,8 +112,9 @@ fn articles_are_found_in_real_pages() {
     let mut best = 0.0_f64;
     for alt_text in [true, false] {
         let (article, start) = (Article { alt_text }, Instant::now());
-        let text =
-            |page: &Page| article.extract(&page.html, None).map_or_else(String::new, |found| found.text);
+        let text = |page: &Page| {
+            article.extract(&page.html, None).map_or_else(|_| String::new(), |found| found.text)
+        };
         let found: Vec<_> = pages.iter().map(text).collect();
         let scores = scores(&pages, &found);
         row(

@@ -3,17 +3,18 @@
 use crate::version::Version;
 use crate::{CurateError, Document};
 
-/// The key of `meta` that holds a version such as `1.2.3`.
-pub(crate) const VERSION: &str = "version";
+/// The key of `meta` that holds the version of a crate of the registry, such as `1.2.3`. Documents that are read elsewhere have
+/// none: what a dump calls a version says nothing of age.
+pub(crate) const VERSION: &str = "registry.version";
 
-/// How new a document is, as bytes that sort oldest first: its version where it has one, then its date. Documents without
-/// come before those with.
+/// How new a document is, as bytes that sort oldest first: its version where it has one, else the instant of its date.
+/// Documents without come before those with; a date that cannot be read is none.
 pub fn newness(document: &Document) -> Vec<u8> {
-    let version = document.meta.get(VERSION).and_then(|text| Version::parse(text));
-    let mut bytes = version.map(|version| version.sortable()).unwrap_or_default();
-    // A version's bytes end like no prefix of another's, so a date can follow.
-    bytes.extend_from_slice(document.date.as_bytes());
-    bytes
+    if let Some(version) = document.meta.get(VERSION).and_then(|text| Version::parse(text)) {
+        return [&[2], &version.sortable()[..]].concat();
+    }
+    let instant = crate::date::instant(&document.date);
+    instant.map(|instant| [&[1], &crate::date::sortable(instant)[..]].concat()).unwrap_or_default()
 }
 
 /// A document's place among its duplicates: of two labels the one with the lower bytes is newer, or as new and of the lower

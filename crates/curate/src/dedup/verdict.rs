@@ -117,7 +117,7 @@ struct Judge {}
 
 impl Reduce for Judge {
     fn reduce(&self, key: &[u8], values: &mut dyn Values, emit: &mut Emit) -> Result<(), CurateError> {
-        let (mut verdict, mut lines) = (None, Vec::new());
+        let (mut verdict, mut lines, mut seen) = (None, Vec::new(), false);
         while let Some(value) = values.next()? {
             match Value::decode(value)? {
                 Value::Verdict(dropped) => verdict = verdict.or(Some(dropped)),
@@ -125,6 +125,12 @@ impl Reduce for Judge {
                 Value::Sketch(_) => {}
                 Value::Passed(_) => emit(key, value)?,
                 Value::Item(mut item) => {
+                    // A verdict would fall on one of them, and nobody could say which.
+                    if std::mem::replace(&mut seen, true) {
+                        let id = String::from_utf8_lossy(key);
+                        let problem = format!("two have the id `{id}`, which must be unique");
+                        return Err(CurateError::Record { what: "a document", problem });
+                    }
                     if verdict.is_none() && lines.is_empty() {
                         emit(key, value)?;
                         continue;

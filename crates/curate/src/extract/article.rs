@@ -4,15 +4,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::{Deserialize, Serialize};
 use trafilatura::dom::{Document, NodeId};
-use trafilatura::{Options, extract_document};
+use trafilatura::{Options, TrafilaturaError, extract_document};
 
 use super::{Extract, Extracted, depth, preserve, render};
+use crate::Dropped;
 
 /// Elements within one another; browsers allow no more.
 const MAX_DEPTH: usize = 512;
 
 /// Open elements at which a page is not even parsed. The count is rough, so it leaves room above [`MAX_DEPTH`].
 const MAX_OPEN: usize = 4 * MAX_DEPTH;
+
+/// Attributes of an element at which a page is not even parsed: each is compared with all before it.
+const MAX_ATTRIBUTES: usize = 1024;
 
 /// Elements of a page. Some rules compare many of them, and no page for people has so many.
 const MAX_ELEMENTS: usize = 100_000;
@@ -32,30 +36,40 @@ impl Default for Article {
 }
 
 impl Extract for Article {
-    fn extract(&self, html: &str, url: Option<&str>) -> Option<Extracted> {
+    fn extract(&self, html: &str, url: Option<&str>) -> Result<Extracted, Dropped> {
         // A page must not be able to end a run by meeting a fault of the library.
-        catch_unwind(AssertUnwindSafe(|| self.article(html, url))).ok().flatten()
+        catch_unwind(AssertUnwindSafe(|| self.article(html, url))).unwrap_or_else(|panic| {
+            let said = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let said = said.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();
+            Err(Dropped::new("extraction_failed", format!("a fault in the extraction: {said}")))
+        })
     }
 }
 
 impl Article {
-    fn article(&self, html: &str, url: Option<&str>) -> Option<Extracted> {
-        if depth::is_deeper(html, MAX_OPEN) {
-            return None;
-        }
+    fn article(&self, html: &str, url: Option<&str>) -> Result<Extracted, Dropped> {
+        depth::check(html, MAX_OPEN, MAX_ATTRIBUTES)?;
         let mut page = Document::parse(&preserve::without_marks(html));
-        if !is_bounded(&page) {
-            return None;
-        }
+        check(&page)?;
         preserve::preserve(&mut page, self.alt_text);
         let mut options = Options::default().with_fallback(true).with_exclude_comments(true);
         if let Some(url) = url.and_then(|url| url.parse().ok()) {
             options = options.with_url(url);
         }
-        let found = extract_document(page, &options).ok()?;
+        let no_text = || {
+            let detail = format!("{} bytes of HTML hold no main text", html.len());
+            Dropped::new("no_main_text", detail)
+        };
+        let found = extract_document(page, &options).map_err(|error| match error {
+            TrafilaturaError::InsufficientContent { .. } => no_text(),
+            error => Dropped::new("extraction_failed", error.to_string()),
+        })?;
         let text = preserve::restore(&render::text(&Document::parse(&found.content_html)));
         let meta = found.metadata;
-        (!text.is_empty()).then(|| Extracted {
+        if text.is_empty() {
+            return Err(no_text());
+        }
+        Ok(Extracted {
             title: meta.title,
             text,
             date: meta.date.map(|date| date.to_string()).unwrap_or_default(),
@@ -64,16 +78,20 @@ impl Article {
     }
 }
 
-/// Whether the page is neither too deep nor too large.
-fn is_bounded(page: &Document) -> bool {
+/// Makes sure that the page is neither too deep nor too large.
+fn check(page: &Document) -> Result<(), Dropped> {
     let mut open: Vec<(NodeId, usize)> = vec![(page.root(), 0)];
     let mut seen = 0;
     while let Some((node, depth)) = open.pop() {
         seen += 1;
-        if depth > MAX_DEPTH || seen > MAX_ELEMENTS {
-            return false;
+        if depth > MAX_DEPTH {
+            return Err(depth::too_deep(MAX_DEPTH));
+        }
+        if seen > MAX_ELEMENTS {
+            let detail = format!("more than {MAX_ELEMENTS} elements and pieces of text, which is the limit");
+            return Err(Dropped::new("page_too_large", detail));
         }
         open.extend(page.children(node).into_iter().map(|child| (child, depth + 1)));
     }
-    true
+    Ok(())
 }

@@ -1,6 +1,9 @@
-//! How deep a page is, found without building its tree: that takes a time that grows with the square of its depth.
+//! How deep a page is and how many attributes its elements have, found without building its tree: that takes a time that grows
+//! with the square of both.
 
 use std::collections::HashMap;
+
+use crate::Dropped;
 
 /// Elements without an end, and those whose end may be left out and is found by what follows: open ones say nothing of depth.
 const UNCOUNTED: [&str; 46] = [
@@ -35,11 +38,14 @@ const BREAKOUT: [&str; 18] = [
     "ul",
 ];
 
-/// Longest tag in a picture whose end is looked for, in bytes.
-const MAX_TAG: usize = 4096;
+/// The verdict on a page with more than `limit` elements within one another.
+pub(super) fn too_deep(limit: usize) -> Dropped {
+    Dropped::new("page_too_deep", format!("elements within one another, limit {limit}"))
+}
 
-/// Whether more than `limit` elements that need an end are open at once somewhere.
-pub(super) fn is_deeper(html: &str, limit: usize) -> bool {
+/// Makes sure that nowhere more than `limit` elements that need an end are open at once, and that none has more than so many
+/// attributes.
+pub(super) fn check(html: &str, limit: usize, attributes: usize) -> Result<(), Dropped> {
     let mut open: HashMap<String, usize> = HashMap::new();
     let (mut depth, mut rest, mut foreign) = (0, html, false);
     while let Some(at) = rest.find('<') {
@@ -56,7 +62,12 @@ pub(super) fn is_deeper(html: &str, limit: usize) -> bool {
         let length =
             tag.find(|c: char| c.is_ascii_whitespace() || matches!(c, '/' | '>')).unwrap_or(tag.len());
         let name = tag[..length].to_ascii_lowercase();
-        rest = &tag[length..];
+        let behind = Tag::of(&tag[length..]);
+        rest = &tag[length + behind.length..];
+        if behind.attributes > attributes {
+            let detail = format!("{} attributes of a `{name}`, limit {attributes}", behind.attributes);
+            return Err(Dropped::new("page_too_many_attributes", detail));
+        }
         if matches!(&*name, "svg" | "math") {
             foreign = !is_end;
         }
@@ -73,20 +84,57 @@ pub(super) fn is_deeper(html: &str, limit: usize) -> bool {
             continue;
         }
         // `<path/>` is closed in pictures and formulas, `<div/>` is not.
-        let is_closed = || {
-            let start = &rest.as_bytes()[..rest.len().min(MAX_TAG)];
-            start.iter().position(|&byte| byte == b'>').is_some_and(|at| start[..at].ends_with(b"/"))
-        };
-        if UNCOUNTED.contains(&&*name) || foreign && is_closed() {
+        if UNCOUNTED.contains(&&*name) || foreign && behind.is_closed {
             continue;
         }
         *open.entry(name).or_default() += 1;
         depth += 1;
         if depth > limit {
-            return true;
+            return Err(too_deep(limit));
         }
     }
-    false
+    Ok(())
+}
+
+/// What follows the name in a tag.
+struct Tag {
+    /// Its bytes, the `>` included.
+    length: usize,
+    attributes: usize,
+    /// It ends with `/>`.
+    is_closed: bool,
+}
+
+impl Tag {
+    fn of(text: &str) -> Tag {
+        let bytes = text.as_bytes();
+        let from = |at: usize, is_end: fn(u8) -> bool| {
+            bytes[at..].iter().position(|&byte| is_end(byte)).map_or(bytes.len(), |found| at + found)
+        };
+        let (mut at, mut attributes) = (0, 0);
+        loop {
+            at = from(at, |byte| !byte.is_ascii_whitespace() && byte != b'/');
+            match bytes.get(at) {
+                None => return Tag { length: at, attributes, is_closed: false },
+                Some(b'>') => {
+                    let is_closed = bytes[..at].ends_with(b"/");
+                    return Tag { length: at + 1, attributes, is_closed };
+                }
+                Some(_) => attributes += 1,
+            }
+            at = from(at + 1, |byte| byte.is_ascii_whitespace() || matches!(byte, b'/' | b'>' | b'='));
+            let value = from(at, |byte| !byte.is_ascii_whitespace());
+            if bytes.get(value) != Some(&b'=') {
+                continue;
+            }
+            at = from(value + 1, |byte| !byte.is_ascii_whitespace());
+            at = match bytes.get(at) {
+                Some(b'"') => (from(at + 1, |byte| byte == b'"') + 1).min(bytes.len()),
+                Some(b'\'') => (from(at + 1, |byte| byte == b'\'') + 1).min(bytes.len()),
+                _ => from(at, |byte| byte.is_ascii_whitespace() || byte == b'>'),
+            };
+        }
+    }
 }
 
 /// What follows the end tag of an element that holds text.
@@ -124,8 +172,30 @@ mod tests {
             ("a < b <> </> <1> <div", 1),
             ("", 0),
         ] {
-            assert!(!is_deeper(html, depth), "{html}");
-            assert!(depth == 0 || is_deeper(html, depth - 1), "{html}");
+            assert!(check(html, depth, 2).is_ok(), "{html}");
+            assert!(depth == 0 || check(html, depth - 1, 2).is_err(), "{html}");
+        }
+    }
+
+    #[test]
+    fn attributes_are_counted_tag_by_tag() {
+        for (html, count) in [
+            ("<a b c=d e='f > g' h=\"i j\">k l m n o</a p>", 4),
+            ("<br/><img src=a/b alt = 'c' / >", 2),
+            ("<a b", 1),
+            ("<a b='c d e", 1),
+            ("</a b c>", 2),
+            ("<script>a<b c d e f g h</script><a>", 0),
+            ("<!-- <a b c d> -->", 0),
+            ("<a<b<c =d>", 1),
+        ] {
+            assert!(check(html, 9, count).is_ok(), "{html}");
+            let reason = |dropped: Dropped| dropped.reason;
+            assert!(
+                count == 0
+                    || check(html, 9, count - 1).map_err(reason) == Err("page_too_many_attributes".into()),
+                "{html}"
+            );
         }
     }
 }

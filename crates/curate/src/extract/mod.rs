@@ -32,8 +32,11 @@ pub struct Extracted {
 
 /// A way to get the text out of HTML.
 pub trait Extract: Send + Sync {
-    /// The text of a page, which was found at `url`; none where the page has no main text.
-    fn extract(&self, html: &str, url: Option<&str>) -> Option<Extracted>;
+    /// The text of a page, which was found at `url`.
+    ///
+    /// # Errors
+    /// Why there is none: the page has no main text (`no_main_text`), or it was given up.
+    fn extract(&self, html: &str, url: Option<&str>) -> Result<Extracted, Dropped>;
 }
 
 /// The step that replaces HTML by its text. Documents that are no HTML stay as they are.
@@ -49,9 +52,9 @@ impl<E: Extract> Filter for Extraction<E> {
             return None;
         }
         let url = Some(document.url.as_str()).filter(|url| url.contains("://"));
-        let Some(found) = self.0.extract(&document.text, url) else {
-            let detail = format!("{} bytes of HTML hold no main text", document.text.len());
-            return Some(Dropped::new("no_main_text", detail));
+        let found = match self.0.extract(&document.text, url) {
+            Ok(found) => found,
+            Err(dropped) => return Some(dropped),
         };
         document.text = found.text;
         if document.lang.is_empty() {

@@ -83,10 +83,18 @@ fn lists_and_tables_have_lines() {
 #[test]
 fn pages_without_text_and_pages_too_deep_give_nothing() {
     let article = Article::default();
-    for html in
-        ["", "<html><body></body></html>", "\u{fdd0}", &"<div>".repeat(100_000), &"<p>x".repeat(200_000)]
-    {
-        assert_eq!(article.extract(html, None), None, "{}", &html[..html.len().min(30)]);
+    let attributes: String = (0..200_000).map(|n| format!(" a{n}")).collect();
+    for (html, reason) in [
+        ("", "no_main_text"),
+        ("<html><body></body></html>", "no_main_text"),
+        ("\u{fdd0}", "no_main_text"),
+        (&"<div>".repeat(100_000), "page_too_deep"),
+        (&"<div>".repeat(600), "page_too_deep"),
+        (&"<p>x".repeat(200_000), "page_too_large"),
+        (&format!("<p{attributes}>x"), "page_too_many_attributes"),
+    ] {
+        let found = article.extract(html, None).map_err(|dropped| dropped.reason);
+        assert_eq!(found, Err(reason.to_owned()), "{}", &html[..html.len().min(30)]);
     }
 }
 

@@ -1,7 +1,8 @@
 //! What the heuristics look at, found in one pass over a text and shared by all of them.
 
-use super::characters::{is_symbol, is_terminal};
+use super::characters::{is_symbol, is_terminal, is_unmarked};
 use super::words::words;
+use crate::dedup::minhash::is_word_alone;
 
 /// A word of a text.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +20,8 @@ const ALPHABETIC: u8 = 1;
 const SYMBOLIC: u8 = 2;
 const TERMINAL: u8 = 4;
 const PUNCTUATION: u8 = 8;
+const ALONE: u8 = 16;
+const UNMARKED: u8 = 32;
 
 impl Word {
     fn new(text: &str, start: usize, end: usize) -> Word {
@@ -26,6 +29,7 @@ impl Word {
         let bytes = word.as_bytes();
         let (mut characters, mut alphabetic, mut symbols, mut terminal, mut punctuation) =
             (0, false, true, false, true);
+        let (mut alone, mut unmarked) = (false, false);
         if bytes.iter().all(u8::is_ascii_alphabetic) {
             (characters, alphabetic, symbols, punctuation) = (bytes.len() as u32, true, false, false);
         } else {
@@ -40,9 +44,17 @@ impl Word {
                 terminal |= is_terminal(c);
             }
             terminal &= characters == 1;
+            alone = word.starts_with(is_word_alone);
+            unmarked = alone && word.starts_with(is_unmarked);
         }
-        let flags =
-            [(alphabetic, ALPHABETIC), (symbols, SYMBOLIC), (terminal, TERMINAL), (punctuation, PUNCTUATION)];
+        let flags = [
+            (alphabetic, ALPHABETIC),
+            (symbols, SYMBOLIC),
+            (terminal, TERMINAL),
+            (punctuation, PUNCTUATION),
+            (alone, ALONE),
+            (unmarked, UNMARKED),
+        ];
         let flags = flags.iter().filter(|(set, _)| *set).fold(0, |flags, (_, flag)| flags | flag);
         Word { start, end, hash: hash(bytes), characters, flags }
     }
@@ -50,6 +62,11 @@ impl Word {
     /// It has a letter.
     pub(crate) fn is_alphabetic(&self) -> bool {
         self.flags & ALPHABETIC != 0
+    }
+
+    /// It is one character of a script without spaces between words.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.flags & ALONE != 0
     }
 
     /// It is made of marks alone.
@@ -95,15 +112,25 @@ impl<'a> Analysis<'a> {
     }
 }
 
+/// Words of an n-gram that stand for one: two where most words are characters, as words of such scripts have about two.
+pub(crate) fn words_for_one(words: &[Word]) -> usize {
+    let alone = words.iter().filter(|word| word.is_alone()).count();
+    if alone * 2 > words.len() { 2 } else { 1 }
+}
+
 /// Number of characters.
 pub(crate) fn characters(text: &str) -> usize {
     text.bytes().filter(|byte| byte & 0xC0 != 0x80).count()
 }
 
-/// Sentences among some words: a sentence begins with a word that is no mark after a mark that ends one.
+/// Sentences among some words: a sentence begins with a word that is no mark after a mark that ends one; in scripts without such
+/// marks, after a space.
 pub(crate) fn sentences(words: &[Word]) -> usize {
     let (mut count, mut ended) = (usize::from(!words.is_empty()), false);
-    for word in words {
+    for (at, word) in words.iter().enumerate() {
+        let before = at.checked_sub(1).map(|at| &words[at]);
+        ended |= word.flags & UNMARKED != 0
+            && before.is_some_and(|before| before.flags & UNMARKED != 0 && before.end < word.start);
         if word.flags & TERMINAL != 0 {
             ended = true;
         } else if ended && word.flags & PUNCTUATION == 0 {

@@ -7,8 +7,9 @@ use aho_corasick::AhoCorasick;
 use serde::{Deserialize, Serialize};
 
 use super::analysis::{Analysis, lines, sentences};
-use super::characters::{is_space, trim};
+use super::characters::{ends_sentence, is_space, trim};
 use crate::Dropped;
+use crate::dedup::minhash::is_word_alone;
 
 /// Keeps the lines that read like prose. `false` switches a rule off.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -16,12 +17,13 @@ use crate::Dropped;
 pub struct C4 {
     /// Take `[12]`, `[edit]` and `[citation needed]` out of the lines.
     pub remove_citations: bool,
-    /// Drop lines that do not end with a full stop, a question or exclamation mark or a quotation mark, or that end with an ellipsis.
+    /// Drop lines that do not end with a full stop, a question or exclamation mark of any script or a quotation mark, or that end
+    /// with an ellipsis. Thai and Lao have no such marks: there any end will do.
     pub terminal_punctuation: bool,
     /// Fewer sentences in the lines that are left: `too_few_sentences`.
     #[serde(with = "super::off")]
     pub min_sentences: Option<u64>,
-    /// Drop lines with fewer words (between white space).
+    /// Drop lines with fewer words: what is between white space, and every character of scripts without it.
     #[serde(with = "super::off")]
     pub min_words_per_line: Option<u64>,
     /// Drop lines with a longer word, in characters.
@@ -108,7 +110,7 @@ impl C4 {
             }
             let cleaned = if self.remove_citations { without_citations(whole) } else { None };
             let line = cleaned.as_deref().unwrap_or(whole);
-            let ends = line.ends_with(['.', '?', '!', '"', '\'']) && !line.ends_with("...");
+            let ends = (line.ends_with(['"', '\'']) || ends_sentence(line)) && !line.ends_with("...");
             if self.terminal_punctuation && !ends
                 || self.min_words_per_line.is_some_and(|limit| words < limit)
             {
@@ -150,7 +152,8 @@ impl C4 {
     }
 }
 
-/// Number of chunks between white space, and the length of the longest in characters.
+/// Number of chunks between white space, and the length of the longest in characters. In scripts without spaces each
+/// character is a chunk.
 fn chunks(line: &str) -> (u64, u64) {
     let (mut count, mut longest) = (0, 0);
     let mut length = 0;
@@ -165,7 +168,14 @@ fn chunks(line: &str) -> (u64, u64) {
         }
     } else {
         for c in line.chars() {
-            if is_space(c) { close(&mut length) } else { length += 1 }
+            let alone = is_word_alone(c);
+            if alone || is_space(c) {
+                close(&mut length);
+            }
+            length += u64::from(!is_space(c));
+            if alone {
+                close(&mut length);
+            }
         }
     }
     close(&mut length);

@@ -140,6 +140,30 @@ pub(crate) fn is_symbol(c: char) -> bool {
     is_in(&SYMBOL, c) || is_terminal(c)
 }
 
+/// Signs above, below and behind a character of Thai, Lao, Burmese, Khmer or kana that are no characters of their own.
+pub(crate) fn is_attached(c: char) -> bool {
+    matches!(c, '\u{e31}' | '\u{e34}'..='\u{e3a}' | '\u{e47}'..='\u{e4e}' | '\u{eb1}' | '\u{eb4}'..='\u{ebc}'
+        | '\u{ec8}'..='\u{ece}' | '\u{102b}'..='\u{103e}' | '\u{17b4}'..='\u{17d3}' | '\u{17dd}'
+        | '\u{3099}'..='\u{309a}')
+}
+
+/// Thai and Lao: they have no mark for the end of a sentence, and a space between two of their words is the end of a clause.
+pub(crate) fn is_unmarked(c: char) -> bool {
+    matches!(c, '\u{e00}'..='\u{eff}')
+}
+
+/// Whether a line ends like a sentence of its script: with a mark that ends one, also before closing quotes and brackets of
+/// scripts that are not Latin, or with a word of a script that has no such mark.
+pub(crate) fn ends_sentence(line: &str) -> bool {
+    let closing = ['”', '’', '」', '』', '）', '》', '】'];
+    let inside = line.trim_end_matches(closing);
+    match inside.chars().next_back() {
+        // In Latin script the published rules stand: `.”` at the end of a line is none of their marks.
+        Some(c) => is_terminal(c) && (inside.len() == line.len() || !c.is_ascii()) || is_unmarked(c),
+        None => false,
+    }
+}
+
 /// White space, the separators of files and records among it.
 pub(crate) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::analysis::{Analysis, lines};
+use super::analysis::{Analysis, lines, words_for_one};
 use super::gopher::{ngrams, with_counter};
 use super::{check_share, share};
 use crate::{CurateError, Dropped};
@@ -77,15 +77,16 @@ impl NgramCoverage {
     /// Share of the words that are in an n-gram which comes twice or more.
     fn covered(&self, words: &[super::analysis::Word]) -> f64 {
         with_counter(|counter| {
+            let length = self.ngram * words_for_one(words);
             counter.reset(words.len());
-            ngrams(words, self.ngram, |_, hash| {
+            ngrams(words, length, |_, hash| {
                 counter.add(hash);
             });
             let (mut covered, mut until) = (0, 0);
-            ngrams(words, self.ngram, |at, hash| {
+            ngrams(words, length, |at, hash| {
                 if counter.count(hash) > 1 {
-                    covered += at + self.ngram - until.max(at);
-                    until = at + self.ngram;
+                    covered += at + length - until.max(at);
+                    until = at + length;
                 }
             });
             share(covered, words.len())

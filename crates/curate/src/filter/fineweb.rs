@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::analysis::{Analysis, characters, hash};
-use super::characters::{is_terminal, trim};
+use super::characters::{ends_sentence, trim};
 use super::gopher::with_counter;
 use super::{Rule, check_share, share};
 use crate::{CurateError, Dropped};
@@ -57,7 +57,7 @@ impl Rule for FineWeb {
             for line in text.split('\n').filter(|line| !trim(line).is_empty()) {
                 let length = characters(line);
                 count += 1;
-                punctuated += usize::from(line.ends_with(is_terminal));
+                punctuated += usize::from(ends_sentence(line));
                 short += usize::from(length as u64 <= self.short_line);
                 if counter.add(hash(line.as_bytes())) > 0 {
                     repeated += length;

@@ -2,10 +2,11 @@
 //! tables A1 and A2. Reasons and the reading of each rule are those of datatrove.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::analysis::{Analysis, HashCounter, characters, hash, lines};
+use super::analysis::{Analysis, HashCounter, characters, hash, lines, words_for_one};
 use super::characters::{is_space, trim};
 use super::{Rule, check_share, share};
 use crate::{CurateError, Dropped};
@@ -14,7 +15,7 @@ use crate::{CurateError, Dropped};
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct GopherQuality {
-    /// Fewer words than this: `gopher_short_doc`. Marks do not count.
+    /// Fewer words than this: `gopher_short_doc`. Marks do not count; every character of scripts without spaces does.
     #[serde(with = "super::off")]
     pub min_words: Option<u64>,
     /// More words than this: `gopher_long_doc`.
@@ -75,11 +76,15 @@ impl Rule for GopherQuality {
 
     fn judge(&self, analysis: &Analysis) -> Option<Dropped> {
         let words = &analysis.words;
-        let (mut real, mut letters, mut alphabetic) = (0_u64, 0_u64, 0_usize);
+        let (mut real, mut letters, mut alphabetic, mut measured) = (0_u64, 0_u64, 0_usize, 0_u64);
         for word in words {
             if !word.is_symbolic() {
                 real += 1;
-                letters += u64::from(word.characters);
+                // A character that counts as a word says nothing of the length of words.
+                if !word.is_alone() {
+                    measured += 1;
+                    letters += u64::from(word.characters);
+                }
             }
             alphabetic += usize::from(word.is_alphabetic());
         }
@@ -89,15 +94,16 @@ impl Rule for GopherQuality {
         if let Some(limit) = self.max_words.filter(|&limit| real > limit) {
             return Some(Dropped::new("gopher_long_doc", format!("{real} words, limit {limit}")));
         }
-        // Without a single word there is no mean, and nothing to say of it.
-        let mean = letters as f64 / real.max(1) as f64;
-        if let Some(limit) = self.min_mean_word.filter(|&limit| real > 0 && mean < limit) {
+        // Without a single word there is no mean, and nothing to say of it; nor where most words are characters.
+        let is_measured = measured > 0 && measured * 2 >= real;
+        let mean = letters as f64 / measured.max(1) as f64;
+        if let Some(limit) = self.min_mean_word.filter(|&limit| is_measured && mean < limit) {
             return Some(Dropped::new(
                 "gopher_below_avg_threshold",
                 format!("words of {mean:.2} characters, at least {limit} wanted"),
             ));
         }
-        if let Some(limit) = self.max_mean_word.filter(|&limit| real > 0 && mean > limit) {
+        if let Some(limit) = self.max_mean_word.filter(|&limit| is_measured && mean > limit) {
             return Some(Dropped::new(
                 "gopher_above_avg_threshold",
                 format!("words of {mean:.2} characters, limit {limit}"),
@@ -364,8 +370,10 @@ impl GopherRepetition {
     }
 
     fn judge_top(&self, analysis: &Analysis, counter: &mut HashCounter) -> Option<Dropped> {
-        for &(length, limit) in &self.max_top_ngrams {
-            let words = &analysis.words;
+        let words = &analysis.words;
+        let for_one = words_for_one(words);
+        for &(count, limit) in &self.max_top_ngrams {
+            let length = count * for_one;
             counter.reset(words.len());
             let (mut best, mut best_at) = (0, 0);
             // Which n-gram is the most frequent is known only at the end; of equals, the first that was seen. Going backwards,
@@ -380,11 +388,11 @@ impl GopherRepetition {
                 best = 1;
             } else {
                 // The n-gram whose first occurrence is the earliest among those that reach `top`.
-                let mut winners = Vec::new();
+                let mut winners = HashSet::new();
                 let mut at = 0;
                 ngrams(words, length, |_, hash| {
                     if counts[at] == top {
-                        winners.push(hash);
+                        winners.insert(hash);
                     }
                     at += 1;
                 });
@@ -396,14 +404,15 @@ impl GopherRepetition {
             }
             let size: usize =
                 words[best_at..best_at + length].iter().map(|word| word.characters as usize).sum();
-            let found = share((size + length - 1) * best as usize, analysis.characters);
+            let spaces = if for_one == 1 { length - 1 } else { 0 };
+            let found = share((size + spaces) * best as usize, analysis.characters);
             if found > limit {
                 let ngram = &analysis.text[words[best_at].start..words[best_at + length - 1].end];
                 let detail = format!(
                     "`{}` makes up {found:.3} of the characters, limit {limit}",
                     ngram.escape_debug()
                 );
-                return Some(Dropped::new(&format!("top_{length}_gram"), detail));
+                return Some(Dropped::new(&format!("top_{count}_gram"), detail));
             }
         }
         None
@@ -411,7 +420,9 @@ impl GopherRepetition {
 
     fn judge_duplicates(&self, analysis: &Analysis, counter: &mut HashCounter) -> Option<Dropped> {
         let mut none_from = usize::MAX;
-        for &(length, limit) in &self.max_duplicate_ngrams {
+        let for_one = words_for_one(&analysis.words);
+        for &(count, limit) in &self.max_duplicate_ngrams {
+            let length = count * for_one;
             // Where no n-gram comes twice, no longer one does.
             if length >= none_from {
                 continue;
@@ -423,7 +434,7 @@ impl GopherRepetition {
             let found = share(repeated, analysis.characters);
             if found > limit {
                 let detail = format!("{found:.3} of the characters, limit {limit}");
-                return Some(Dropped::new(&format!("duplicated_{length}_n_grams"), detail));
+                return Some(Dropped::new(&format!("duplicated_{count}_n_grams"), detail));
             }
         }
         None

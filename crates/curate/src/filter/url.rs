@@ -1,7 +1,8 @@
 //! Block lists of domains, URLs and words in URLs.
 //!
-//! Files are those of UT1 and of FineWeb's URL filter: one entry a line. Without a list the small built-in words of sex and gambling in
-//! host names decide, which are no match for a real list.
+//! Files are those of UT1 and of FineWeb's URL filter: one entry a line. Without a list a few built-in words decide, which are
+//! no match for a real list: they are of sex, and count in the name of a host and, but for those that have other meanings, where a part of the path is one of
+//! them and nothing else.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -50,6 +51,9 @@ impl Default for UrlBlockConfig {
 const BUILT_IN: [&str; 10] =
     ["porn", "porno", "xxx", "hentai", "camgirls", "escorts", "milf", "sexcam", "pornhub", "xvideos"];
 
+/// Those of them that a part of a path has for one reason only: `xxx` also stands for what is to be filled in.
+const BUILT_IN_PATH: [&str; 6] = ["porn", "porno", "hentai", "camgirls", "milf", "sexcam"];
+
 /// Drops documents by their URL; a document without one passes.
 pub struct UrlBlock {
     domains: HashSet<String>,
@@ -58,6 +62,7 @@ pub struct UrlBlock {
     soft: HashSet<String>,
     soft_threshold: usize,
     subwords: Option<AhoCorasick>,
+    built_in: bool,
 }
 
 /// Letters and digits of ASCII alone, in lower case.
@@ -65,11 +70,26 @@ fn squeeze(text: &str) -> String {
     text.chars().filter(char::is_ascii_alphanumeric).map(|c| c.to_ascii_lowercase()).collect()
 }
 
-/// Scheme, user, port, `www.` and the slash at the end do not tell pages apart here.
-fn bare(url: &str) -> &str {
+/// What follows the host of a URL.
+fn behind_host(url: &str) -> &str {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let rest = rest.strip_prefix("www.").unwrap_or(rest);
-    rest.strip_suffix('/').unwrap_or(rest)
+    rest.find(['/', '?', '#']).map_or("", |at| &rest[at..])
+}
+
+/// Scheme, user, port, `www.`, capitals in the host and the slash at the end do not tell pages apart here.
+fn bare(url: &str) -> String {
+    let host = host(url).to_ascii_lowercase();
+    let path = behind_host(url);
+    format!("{}{}", host.strip_prefix("www.").unwrap_or(&host), path.strip_suffix('/').unwrap_or(path))
+}
+
+/// The built-in word in a URL.
+fn built_in(url: &str) -> Option<&'static str> {
+    let host = host(url).to_ascii_lowercase();
+    let in_host = |word: &&str| host.split(|c: char| !c.is_ascii_alphanumeric()).any(|part| part == *word);
+    let path = behind_host(url).split(['?', '#']).next().unwrap_or_default();
+    let in_path = |word: &&str| path.split('/').any(|part| part.eq_ignore_ascii_case(word));
+    BUILT_IN.into_iter().find(in_host).or_else(|| BUILT_IN_PATH.into_iter().find(in_path))
 }
 
 /// The host of a URL, as it is written.
@@ -103,16 +123,14 @@ impl UrlBlock {
         };
         let mut subwords: Vec<String> = read(&config.banned_subwords, squeeze)?.into_iter().collect();
         subwords.sort_unstable();
-        let mut banned = read(&config.banned_words, squeeze)?;
-        if config.built_in {
-            banned.extend(BUILT_IN.map(str::to_owned));
-        }
+        let banned = read(&config.banned_words, squeeze)?;
         let block = UrlBlock {
             domains: read(&config.domains, |entry| host(entry).to_ascii_lowercase())?,
-            urls: read(&config.urls, |entry| bare(entry).to_owned())?,
+            urls: read(&config.urls, bare)?,
             banned,
             soft: read(&config.soft_words, squeeze)?,
             soft_threshold: config.soft_threshold,
+            built_in: config.built_in,
             subwords: match subwords.is_empty() {
                 true => None,
                 false => {
@@ -127,7 +145,7 @@ impl UrlBlock {
             return Err(bad("soft_threshold", "0".to_owned(), "1 or more"));
         }
         let lists = [&block.domains, &block.urls, &block.banned, &block.soft];
-        if lists.iter().all(|list| list.is_empty()) && block.subwords.is_none() {
+        if lists.iter().all(|list| list.is_empty()) && block.subwords.is_none() && !block.built_in {
             return Err(bad("domains", "no list, and `built_in` is off".to_owned(), "one list at least"));
         }
         Ok(block)
@@ -144,8 +162,11 @@ impl UrlBlock {
             }
             rest = rest.split_once('.').map_or("", |(_, rest)| rest);
         }
-        if self.urls.contains(bare(url)) {
+        if self.urls.contains(&bare(url)) {
             return Some(Dropped::new("url", "it is listed"));
+        }
+        if let Some(word) = built_in(url).filter(|_| self.built_in) {
+            return Some(Dropped::new("hard_blacklisted", format!("`{word}` in its URL")));
         }
         let lower = url.to_ascii_lowercase();
         let mut words: Vec<&str> =

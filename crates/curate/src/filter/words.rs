@@ -3,10 +3,11 @@
 //! A chunk between white space is stripped of brackets, quotes and other marks at its ends, each a word of its own; what is left
 //! is cut at hyphens and slashes between letters and at a few other places, unless it looks like a URL; contractions come apart
 //! (`don't` is `do` and `n't`), and abbreviations keep their full stop. These are the rules of the tokenizer behind the published
-//! heuristics of FineWeb in datatrove; thresholds on counts of words mean the same here. For scripts without spaces between
-//! words a chunk is a run between marks, so thresholds on words are for languages that have them.
+//! heuristics of FineWeb in datatrove; thresholds on counts of words mean the same here. In scripts without spaces between
+//! words every character is a word of its own, with the signs above and below it.
 
-use super::characters::is_space;
+use super::characters::{is_attached, is_space};
+use crate::dedup::minhash::is_word_alone;
 
 /// Calls `emit` with the byte range of each word, in order.
 pub(crate) fn words(text: &str, emit: &mut impl FnMut(usize, usize)) {
@@ -22,6 +23,10 @@ pub(crate) fn words(text: &str, emit: &mut impl FnMut(usize, usize)) {
         } else if let Some(c) = text[at..].chars().next().filter(|&c| is_space(c)) {
             at += c.len_utf8();
             continue;
+        } else if let Some(length) = alone(&text[at..]) {
+            emit(at, at + length);
+            at += length;
+            continue;
         }
         let from = at;
         let mut kinds = 0;
@@ -32,7 +37,7 @@ pub(crate) fn words(text: &str, emit: &mut impl FnMut(usize, usize)) {
             }
             if kind == WIDE {
                 let Some(c) = text[at..].chars().next() else { break };
-                if is_space(c) {
+                if is_space(c) || is_word_alone(c) {
                     break;
                 }
                 kinds |= WIDE;
@@ -48,6 +53,13 @@ pub(crate) fn words(text: &str, emit: &mut impl FnMut(usize, usize)) {
             chunk(text, from, at, emit);
         }
     }
+}
+
+/// Bytes of the word at the start of a text that is one character and its signs.
+fn alone(text: &str) -> Option<usize> {
+    let mut characters = text.char_indices();
+    characters.next().filter(|&(_, c)| is_word_alone(c))?;
+    Some(characters.find(|&(_, c)| !is_attached(c)).map_or(text.len(), |(at, _)| at))
 }
 
 const SPACE: u8 = 1;
@@ -330,6 +342,9 @@ const UNITS: [&str; 38] = [
     "TB", "T", "K", "M",
 ];
 
+/// Bytes of the longest unit, and some.
+const MAX_UNIT: usize = 8;
+
 /// Bytes of the mark that the text ends with.
 fn suffix(text: &str) -> usize {
     let Some(c) = text.chars().next_back() else { return 0 };
@@ -354,9 +369,8 @@ fn suffix(text: &str) -> usize {
         _ if is_currency(c) || c == '%' => {
             c.len_utf8() * usize::from(before.is_some_and(|c| c.is_ascii_digit()))
         }
-        _ if text.starts_with(|c: char| c.is_ascii_digit() || c == '.')
-            || head.contains(|c: char| c.is_ascii_digit()) =>
-        {
+        // The digit before a unit is near: to look at all of the text for each mark would take a time that grows with its square.
+        _ if text.bytes().rev().take(MAX_UNIT + 1).any(|byte| byte.is_ascii_digit()) => {
             let unit = |unit: &&&str| {
                 text.strip_suffix(**unit).is_some_and(|number| number.ends_with(|c: char| c.is_ascii_digit()))
             };

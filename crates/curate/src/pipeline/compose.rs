@@ -10,7 +10,7 @@ use crate::inputs::{Inputs, ReadSource};
 use crate::item::FILTERS;
 use crate::mix::MIX;
 use crate::plan::{Input, Plan, Registry, Source, Step, Task, parameters};
-use crate::rules::{FileLimits, text_rules};
+use crate::rules::{FileLimits, text_rules, too_little_left};
 use crate::{CurateConfig, CurateError, Inventory};
 
 /// All functions of this crate by name. Add to it what a plan names besides, such as an embedder.
@@ -173,10 +173,18 @@ fn on_reading(config: &CurateConfig) -> Result<Vec<Step>, CurateError> {
     if let Some(language) = &config.language {
         steps.push(not_code("language", language)?);
     }
+    if !shortens(config) && (config.pii.is_some() || config.language.is_some()) {
+        steps.push(too_little_left(config)?);
+    }
     if tells_domains(config) {
         steps.push(domain(config)?);
     }
     Ok(steps)
+}
+
+/// Whether something is taken out of texts after the duplicates.
+fn shortens(config: &CurateConfig) -> bool {
+    config.common_lines.is_some() || config.ngram_coverage.is_some() || config.c4.is_some()
 }
 
 /// Whether more is told apart than prose and code.
@@ -228,6 +236,9 @@ fn texts(plan: &mut Plan, config: &CurateConfig, last: &mut String) -> Result<()
     }
     if let Some(dirty) = &config.dirty_words {
         steps.push(not_code("dirty_words", dirty)?);
+    }
+    if shortens(config) {
+        steps.push(too_little_left(config)?);
     }
     let mut side = None;
     if let Some(outliers) = &config.kl_outliers {

@@ -18,7 +18,7 @@
 //! # Ids
 //! A document's id is the same in every run, on every machine and in every compression of the file: its `WARC-Record-ID`, or
 //! its field for ids; else `NAME` for a whole file and `NAME#POSITION` for a part of one, with the file's name from the input on
-//! and the decompressed bytes (rows, for Parquet) before it.
+//! and the decompressed bytes (rows, for Parquet) before it. A `#` in a name is written `%23`, and a `%` `%25`.
 
 mod charset;
 mod http;
@@ -331,5 +331,11 @@ fn reader(input: &Input, config: &ReadConfig) -> Result<Reader, Flaw> {
 
 /// The id of a part of a file that brings none.
 pub(crate) fn id_at(name: &str, position: u64) -> String {
-    format!("{name}#{position}")
+    format!("{}#{position}", id_of(name))
+}
+
+/// The id of a file that is one document: its name with `%23` for `#` and `%25` for `%`, so that no name looks like a part of
+/// another file.
+pub(crate) fn id_of(name: &str) -> String {
+    name.replace('%', "%25").replace('#', "%23")
 }

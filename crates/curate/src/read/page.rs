@@ -133,8 +133,13 @@ pub(super) fn whole(mut stream: Stream, name: &str, limit: u64, html: bool) -> R
         }
     };
     let place = Place { length: bytes.len() as u64, ..Place::default() };
-    let mut document =
-        Document { id: name.into(), url: name.into(), source: name.into(), text, ..Document::default() };
+    let mut document = Document {
+        id: super::id_of(name),
+        url: name.into(),
+        source: name.into(),
+        text,
+        ..Document::default()
+    };
     document.meta.insert(CONTENT_TYPE.to_owned(), kind.to_owned());
     Ok(Found::Document(Box::new(Record { document, place })))
 }

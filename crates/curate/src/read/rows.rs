@@ -4,9 +4,12 @@ use std::io::{self, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow_array::cast::AsArray;
-use arrow_array::types::{Float32Type, Float64Type, Int32Type, Int64Type, UInt32Type, UInt64Type};
+use arrow_array::types::{
+    Date32Type, Date64Type, Float32Type, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType,
+    TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt32Type, UInt64Type,
+};
 use arrow_array::{Array, RecordBatch};
-use arrow_schema::DataType;
+use arrow_schema::{DataType, TimeUnit};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::errors::{ParquetError, Result as ParquetResult};
@@ -15,12 +18,12 @@ use parquet::file::reader::{ChunkReader, Length};
 use super::stream::ReadAt;
 use super::warc::Flaw;
 use super::{Fields, Found, Input, Place, ReadConfig, Reader, Record, id_at};
-use crate::Document;
+use crate::{Document, date};
 
 /// Rows that are decoded at once: few, as one may be large.
 const BATCH: usize = 64;
 
-/// The documents of the rows of a file. Columns that hold neither text, numbers nor truth values are not read.
+/// The documents of the rows of a file. Columns that hold neither text, numbers, dates nor truth values are not read.
 pub(super) fn open(input: &Input, config: &ReadConfig) -> Result<Reader, String> {
     let file = input.open().map_err(|error| format!("cannot be opened: {error}"))?;
     let builder = ParquetRecordBatchReaderBuilder::try_new(Chunks::new(file))
@@ -124,8 +127,10 @@ fn is_string(kind: &DataType) -> bool {
 }
 
 fn is_scalar(kind: &DataType) -> bool {
-    use DataType::{Boolean, Float32, Float64, Int32, Int64, UInt32, UInt64};
-    is_string(kind) || matches!(kind, Boolean | Int32 | Int64 | UInt32 | UInt64 | Float32 | Float64)
+    use DataType::{Boolean, Date32, Date64, Float32, Float64, Int32, Int64, Timestamp, UInt32, UInt64};
+    is_string(kind)
+        || matches!(kind, Boolean | Int32 | Int64 | UInt32 | UInt64 | Float32 | Float64)
+        || matches!(kind, Date32 | Date64 | Timestamp(..))
 }
 
 /// A cell as text; none where it is null.
@@ -144,6 +149,23 @@ fn cell(column: &dyn Array, row: usize) -> Option<String> {
         DataType::UInt64 => column.as_primitive::<UInt64Type>().value(row).to_string(),
         DataType::Float32 => column.as_primitive::<Float32Type>().value(row).to_string(),
         DataType::Float64 => column.as_primitive::<Float64Type>().value(row).to_string(),
+        DataType::Date32 => date::of_days(column.as_primitive::<Date32Type>().value(row).into())?,
+        DataType::Date64 => {
+            date::of_days(column.as_primitive::<Date64Type>().value(row).div_euclid(86_400_000))?
+        }
+        // Without a zone they are taken for UTC, which all others are by definition.
+        DataType::Timestamp(unit, _) => match unit {
+            TimeUnit::Second => date::of_units(column.as_primitive::<TimestampSecondType>().value(row), 1)?,
+            TimeUnit::Millisecond => {
+                date::of_units(column.as_primitive::<TimestampMillisecondType>().value(row), 1_000)?
+            }
+            TimeUnit::Microsecond => {
+                date::of_units(column.as_primitive::<TimestampMicrosecondType>().value(row), 1_000_000)?
+            }
+            TimeUnit::Nanosecond => {
+                date::of_units(column.as_primitive::<TimestampNanosecondType>().value(row), 1_000_000_000)?
+            }
+        },
         _ => return None,
     })
 }

@@ -2,6 +2,7 @@
 
 mod determinism;
 mod failures;
+mod foreign;
 mod pipeline;
 mod rules;
 mod vectors;

@@ -274,8 +274,8 @@ fn every_filter_has_its_say() {
     let steps: Vec<_> = report.steps.iter().map(|passage| passage.step.as_str()).collect();
     assert_eq!(
         steps.join(" "),
-        "url_block extract kind huge too_short long_lines low_letters repeated_lines generated pii language \
-         domain url_duplicates exact_duplicates near_duplicates common_lines heuristics dirty_words kl_outliers quality \
+        "url_block extract kind plain_text huge too_short long_lines low_letters repeated_lines generated pii language \
+         domain url_duplicates exact_duplicates near_duplicates common_lines heuristics dirty_words too_little_left kl_outliers quality \
          contamination"
     );
     let passage = |step: &str| report.steps.iter().find(|passage| passage.step == step).unwrap();

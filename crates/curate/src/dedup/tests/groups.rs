@@ -270,3 +270,14 @@ proptest! {
         components_match(30, &edges);
     }
 }
+
+#[test]
+fn two_documents_of_one_id_are_an_error() {
+    let documents = [document("a", "", "some words"), document("a", "", "some other words")];
+    let work = TempDir::new().unwrap();
+    let local = Local { partitions: 1, threads: 1, ..Local::new(work.path()) };
+    let source = Documents(&documents, 1);
+    let sources: BTreeMap<&str, &dyn Source> = [("documents", &source as &dyn Source)].into();
+    let error = local.run(&dedup_plan(&MinHash::default()), &registry(), &sources, &()).err().unwrap();
+    assert!(error.to_string().contains("two have the id `a`"), "{error}");
+}

@@ -9,6 +9,8 @@ use std::time::Instant;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::dedup::minhash::is_word_alone;
+use crate::filter::characters::is_terminal;
 use crate::filter::{Analysis, filter};
 use crate::{Document, Filter};
 
@@ -49,10 +51,16 @@ fn verdicts_and_words_are_those_of_datatrove() {
     assert!(goldens.len() > 40);
     let mut reasons = std::collections::BTreeSet::new();
     for golden in &goldens {
+        // Its tokenizer of English takes a clause of such scripts for one word; here each character is one.
+        if golden.text.contains(is_word_alone) {
+            continue;
+        }
         let analysis = Analysis::new(&golden.text);
         let words: Vec<&str> = analysis.words.iter().map(|word| &golden.text[word.start..word.end]).collect();
         assert_eq!(json!(words), golden.words, "{:?}", golden.text);
-        for name in FILTERS {
+        // Its C4 knows the marks of Latin script alone.
+        let is_foreign = golden.text.contains(|c: char| !c.is_ascii() && is_terminal(c));
+        for name in FILTERS.into_iter().filter(|name| *name != "c4" || !is_foreign) {
             let expected = &golden.verdicts[name];
             let (reason, text) = judge(&*filter(name, &Value::Null).unwrap(), &golden.text);
             if is_defined(expected) {

@@ -115,6 +115,12 @@ fn urls_are_blocked_by_each_list() {
         ("https://x.test/bet?win=1", Some("soft_blacklisted")),
         ("https://x.test/my-free_gold-now", Some("blacklisted_subword")),
         ("https://xxx.test/", Some("hard_blacklisted")),
+        ("http://user@www.GOOD.example:80/bad/page", Some("url")),
+        ("https://free-porn.test/a", Some("hard_blacklisted")),
+        ("https://x.test/a/Porn/b", Some("hard_blacklisted")),
+        ("https://ietf.test/draft-xxx-llama.txt", None),
+        ("https://x.test/why-porn-harms", None),
+        ("https://x.test/?q=porn", None),
         ("", None),
     ] {
         let mut document = Document { url: url.to_owned(), ..Document::default() };
@@ -290,5 +296,120 @@ proptest! {
         let joined: String = analysis.words.iter().map(|word| &text[word.start..word.end]).collect();
         let visible: String = text.chars().filter(|&c| !crate::filter::characters::is_space(c)).collect();
         prop_assert_eq!(joined, visible);
+    }
+}
+
+/// A page of an encyclopaedia, as it would be written: paragraphs with the marks of their script.
+const FOREIGN: [(&str, &str); 4] = [
+    (
+        "Chinese",
+        "大羊驼是骆驼科的一种动物，原产于南美洲的安第斯山脉。当地居民自古以来就饲养它们，用来驮运货物，也取用它们的毛。\n\
+         它们性情温和，善于学习，经过几次练习就能掌握简单的任务。成年个体的身高大约为一米七，体重可以超过一百五十公斤。\n\
+         牧人说：“没有它们，我们就无法翻过这座山。”春天来临的时候，幼崽在清晨出生，几个小时以后便能站立行走。\n\
+         研究人员认为，人类驯化这种动物已有数千年的历史，考古遗址中发现的骨骼证明了这一点。如今世界各地都有人饲养。",
+    ),
+    (
+        "Japanese",
+        "ラマはラクダ科の動物で、南アメリカのアンデス山脈に暮らしている。古くから荷物を運ぶために飼われ、その毛も利用されてきた。\n\
+         性格はおとなしく、簡単な仕事なら数回の練習で覚えることができる。大人になると背の高さは一メートル七十センチほどになる。\n\
+         羊飼いは「彼らがいなければ山を越えられない。」と語った。春になると子どもが朝早く生まれ、数時間後には歩き始める。\n\
+         研究者によれば、人がこの動物を飼い始めたのは数千年前のことである。遺跡から見つかった骨がそれを示している。今では世界中で見られる。",
+    ),
+    (
+        "Thai",
+        "ลามาเป็นสัตว์ในวงศ์อูฐ มีถิ่นกำเนิดในเทือกเขาแอนดีสของอเมริกาใต้ ชาวบ้านเลี้ยงไว้ใช้ขนของมาตั้งแต่โบราณ\n\
+         พวกมันมีนิสัยอ่อนโยน เรียนรู้งานง่ายได้เร็ว เมื่อโตเต็มวัยจะสูงราวหนึ่งเมตรเจ็ดสิบเซนติเมตร\n\
+         คนเลี้ยงสัตว์เล่าว่าหากไม่มีพวกมันก็ข้ามภูเขาไม่ได้ ลูกเกิดในตอนเช้าของฤดูใบไม้ผลิ ไม่กี่ชั่วโมงก็เดินได้\n\
+         นักวิจัยเชื่อว่ามนุษย์เลี้ยงสัตว์ชนิดนี้มาหลายพันปีแล้ว กระดูกที่พบในแหล่งโบราณคดียืนยันเรื่องนี้",
+    ),
+    (
+        "Hindi",
+        "लामा ऊँट परिवार का एक पशु है जो दक्षिण अमेरिका के पहाड़ों में पाया जाता है। लोग इसे बहुत पहले से सामान ढोने के लिए पालते आए हैं।\n\
+         इसका स्वभाव शांत होता है और यह सरल काम जल्दी सीख लेता है। वयस्क पशु की ऊँचाई लगभग पौने दो मीटर तक होती है।\n\
+         चरवाहे कहते हैं कि इनके बिना वे पहाड़ पार नहीं कर सकते। वसंत में बच्चे सुबह के समय जन्म लेते हैं और कुछ घंटों में चलने लगते हैं।\n\
+         शोध करने वाले मानते हैं कि मनुष्य ने हज़ारों वर्ष पहले इसे पालतू बनाया था। पुराने स्थानों पर मिली हड्डियाँ यही बताती हैं।",
+    ),
+];
+
+#[test]
+fn good_texts_of_other_scripts_stay() {
+    // Stop words are those of English; documents of other languages are not asked for them.
+    let quality = json!({"min_stop_words": false});
+    for (language, text) in FOREIGN {
+        for (name, settings) in [
+            ("gopher_quality", &quality),
+            ("gopher_repetition", &Value::Null),
+            ("ngram_coverage", &Value::Null),
+            ("c4", &Value::Null),
+            ("fineweb", &Value::Null),
+        ] {
+            let (dropped, left) = apply(name, settings, text);
+            assert_eq!((dropped, left.as_str()), (None, text), "{language}: {name}");
+        }
+    }
+    // What repeats itself does so in every script, and what is short is short.
+    let reason =
+        |name: &str, text: &str| apply(name, &quality_of(name), text).0.map(|dropped| dropped.reason);
+    let twice = "这是一个关于羊驼的故事。它们住在高原上。".repeat(9);
+    assert!(reason("gopher_repetition", &twice).is_some());
+    assert_eq!(reason("gopher_quality", "这是一个关于羊驼的故事。").unwrap(), "gopher_short_doc");
+    assert_eq!(reason("c4", "这是一个关于羊驼的故事。").unwrap(), "too_few_sentences");
+    assert_eq!(reason("fineweb", "首页\n关于\n新闻\n联系\n").unwrap(), "line_punct_ratio");
+}
+
+fn quality_of(name: &str) -> Value {
+    if name == "gopher_quality" { json!({"min_stop_words": false}) } else { Value::Null }
+}
+
+#[test]
+fn hostile_texts_take_a_time_that_grows_with_their_length() {
+    // Every word twice, all singles first: all n-grams of one word are the most frequent ones.
+    let pairs: String =
+        (0..400_000).map(|n| format!("w{} ", if n < 200_000 { n } else { 200_000 + n / 2 })).collect();
+    let patterns = [
+        ("(", "a"),
+        (".(", "a"),
+        ("[1", "x"),
+        ("a\n", ""),
+        ("'", "s"),
+        ("…(", "x9"),
+        ("#", "$"),
+        ("-", "-"),
+        ("大", ""),
+        ("大。\n", ""),
+    ];
+    let texts = patterns.map(|(unit, end)| unit.repeat(1_500_000 / unit.len()) + end);
+    for text in texts.iter().chain([&pairs]) {
+        for (name, settings) in [
+            (
+                "gopher_repetition",
+                json!({"max_top_ngrams": [[1, 1.0], [2, 1.0]], "max_duplicate_lines": false, "max_duplicate_paragraphs": false,
+                "max_duplicate_line_characters": false, "max_duplicate_paragraph_characters": false, "max_duplicate_ngrams": [[2, 1.0], [5, 1.0]]}),
+            ),
+            (
+                "gopher_quality",
+                json!({"min_words": false, "max_words": false, "min_mean_word": false, "max_mean_word": false,
+                "max_symbol_ratio": false, "min_alphabetic": false}),
+            ),
+            ("ngram_coverage", Value::Null),
+            (
+                "c4",
+                json!({"terminal_punctuation": false, "max_word_length": false, "min_words_per_line": false}),
+            ),
+            (
+                "fineweb",
+                json!({"min_punctuated_lines": false, "max_short_lines": false, "max_duplicate_characters": false}),
+            ),
+        ] {
+            let start = std::time::Instant::now();
+            apply(name, &settings, text);
+            let took = start.elapsed();
+            println!("{name} {:?} {took:?}", &text[..text.floor_char_boundary(12)]);
+            assert!(
+                took.as_secs() < 10,
+                "{name} takes {took:?} for {:?}",
+                &text[..text.floor_char_boundary(12)]
+            );
+        }
     }
 }
