@@ -87,9 +87,12 @@ impl Runner<'_> {
         let done = folder.join("done.json");
         if let Ok(text) = std::fs::read(&done) {
             let mut finished: Finished = serde_json::from_slice(&text)
-                .map_err(|error| CurateError::Damaged { path: done, problem: error.to_string() })?;
+                .map_err(|error| CurateError::Damaged { path: done.clone(), problem: error.to_string() })?;
             finished.files = (0..finished.partitions).map(|at| part(folder, at)).collect();
-            return Ok(finished);
+            // A file that is gone was read by all who read it. One that is there and is not whole is made again.
+            if finished.files.iter().all(|path| !path.exists() || file::is_whole(path)) {
+                return Ok(finished);
+            }
         }
         std::fs::create_dir_all(folder).map_err(|error| CurateError::write(folder, error))?;
         let maps = stage
@@ -151,7 +154,7 @@ impl Runner<'_> {
     }
 
     fn map_only(&self, task: &MapTask, path: &Path) -> Result<(), CurateError> {
-        if path.exists() {
+        if file::is_whole(path) {
             self.progress.advance(task.split.bytes());
             return Ok(());
         }
@@ -163,7 +166,7 @@ impl Runner<'_> {
     }
 
     fn map_and_sort(&self, task: &MapTask, path: &Path) -> Result<(), CurateError> {
-        if path.exists() {
+        if file::is_whole(path) {
             self.progress.advance(task.split.bytes());
             return Ok(());
         }
@@ -237,7 +240,7 @@ impl Runner<'_> {
             });
             let own: Vec<(PathBuf, Segment)> = own.collect();
             let mut left: u64 = own.iter().map(|(_, segment)| segment.length).sum();
-            if parts[at].exists() {
+            if file::is_whole(&parts[at]) {
                 self.progress.advance(left);
                 return Ok(());
             }
