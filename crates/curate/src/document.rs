@@ -29,6 +29,16 @@ pub struct Document {
     pub meta: BTreeMap<String, String>,
 }
 
+impl Document {
+    /// Bytes of everything in it, about what it takes in memory.
+    pub(crate) fn held_bytes(&self) -> usize {
+        let own = [&self.id, &self.url, &self.source, &self.date, &self.lang, &self.domain, &self.text];
+        let meta = self.meta.iter().map(|(key, value)| key.len() + value.len());
+        let tags = self.tags.keys().map(|key| key.len() + size_of::<f64>());
+        own.map(String::len).into_iter().chain(meta).chain(tags).sum()
+    }
+}
+
 /// Why a document is not kept.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct Dropped {

@@ -58,6 +58,17 @@ pub enum CurateError {
         /// Count and kind of what there is.
         passed: String,
     },
+    /// Nothing is left for a draw of the mix.
+    #[error(
+        "the draw `{draw}` of the mix came out empty: {found}\nhint: look at its `require` and `proportions` in `[curate.mix]`; \
+         tags are what the classifiers of the recipe give"
+    )]
+    EmptyDraw {
+        /// Its name.
+        draw: String,
+        /// What falls short, in words.
+        found: String,
+    },
     /// There is no corpus to look at.
     #[error("`{}` {problem}\nhint: {hint}", path.display())]
     NoCorpus {

@@ -49,6 +49,9 @@ pub struct Inventory {
     pub files: Vec<SourceFile>,
     /// The inputs of a recipe that has `read`, sorted by name.
     pub inputs: Vec<Listed>,
+    /// Entries of folders that are never read, such as symbolic links and hidden files, by what they are. They are no part of
+    /// the id.
+    pub passed: BTreeMap<String, u64>,
     /// blake3 of the files that filters read, such as models and lists, by their keys in the recipe. They are no part of the
     /// id.
     pub side_files: BTreeMap<String, String>,
@@ -78,7 +81,7 @@ pub(crate) fn inventory_at(
     if config.read.is_some() {
         return Ok(Inventory { side_files, ..inputs(config, progress)? });
     }
-    let found = expand(config, cargo_home.as_deref())?;
+    let (found, passed) = expand(config, cargo_home.as_deref())?;
     progress.phase("inventory", found.iter().map(|file| file.bytes).sum());
     let mut files: Vec<SourceFile> = found.into_par_iter().map(|file| hash_file(file, progress)).collect();
     // Content orders files of equal path, so neither walk order nor the order of the sources shows.
@@ -88,12 +91,12 @@ pub(crate) fn inventory_at(
     make_urls_unique(&mut files);
     files.sort_by(|a, b| a.url.cmp(&b.url));
     let bytes = files.iter().map(|file| file.bytes).sum();
-    Ok(Inventory { id: inventory_id(&files), files, inputs: Vec::new(), side_files, bytes })
+    Ok(Inventory { id: inventory_id(&files), files, inputs: Vec::new(), passed, side_files, bytes })
 }
 
 /// The inputs of a recipe that has `read`: local files are hashed, of objects the store says what they are.
 fn inputs(config: &CurateConfig, progress: &dyn Progress) -> Result<Inventory, CurateError> {
-    let found = read::find(&config.sources)?;
+    let (found, passed) = read::find_all(&config.sources)?;
     progress.phase("inventory", found.iter().map(read::Input::bytes).sum());
     let list = |input: read::Input| {
         let listed = input.listed();
@@ -111,7 +114,7 @@ fn inputs(config: &CurateConfig, progress: &dyn Progress) -> Result<Inventory, C
     }
     let bytes = inputs.iter().map(|input| input.bytes).sum();
     let id = short_hex(&hasher.finalize());
-    Ok(Inventory { id, files: Vec::new(), inputs, side_files: BTreeMap::new(), bytes })
+    Ok(Inventory { id, files: Vec::new(), inputs, passed, side_files: BTreeMap::new(), bytes })
 }
 
 /// Hashes the files that filters read, which also shows early that one is not there.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::inputs::OWN_ID;
 use crate::plan::{Emit, Map};
 use crate::{CurateError, Document, Dropped, Filter};
 
@@ -56,6 +57,9 @@ impl Item {
         if self.dropped.is_none() {
             let text = &mut self.document.text;
             text.truncate(text.floor_char_boundary(self.excerpt_bytes as usize));
+            text.shrink_to_fit();
+            // Nobody reads them any more, but for the id.
+            self.document.meta.retain(|key, _| key == OWN_ID);
             step.clone_into(&mut self.step);
             self.dropped = Some(dropped);
         }

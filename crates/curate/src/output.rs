@@ -21,8 +21,8 @@ use crate::{CurateError, Document};
 /// Of plain files `id` is 32 hex digits of blake3 of `url`, `url` the path below the source, and `source` the crate or the first
 /// component of the path. Of what `curate.read` reads, `id` is the file's name and the position in it, and `source` is the
 /// file's name unless the document says another. `date` and `lang` are empty where unknown; `domain` is one of
-/// [`DOMAINS`](crate::DOMAINS).
-pub const COLUMNS: [&str; 7] = ["id", "url", "source", "date", "lang", "domain", "text"];
+/// [`DOMAINS`](crate::DOMAINS). `tags` and `metadata` are objects in JSON: what steps measured, and what the source said.
+pub const COLUMNS: [&str; 9] = ["id", "url", "source", "date", "lang", "domain", "text", "tags", "metadata"];
 
 /// The kept documents, sorted by id; what the mix drew, in the order in which it is trained on, where there is one. When they
 /// are many, there are `documents-00000.parquet` and so on instead.
@@ -83,7 +83,9 @@ impl DocumentWriter {
             // Fixed, so that a newer writer library with the same encoding gives the same file.
             .set_created_by("llamero".to_owned())
             .set_dictionary_enabled(false)
-            .set_column_statistics_enabled(ColumnPath::from("text"), EnabledStatistics::None);
+            .set_column_statistics_enabled(ColumnPath::from("text"), EnabledStatistics::None)
+            .set_column_statistics_enabled(ColumnPath::from("tags"), EnabledStatistics::None)
+            .set_column_statistics_enabled(ColumnPath::from("metadata"), EnabledStatistics::None);
         for column in ["source", "date", "lang", "domain"] {
             properties = properties.set_column_dictionary_enabled(ColumnPath::from(column), true);
         }
@@ -100,6 +102,11 @@ impl DocumentWriter {
         let column = |cell: fn(&Document) -> &str| -> ArrayRef {
             Arc::new(StringArray::from_iter_values(rows.iter().map(cell)))
         };
+        let failed = |error: serde_json::Error| CurateError::write(&self.path, error);
+        let objects = |cell: fn(&Document) -> serde_json::Result<String>| -> Result<ArrayRef, CurateError> {
+            let cells = rows.iter().map(cell).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+            Ok(Arc::new(StringArray::from_iter_values(cells)))
+        };
         let columns = vec![
             column(|row| &row.id),
             column(|row| &row.url),
@@ -108,6 +115,8 @@ impl DocumentWriter {
             column(|row| &row.lang),
             column(|row| &row.domain),
             column(|row| &row.text),
+            objects(|row| serde_json::to_string(&row.tags))?,
+            objects(|row| serde_json::to_string(&row.meta))?,
         ];
         RecordBatch::try_new(Arc::clone(&self.schema), columns)
             .map_err(|error| CurateError::write(&self.path, error))

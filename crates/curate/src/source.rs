@@ -1,6 +1,6 @@
 //! Expansion of `curate.sources` into candidate files.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -58,9 +58,18 @@ impl Walk {
     }
 }
 
+/// What is passed over, as reports call it.
+const LINKS: &str = "symbolic links or special files";
+const HIDDEN: &str = "hidden entries or build folders";
+
 /// All candidate files of all sources, in no particular order.
-pub(crate) fn expand(config: &CurateConfig, cargo_home: Option<&Path>) -> Result<Vec<Found>, CurateError> {
-    let mut found = Vec::new();
+///
+/// With them goes what was passed over, by what it is: [`CurateReport::passed`](crate::CurateReport::passed).
+pub(crate) fn expand(
+    config: &CurateConfig,
+    cargo_home: Option<&Path>,
+) -> Result<(Vec<Found>, BTreeMap<String, u64>), CurateError> {
+    let (mut found, mut passed) = (Vec::new(), BTreeMap::new());
     for entry in &config.sources {
         let walk = if entry == REGISTRY {
             registry(cargo_home, config.crates.as_deref())?
@@ -85,9 +94,15 @@ pub(crate) fn expand(config: &CurateConfig, cargo_home: Option<&Path>) -> Result
                 hint: "point `curate.sources` at a folder, file or glob with text or source code".to_owned(),
             });
         }
+        for (count, what) in [(walk.links, LINKS), (walk.hidden.len() as u64, HIDDEN)] {
+            // Every crate has hidden files of cargo's.
+            if count > 0 && entry != REGISTRY {
+                *passed.entry(what.to_owned()).or_default() += count;
+            }
+        }
         found.extend(walk.files);
     }
-    Ok(found)
+    Ok((found, passed))
 }
 
 fn bad(entry: &str, problem: &str) -> CurateError {

@@ -1,7 +1,9 @@
 //! Semantic duplicates (SemDeDup, Abbas et al. 2023): embeddings are clustered by k-means; of documents nearer than a
-//! threshold inside a cluster one is kept.
+//! threshold inside a cluster one is kept. In a cluster of more than 16,384 documents, each is compared with the 16,384 before it in
+//! the order of their cosines with the centroid.
 
 use std::cmp::Ordering;
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -18,7 +20,7 @@ use crate::{CurateError, Dropped};
 pub(super) fn register(registry: &mut Registry) {
     registry.map("sample", |found, _| Ok(Box::new(parameters::<Sample>("sample", found)?)));
     registry.reduce_of::<KMeans>("k-means");
-    registry.map("nearest", |_, side| Ok(Box::new(Nearest::new(side)?)));
+    registry.map("nearest", |found, side| Ok(Box::new(Nearest::new(&parameters("nearest", found)?, side)?)));
     registry.reduce_of::<Semantic>("semantic");
     register_embed(registry, crate::encoder::none());
 }
@@ -174,7 +176,8 @@ impl Semantic {
             vec![Input::through(embeddings, vec![sample])],
             Some(Step::with("k-means", &kmeans)?),
         );
-        let mut nearest = Input::through(embeddings, vec![Step::new("nearest")]);
+        let mut nearest =
+            Input::through(embeddings, vec![Step::with("nearest", &Towards { keep: self.keep })?]);
         nearest.side = Some("semantic-centroids".to_owned());
         plan.stage("semantic-verdicts", vec![nearest], Some(Step::with("semantic", self)?));
         let inputs = vec![Input::all(documents), Input::all("semantic-verdicts")];
@@ -206,6 +209,12 @@ impl Map for Embedder {
         };
         // A text without anything that the model knows means nothing, and is nobody's duplicate.
         let Some(mut vector) = vector else { return Ok(()) };
+        // No cosine with such a vector can be compared, and everything near it would be lost from sight.
+        if let Some(at) = vector.iter().position(|value| !value.is_finite()) {
+            let (id, found) = (String::from_utf8_lossy(key), vector[at]);
+            let problem = format!("the one of `{id}` has {found} at place {at}, which is no finite number");
+            return Err(CurateError::Record { what: "a vector", problem });
+        }
         if !normalise(&mut vector) {
             return Ok(());
         }
@@ -333,18 +342,27 @@ fn nearest(centroids: &[Vec<f32>], vector: &[f32]) -> usize {
     best.0
 }
 
-/// Sends each vector to its nearest centroid.
+/// What [`Nearest`] orders members by.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Towards {
+    keep: Keep,
+}
+
+/// Sends each vector to its nearest centroid, so that members come in the order in which they are preferred.
 struct Nearest {
+    keep: Keep,
     centroids: Vec<Vec<f32>>,
     mean: Option<Vec<f32>>,
 }
 
 impl Nearest {
-    fn new(side: &[Record]) -> Result<Nearest, CurateError> {
+    fn new(towards: &Towards, side: &[Record]) -> Result<Nearest, CurateError> {
         let vector = |record: &Record| decode("a centroid", &record.value);
         let (mean, centroids): (Vec<&Record>, Vec<&Record>) =
             side.iter().partition(|record| record.key == MEAN);
         Ok(Nearest {
+            keep: towards.keep,
             centroids: centroids.into_iter().map(vector).collect::<Result<_, _>>()?,
             mean: mean.first().map(|record| vector(record)).transpose()?,
         })
@@ -360,44 +378,93 @@ impl Map for Nearest {
         let cluster = nearest(&self.centroids, &embedding.vector);
         let Some(centroid) = self.centroids.get(cluster) else { return Ok(()) };
         let cosine = dot(centroid, &embedding.vector);
-        emit(&(cluster as u32).to_be_bytes(), &encode("a member", &(cosine, embedding))?)
+        let member = member(self.keep, cosine, &embedding)?;
+        emit(&(cluster as u32).to_be_bytes(), &member)
     }
 }
 
-impl Reduce for Semantic {
-    fn reduce(&self, _: &[u8], values: &mut dyn Values, emit: &mut Emit) -> Result<(), CurateError> {
-        let mut members: Vec<(f32, Embedding)> = Vec::new();
-        while let Some(value) = values.next()? {
-            members.push(decode("a member", value)?);
+/// A member of a cluster as bytes that sort: by its cosine with the centroid, the preferred first, then by its label.
+fn member(keep: Keep, cosine: f32, embedding: &Embedding) -> Result<Vec<u8>, CurateError> {
+    // The order of `total_cmp` as that of bytes.
+    let bits = cosine.to_bits();
+    let ascending = if bits >> 31 == 1 { !bits } else { bits | 1 << 31 };
+    let order = match keep {
+        Keep::Farthest => ascending,
+        Keep::Nearest => !ascending,
+    };
+    let mut bytes = order.to_be_bytes().to_vec();
+    for &byte in &embedding.label {
+        bytes.push(byte);
+        // Two zeros end the label, so that it sorts before every longer one that begins with it.
+        if byte == 0 {
+            bytes.push(0xFF);
         }
-        members.sort_by(|(a, left), (b, right)| {
-            let order = match self.keep {
-                Keep::Farthest => a.total_cmp(b),
-                Keep::Nearest => b.total_cmp(a),
-            };
-            order.then_with(|| left.label.cmp(&right.label))
-        });
-        let mut survivors: Vec<usize> = Vec::with_capacity(members.len());
-        for at in 0..members.len() {
-            let vector = &members[at].1.vector;
-            let cosines = members[..at].iter().map(|(_, earlier)| dot(&earlier.vector, vector));
+    }
+    bytes.extend_from_slice(&[0, 0]);
+    bytes.extend_from_slice(&encode("a member", embedding)?);
+    Ok(bytes)
+}
+
+/// Reads what [`member`] wrote.
+fn member_of(bytes: &[u8]) -> Result<Embedding, CurateError> {
+    let mut at = 4;
+    loop {
+        match bytes.get(at..) {
+            Some([0, 0, rest @ ..]) => return decode("a member", rest),
+            Some([0, _, ..]) => at += 2,
+            Some([_, ..]) => at += 1,
+            _ => {
+                let problem = "its label has no end".to_owned();
+                return Err(CurateError::Record { what: "a member", problem });
+            }
+        }
+    }
+}
+
+/// Members before it that a document is compared with, at most; they are held in memory. Documents that mean the same have
+/// nearly the same cosine with the centroid, so they stand near each other.
+const COMPARED: usize = 16_384;
+
+impl Semantic {
+    /// [`Reduce::reduce`] with the number of members that one is compared with.
+    fn reduce_with(
+        &self,
+        compared: usize,
+        values: &mut dyn Values,
+        emit: &mut Emit,
+    ) -> Result<(), CurateError> {
+        // Each with the label of its survivor.
+        let mut members: VecDeque<(Vec<f32>, Vec<u8>)> = VecDeque::new();
+        while let Some(value) = values.next()? {
+            let Embedding { label, vector } = member_of(value)?;
+            let cosines = members.iter().map(|(earlier, _)| dot(earlier, &vector));
             let nearest = cosines.enumerate().reduce(|best, next| {
                 if next.1.total_cmp(&best.1) == Ordering::Greater { next } else { best }
             });
             let duplicate = nearest.filter(|(_, cosine)| f64::from(*cosine) > self.threshold);
-            survivors.push(duplicate.map_or(at, |(earlier, _)| survivors[earlier]));
+            let survivor = duplicate.map_or_else(|| label.clone(), |(earlier, _)| members[earlier].1.clone());
             if let Some((_, cosine)) = duplicate {
                 let dropped = Dropped {
-                    survivor: Some(id_text(&members[survivors[at]].1.label)?),
+                    survivor: Some(id_text(&survivor)?),
                     ..Dropped::new(
                         "semantic_duplicate",
                         format!("a cosine of {cosine:.3}, limit {}", self.threshold),
                     )
                 };
-                emit(id_of(&members[at].1.label)?, &Value::Verdict(dropped).encode()?)?;
+                emit(id_of(&label)?, &Value::Verdict(dropped).encode()?)?;
             }
+            if members.len() == compared {
+                members.pop_front();
+            }
+            members.push_back((vector, survivor));
         }
         Ok(())
+    }
+}
+
+impl Reduce for Semantic {
+    fn reduce(&self, _: &[u8], values: &mut dyn Values, emit: &mut Emit) -> Result<(), CurateError> {
+        self.reduce_with(COMPARED, values, emit)
     }
 }
 
@@ -422,4 +489,70 @@ fn dot(left: &[f32], right: &[f32]) -> f32 {
         }
     }
     lanes.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Listed(std::vec::IntoIter<Vec<u8>>, Vec<u8>);
+
+    impl Values for Listed {
+        fn next(&mut self) -> Result<Option<&[u8]>, CurateError> {
+            let Some(next) = self.0.next() else { return Ok(None) };
+            self.1 = next;
+            Ok(Some(&self.1))
+        }
+    }
+
+    #[test]
+    fn members_come_in_the_order_of_their_cosines_and_labels() {
+        let embedding = |label: &[u8]| Embedding { label: label.to_vec(), vector: vec![1.0, 0.0] };
+        let in_order =
+            [(-0.5, &b"b"[..]), (0.0, b"a"), (0.25, b"a"), (0.25, b"a\0"), (0.25, b"a#1"), (0.5, b"")];
+        for keep in [Keep::Farthest, Keep::Nearest] {
+            let bytes: Vec<_> = in_order
+                .iter()
+                .map(|(cosine, label)| member(keep, *cosine, &embedding(label)).unwrap())
+                .collect();
+            assert!(
+                bytes
+                    .iter()
+                    .zip(&in_order)
+                    .all(|(bytes, (_, label))| member_of(bytes).unwrap().label == *label)
+            );
+            assert!(bytes[2..5].is_sorted());
+            let cosines = [&bytes[0], &bytes[1], &bytes[2], &bytes[5]];
+            assert!(if keep == Keep::Farthest {
+                cosines.is_sorted()
+            } else {
+                cosines.iter().rev().is_sorted()
+            });
+        }
+    }
+
+    #[test]
+    fn no_more_members_are_held_than_are_compared() {
+        // Four directions, each twice: the second of each comes four places behind the first.
+        let members = (0..8_u8).map(|at| {
+            let mut vector = vec![0.0; 4];
+            vector[usize::from(at % 4)] = 1.0;
+            let embedding = Embedding { label: label(&[], &[b'a' + at]), vector };
+            member(Keep::Farthest, f32::from(at) / 10.0, &embedding).unwrap()
+        });
+        let members: Vec<_> = members.collect();
+        let semantic = Semantic { threshold: 0.9, ..Semantic::default() };
+        let found = |compared| {
+            let mut found = 0;
+            let mut values = Listed(members.clone().into_iter(), Vec::new());
+            semantic
+                .reduce_with(compared, &mut values, &mut |_, _| {
+                    found += 1;
+                    Ok(())
+                })
+                .unwrap();
+            found
+        };
+        assert_eq!((found(4), found(3)), (4, 0));
+    }
 }

@@ -3,7 +3,7 @@
 //! A file is written beside its name and renamed when it is whole, so a file that is there is finished.
 //!
 //! ```text
-//! file   = block* footer footer_length:u32 footer_check:u64 "llmrpart"
+//! file   = block* footer footer_length:u32 footer_check:u64 "llmrpar2"
 //! block  = raw_length:u32 packed_length:u32 check:u64 packed
 //! packed = zstd of (key_length:u32 value_length:u32 key value)*
 //! ```
@@ -20,9 +20,7 @@ use crate::CurateError;
 
 /// Bytes of records in a block; a larger record has a block of its own.
 pub(crate) const BLOCK: usize = 64 << 10;
-/// What one open segment holds in memory, about: a block as it is and packed.
-pub(crate) const SEGMENT_MEMORY: usize = 2 * BLOCK;
-const MAGIC: &[u8; 8] = b"llmrpart";
+const MAGIC: &[u8; 8] = b"llmrpar2";
 const TAIL: usize = 4 + 8 + MAGIC.len();
 const HEAD: usize = 16;
 /// Speed matters more than size here.
@@ -42,6 +40,15 @@ pub(crate) struct Footer {
 pub(crate) struct Segment {
     pub(crate) offset: u64,
     pub(crate) length: u64,
+    /// Bytes of its largest block, unpacked.
+    pub(crate) largest: u64,
+}
+
+impl Segment {
+    /// What it holds in memory while it is read, about: a block as it is and packed.
+    pub(crate) fn memory(&self) -> usize {
+        2 * usize::try_from(self.largest).unwrap_or(usize::MAX / 2).clamp(BLOCK, usize::MAX / 2)
+    }
 }
 
 /// Sums over records that do not depend on their order.
@@ -78,6 +85,8 @@ pub(crate) struct Writer {
     packed: Vec<u8>,
     at: u64,
     begun: Option<u64>,
+    /// Bytes of the largest block of the current segment.
+    largest: usize,
     footer: Footer,
 }
 
@@ -91,6 +100,7 @@ impl Writer {
             packed: Vec::new(),
             at: 0,
             begun: None,
+            largest: 0,
             footer: Footer::default(),
         })
     }
@@ -131,6 +141,8 @@ impl Writer {
             self.file.write_all(&check.to_le_bytes())?;
             self.file.write_all(MAGIC)?;
             self.file.flush()?;
+            // Without it, a machine that goes down could leave the name without the bytes.
+            self.file.get_ref().sync_data()?;
             std::fs::rename(beside(&self.path), &self.path)
         };
         write().map_err(|error| CurateError::write(&self.path, error))?;
@@ -140,7 +152,8 @@ impl Writer {
     fn end_segment(&mut self) -> Result<(), CurateError> {
         self.write_block()?;
         if let Some(offset) = self.begun.take() {
-            self.footer.segments.push(Segment { offset, length: self.at - offset });
+            let largest = std::mem::take(&mut self.largest) as u64;
+            self.footer.segments.push(Segment { offset, length: self.at - offset, largest });
         }
         Ok(())
     }
@@ -157,6 +170,7 @@ impl Writer {
         head[8..].copy_from_slice(&XxHash3_64::oneshot(&self.packed).to_le_bytes());
         self.file.write_all(&head).and_then(|()| self.file.write_all(&self.packed)).map_err(failed)?;
         self.at += (HEAD + self.packed.len()) as u64;
+        self.largest = self.largest.max(self.block.len());
         // A giant record must not keep its room for the rest of the file.
         if self.block.capacity() > 4 * BLOCK {
             (self.block, self.packed) = (Vec::new(), Vec::new());
@@ -233,6 +247,11 @@ pub(crate) fn read_footer(path: &Path) -> Result<Footer, CurateError> {
         return Err(damaged("its end is not that of a partition".to_owned()));
     }
     postcard::from_bytes(&footer).map_err(|error| damaged(error.to_string()))
+}
+
+/// Whether a finished file is there. One whose end cannot be read is none: the task is done again and writes over it.
+pub(crate) fn is_whole(path: &Path) -> bool {
+    path.exists() && read_footer(path).is_ok()
 }
 
 /// Reads the records of one segment in order.
@@ -314,6 +333,10 @@ impl Reader {
         let packed = u32::from_le_bytes([head[4], head[5], head[6], head[7]]) as usize;
         let rest = self.left.checked_sub((HEAD + packed) as u64);
         self.left = rest.ok_or_else(|| self.damaged("a block passes its segment".to_owned()))?;
+        // A giant record must not keep its room for the rest of the segment.
+        if self.block.capacity() > 4 * BLOCK {
+            (self.block, self.packed) = (Vec::new(), Vec::new());
+        }
         self.packed.resize(packed, 0);
         self.file.read_exact(&mut self.packed).map_err(|error| self.damaged(error.to_string()))?;
         if XxHash3_64::oneshot(&self.packed).to_le_bytes()[..] != head[8..] {

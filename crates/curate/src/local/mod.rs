@@ -22,6 +22,7 @@ use sort::Merge;
 pub(crate) use sorted::Sorted;
 use stage::{Data, Finished, Runner};
 use work::WorkFolder;
+pub(crate) use work::{RESULT, discard};
 
 /// How a plan is run here. Nothing of it changes the result.
 #[derive(Clone, Debug)]

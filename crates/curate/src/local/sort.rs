@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::path::{Path, PathBuf};
 
-use super::file::{Reader, SEGMENT_MEMORY, Segment, Writer};
+use super::file::{Reader, Segment, Writer};
 use crate::CurateError;
 use crate::plan::{Emit, Reduce, Values};
 
@@ -109,12 +109,14 @@ impl Merge {
         scratch: &Path,
     ) -> Result<Self, CurateError> {
         segments.retain(|(_, segment)| segment.length > 0);
-        let fan_in = (budget / SEGMENT_MEMORY).clamp(2, MAX_FAN_IN);
+        // Large records come last, so that they are merged with few others and small ones with many.
+        segments.sort_by_key(|(_, segment)| segment.largest);
         let mut round = 0;
-        while segments.len() > fan_in {
-            let mut merged = Vec::new();
-            for (group, part) in segments.chunks(fan_in).enumerate() {
-                let path = scratch.with_extension(format!("merge-{round}-{group}"));
+        while fan_in(&segments, budget) < segments.len() {
+            let (mut merged, mut rest) = (Vec::new(), segments.as_slice());
+            while !rest.is_empty() {
+                let (part, later) = rest.split_at(fan_in(rest, budget));
+                let path = scratch.with_extension(format!("merge-{round}-{}", merged.len()));
                 let mut merge = Self::over(part)?;
                 let mut writer = Writer::create(&path)?;
                 writer.begin_segment()?;
@@ -124,6 +126,7 @@ impl Merge {
                 }
                 let footer = writer.finish()?;
                 merged.extend(footer.segments.into_iter().map(|segment| (path.clone(), segment)));
+                rest = later;
             }
             if round > 0 {
                 remove_scratch(&segments);
@@ -197,6 +200,17 @@ impl Merge {
 
 /// Files open at once in a merge, at most.
 const MAX_FAN_IN: usize = 64;
+
+/// How many of the first segments can be read at once: as many as `budget` holds the largest blocks of, but two at the least,
+/// with which a merge gets ahead.
+pub(super) fn fan_in(segments: &[(PathBuf, Segment)], budget: usize) -> usize {
+    let mut held = 0_usize;
+    let fits = segments.iter().take(MAX_FAN_IN).take_while(|(_, segment)| {
+        held = held.saturating_add(segment.memory());
+        held <= budget
+    });
+    fits.count().max(2).min(segments.len())
+}
 
 fn remove_scratch(segments: &[(PathBuf, Segment)]) {
     for (path, _) in segments {

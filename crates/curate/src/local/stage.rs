@@ -36,14 +36,16 @@ pub(crate) struct Finished {
 }
 
 impl Finished {
-    /// A stage that an earlier run finished in `folder`.
+    /// A stage that an earlier run finished in `folder`. A file that is gone was read by all who read it; with one that is there
+    /// and is not whole the stage is not finished.
     pub(crate) fn read(folder: &Path) -> Result<Option<Finished>, CurateError> {
         let path = folder.join(DONE);
         let Ok(text) = std::fs::read(&path) else { return Ok(None) };
         let mut finished: Finished = serde_json::from_slice(&text)
             .map_err(|error| CurateError::Damaged { path, problem: error.to_string() })?;
         finished.files = (0..finished.partitions).map(|at| part(folder, at)).collect();
-        Ok(Some(finished))
+        let whole = finished.files.iter().all(|path| !path.exists() || file::is_whole(path));
+        Ok(whole.then_some(finished))
     }
 
     /// Says in `folder` that it is finished.
@@ -174,7 +176,7 @@ impl Runner<'_> {
     }
 
     fn map_only(&self, task: &MapTask, path: &Path) -> Result<(), CurateError> {
-        if path.exists() {
+        if file::is_whole(path) {
             self.progress.advance(task.split.bytes());
             return Ok(());
         }
@@ -186,7 +188,7 @@ impl Runner<'_> {
     }
 
     fn map_and_sort(&self, task: &MapTask, path: &Path) -> Result<(), CurateError> {
-        if path.exists() {
+        if file::is_whole(path) {
             self.progress.advance(task.split.bytes());
             return Ok(());
         }
@@ -222,7 +224,7 @@ impl Runner<'_> {
             });
             let own: Vec<(PathBuf, Segment)> = own.collect();
             let mut left: u64 = own.iter().map(|(_, segment)| segment.length).sum();
-            if parts[at].exists() {
+            if file::is_whole(&parts[at]) {
                 self.progress.advance(left);
                 return Ok(());
             }

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::file::{Reader, Writer, read_footer};
+use super::sort::{Sorter, fan_in};
 use super::*;
 use crate::plan::{Broken, Emit, Input, Map, Reduce, Repeat, Stage, Step, Values};
 
@@ -207,6 +208,80 @@ fn a_killed_run_goes_on_where_it_was() {
         assert!(records == again);
         assert_eq!(calls.load(Ordering::SeqCst), total + (stop_at - 1) % 40 + 1);
     }
+}
+
+#[test]
+fn a_partition_without_its_end_is_made_again() {
+    let lines = text(8, 40);
+    let work = TempDir::new().unwrap();
+    let local = Local::new(&work.path().join("work"));
+    let plan = plan_of(&["fails", "words"], "count");
+    let with = |stop_at: usize| {
+        let mut registry = functions();
+        registry.map("fails", move |_, _| Ok(Box::new(Fails(Arc::new(AtomicUsize::new(0)), stop_at))));
+        registry
+    };
+    assert!(run(&local, &plan, &with(100), &lines).is_err());
+    let part = local.work.join("made/part-00000.run");
+    let bytes = std::fs::read(&part).unwrap();
+    std::fs::write(&part, &bytes[..bytes.len() / 2]).unwrap();
+    let (_, records) = run(&local, &plan, &with(usize::MAX), &lines).unwrap();
+    assert!(records == expected(&lines));
+}
+
+#[test]
+fn large_records_are_merged_with_few_others() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("a.run");
+    let mut sorter = Sorter::new(&path, 1, 4 << 20).unwrap();
+    for at in 0..9_u8 {
+        sorter.push(0, &[9 - at], &vec![at; 3 << 20]).unwrap();
+    }
+    (0..9_u8).for_each(|at| sorter.push(0, &[100 + at], &[at]).unwrap());
+    sorter.finish().unwrap();
+    let segments: Vec<_> =
+        read_footer(&path).unwrap().segments.into_iter().map(|segment| (path.clone(), segment)).collect();
+    assert!(segments.len() >= 9 && segments[0].1.largest > 3 << 20);
+    assert_eq!(fan_in(&segments, 4 << 20), 2, "two at the least");
+    assert_eq!(fan_in(&segments, 20 << 20), 3, "each takes two blocks of 3 MiB");
+    let mut merge = Merge::open(segments, 4 << 20, &folder.path().join("scratch")).unwrap();
+    let mut keys = Vec::new();
+    while let Some((key, _)) = merge.peek() {
+        keys.push(key[0]);
+        merge.advance().unwrap();
+    }
+    assert_eq!(keys, (1..=9).chain(100..109).collect::<Vec<u8>>());
+}
+
+#[test]
+fn only_what_curation_wrote_is_removed() {
+    let (lines, others) = (text(2, 10), text(2, 11));
+    let work = TempDir::new().unwrap();
+    let local = Local { restart: true, ..Local::new(&work.path().join("work")) };
+    let plan = plan_of(&["words"], "count");
+    let (done, _) = run(&local, &plan, &functions(), &lines).unwrap();
+    // Another run that gives up does not take the folder away from the one that is in it.
+    assert!(run(&local, &plan, &functions(), &others).is_err());
+    discard(&local.work);
+    assert!(local.work.join("reduced").exists());
+    let thesis = local.work.join("thesis.txt");
+    std::fs::write(&thesis, "years of work").unwrap();
+    drop(done);
+    let error = run(&local, &plan, &functions(), &others).err().unwrap().to_string();
+    assert!(error.contains("thesis.txt"), "{error}");
+    discard(&local.work);
+    assert!(thesis.exists() && !local.work.join("reduced").exists());
+
+    let foreign = work.path().join("foreign");
+    std::fs::create_dir_all(foreign.join("made")).unwrap();
+    std::fs::write(foreign.join("plan.json"), "{\"tasks\": \"of somebody else\"}").unwrap();
+    let error = run(&Local { work: foreign.clone(), ..local }, &plan, &functions(), &lines)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("plan.json"), "{error}");
+    discard(&foreign);
+    assert!(foreign.join("made").exists());
 }
 
 #[test]

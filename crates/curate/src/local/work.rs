@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,7 @@ pub(crate) struct WorkFolder {
     path: PathBuf,
     #[cfg_attr(not(feature = "ballista"), expect(dead_code, reason = "processes of a cluster look for it"))]
     fingerprint: String,
+    plan: Plan,
     _lock: File,
 }
 
@@ -52,14 +54,21 @@ impl WorkFolder {
         let owner = path.join(OWNER);
         match std::fs::read(&owner) {
             Ok(found) => {
-                let same =
-                    serde_json::from_slice::<Owner>(&found).is_ok_and(|o| o.fingerprint == fingerprint);
+                let Ok(before) = serde_json::from_slice::<Owner>(&found) else {
+                    let problem = format!("has a `{OWNER}` that is not of curation");
+                    return Err(refused(&path, problem, "give an empty folder or a new one"));
+                };
+                let same = before.fingerprint == fingerprint;
                 if !same && !local.restart {
                     let problem = "holds the work of another plan or another input".to_owned();
                     return Err(refused(&path, problem, "give another folder, or remove this one"));
                 }
+                if let Some(name) = stranger(&path, &before.plan).map_err(failed)? {
+                    let problem = format!("has `{name}` in it, which curation did not put there");
+                    return Err(refused(&path, problem, "take it out, or give another folder"));
+                }
                 if !same {
-                    clear(&path).map_err(failed)?;
+                    clear(&path, &before.plan).map_err(failed)?;
                     write_owner(&owner, &fingerprint, plan)?;
                 }
             }
@@ -77,7 +86,7 @@ impl WorkFolder {
             }
             Err(error) => return Err(failed(error)),
         }
-        Ok(Self { path, fingerprint, _lock: lock })
+        Ok(Self { path, fingerprint, plan: plan.clone(), _lock: lock })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -90,8 +99,21 @@ impl WorkFolder {
         &self.fingerprint
     }
 
+    /// Removes what curation put into it, and the folder unless something else is in it.
     pub(crate) fn remove(self) -> Result<(), CurateError> {
-        std::fs::remove_dir_all(&self.path).map_err(|error| CurateError::write(&self.path, error))
+        remove(&self.path, &self.plan).map_err(|error| CurateError::write(&self.path, error))
+    }
+}
+
+/// Removes the work folder that a failed run left. One that another process is in, or that is not of curation, stays.
+pub(crate) fn discard(path: &Path) {
+    let Ok(lock) = File::open(path.join(LOCK)) else { return };
+    let Ok(found) = std::fs::read(path.join(OWNER)) else { return };
+    if lock.try_lock().is_ok()
+        && let Ok(owner) = serde_json::from_slice::<Owner>(&found)
+    {
+        // The error that is known says more than one of tidying up.
+        let _ = remove(path, &owner.plan);
     }
 }
 
@@ -114,23 +136,66 @@ fn write_owner(path: &Path, fingerprint: &str, plan: &Plan) -> Result<(), Curate
 pub(crate) fn write_whole(path: &Path, value: &impl Serialize) -> Result<(), CurateError> {
     let partial = path.with_extension("json.partial");
     let write = || -> std::io::Result<()> {
-        std::fs::write(&partial, serde_json::to_vec_pretty(value)?)?;
+        let mut file = File::create(&partial)?;
+        file.write_all(&serde_json::to_vec_pretty(value)?)?;
+        file.sync_data()?;
         std::fs::rename(&partial, path)
     };
     write().map_err(|error| CurateError::write(path, error))
 }
 
-/// Removes everything but the lock.
-fn clear(path: &Path) -> std::io::Result<()> {
+/// Files of a work folder besides the folders of the plan's tasks and of the result.
+const OWN_FILES: [&str; 3] = [LOCK, OWNER, "plan.json.partial"];
+
+/// The folder in which the result is written.
+pub(crate) const RESULT: &str = "result";
+
+/// How the names of files begin into which the last task's partitions are merged.
+const MERGES: &str = "output.merge-";
+
+/// How the names of files begin that tell the processes of a cluster what a source is.
+pub(crate) const SOURCES: &str = "source-";
+
+/// The first entry that is none of a run of `plan`.
+fn stranger(path: &Path, plan: &Plan) -> std::io::Result<Option<String>> {
+    let mut strangers = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        let own = OWN_FILES.contains(&name.as_str())
+            || name == RESULT
+            || [MERGES, SOURCES].iter().any(|begin| name.starts_with(begin))
+            || plan.tasks.iter().any(|task| task.name() == name);
+        if !own {
+            strangers.push(name);
+        }
+    }
+    Ok(strangers.into_iter().min())
+}
+
+/// Removes what a run of `plan` wrote, but for the lock and the plan.
+fn clear(path: &Path, plan: &Plan) -> std::io::Result<()> {
+    let folders = plan.tasks.iter().map(crate::plan::Task::name).chain([RESULT]);
+    for folder in folders.map(|name| path.join(name)).filter(|folder| folder.exists()) {
+        std::fs::remove_dir_all(folder)?;
+    }
     for entry in std::fs::read_dir(path)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            std::fs::remove_dir_all(entry.path())?;
-        } else if entry.file_name() != LOCK {
+        let name = entry.file_name();
+        if [MERGES, SOURCES].iter().any(|begin| name.to_string_lossy().starts_with(begin)) {
             std::fs::remove_file(entry.path())?;
         }
     }
     Ok(())
+}
+
+/// Removes what a run of `plan` wrote, and the folder if that was all. The caller holds the lock.
+fn remove(path: &Path, plan: &Plan) -> std::io::Result<()> {
+    clear(path, plan)?;
+    if stranger(path, plan)?.is_some() {
+        // The folder is not ours alone. Without its plan it is no work folder any more.
+        return std::fs::remove_file(path.join(OWNER));
+    }
+    std::fs::remove_dir_all(path)
 }
 
 /// Everything that the files of a work folder depend on. Runners part records differently.

@@ -1,10 +1,11 @@
 //! The mix: how much of each domain a model is trained on.
 //!
-//! Domains that have more than their part are drawn from, those that have less are repeated, up to a number of epochs. What is
-//! drawn is decided by a hash of a document's id, so a part is met up to the grain of single documents, and nothing has to be
-//! sorted. Documents come out in the order of another hash: every shard has the proportions of the whole.
+//! Domains that have more than their part are drawn from, those that have less are repeated, up to a number of epochs. Of what
+//! comes once more than the rest, the documents are taken in the order of a hash of their ids until the part is met, so it is
+//! met up to one document of each domain and set of topics. Documents come out in the order of another hash: every shard has the
+//! proportions of the whole.
 //!
-//! A first pass adds up what there is (`Cells`); its sums go beside the second, which draws (`draw`).
+//! A first pass adds up what there is (`Cells`), a second one finds where the order is cut (`Cut`), and a third one draws.
 
 mod draw;
 mod report;
@@ -38,7 +39,7 @@ pub struct Draw {
     /// Parts of the domains `prose`, `maths`, `code` and `multilingual`; they need not add up to 1 or 100. A domain that is not
     /// named has none. The default is that of Llama 3 (section 3.1.2): 50, 25, 17, 8.
     pub proportions: BTreeMap<String, f64>,
-    /// A document comes at most so many times. Up to 4, repeated text is nearly as good as new (Muennighoff et al. 2023).
+    /// A document comes at most so many times, a whole number. Up to 4, repeated text is nearly as good as new (Muennighoff et al. 2023).
     pub max_epochs: f64,
     /// Only documents whose tags have at least these values are drawn.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -156,8 +157,9 @@ impl MixConfig {
             if draw.proportions.values().sum::<f64>() <= 0.0 {
                 return bad(key("proportions"), "{}".to_owned(), "parts of which one is more than 0");
             }
-            if !(draw.max_epochs > 0.0 && draw.max_epochs <= 1000.0) {
-                return bad(key("max_epochs"), draw.max_epochs.to_string(), "more than 0 and at most 1000");
+            // A document cannot come two times and a half.
+            if !(1.0..=1000.0).contains(&draw.max_epochs) || draw.max_epochs.fract() != 0.0 {
+                return bad(key("max_epochs"), draw.max_epochs.to_string(), "a whole number from 1 to 1000");
             }
             if draw.size == Some(0) {
                 return bad(key("size"), "0".to_owned(), "1 or more bytes, or absent");
@@ -175,12 +177,15 @@ impl MixConfig {
         Ok(())
     }
 
-    /// Appends the stages `mix-cells` and `mix`, whose records are those of [`Ledger`].
+    /// Appends the stages `mix-cells`, `mix-cuts` and `mix`, whose records are those of [`Ledger`].
     pub(crate) fn append(&self, plan: &mut Plan, documents: &str) -> Result<(), CurateError> {
         let cells = Input::through(documents, vec![Step::with("mix-cells", self)?]);
         plan.stage("mix-cells", vec![cells], Some(Step::new("add-cells")));
+        let mut ordered = Input::through(documents, vec![Step::with("mix-order", self)?]);
+        ordered.side = Some("mix-cells".to_owned());
+        plan.stage("mix-cuts", vec![ordered], Some(Step::new("mix-cut")));
         let mut drawn = Input::through(documents, vec![Step::with("mix-draw", self)?]);
-        drawn.side = Some("mix-cells".to_owned());
+        drawn.side = Some("mix-cuts".to_owned());
         plan.stage(MIX, vec![drawn], Some(Step::new("in-order")));
         Ok(())
     }
@@ -241,22 +246,7 @@ impl Cells {
             .filter(|((draw, ..), _)| *draw == at)
             .map(|((_, domain, mask), cell)| (domain.as_str(), *mask, *cell))
             .collect();
-        let bytes = |wanted: &dyn Fn(&str, u32) -> bool| {
-            let of = own.iter().filter(|(domain, mask, _)| wanted(domain, *mask));
-            of.map(|(_, _, cell)| cell.bytes).sum::<u64>() as f64
-        };
-        let all = bytes(&|_, _| true);
-        let topic_rates: Vec<f64> = topics
-            .iter()
-            .enumerate()
-            .map(|(at, topic)| {
-                let found = bytes(&|_, mask| mask >> at & 1 == 1);
-                let others = all - found;
-                // A topic that is all there is stays all there is.
-                let too_much = found > topic.max_share * all && others > 0.0;
-                if too_much { topic.max_share * others / (found * (1.0 - topic.max_share)) } else { 1.0 }
-            })
-            .collect();
+        let topic_rates = topic_rates(&own, topics);
         let mut rates = Rates { topics: topic_rates, domains: BTreeMap::new() };
         let mut weighted: BTreeMap<&str, f64> = BTreeMap::new();
         for (domain, mask, cell) in &own {
@@ -273,6 +263,45 @@ impl Cells {
         }
         rates
     }
+}
+
+/// Rounds after which topics are near enough to their shares.
+const TOPIC_ROUNDS: usize = 1000;
+
+/// A share of documents that stands for none.
+const NOTHING: f64 = 1e-9;
+
+/// Of each topic, the share that is left of it, so that none has more than its share of what is left of all. Where one topic
+/// is brought down, the others' shares grow: this goes on until all of them hold.
+fn topic_rates(cells: &[(&str, u32, Cell)], topics: &[Topic]) -> Vec<f64> {
+    let mut rates = Rates { topics: vec![1.0; topics.len()], domains: BTreeMap::new() };
+    let sum = |rates: &Rates, wanted: &dyn Fn(u32) -> bool| -> f64 {
+        let of = cells.iter().filter(|(_, mask, _)| wanted(*mask));
+        of.map(|(_, mask, cell)| cell.bytes as f64 * rates.weight(*mask)).sum()
+    };
+    for _ in 0..TOPIC_ROUNDS {
+        let mut settled = true;
+        for (at, topic) in topics.iter().enumerate() {
+            let all = sum(&rates, &|_| true);
+            let found = sum(&rates, &|mask| mask >> at & 1 == 1);
+            let others = all - found;
+            // A topic that is all there is stays all there is.
+            if found > topic.max_share * all * (1.0 + 1e-9) && others > 0.0 {
+                rates.topics[at] *= topic.max_share * others / (found * (1.0 - topic.max_share));
+                settled = false;
+            }
+        }
+        if settled {
+            return rates.topics;
+        }
+        if cells.iter().all(|(_, mask, _)| rates.weight(*mask) < NOTHING) {
+            break;
+        }
+    }
+    // Topics that are all there is, with shares that do not add up to 1, cannot be held: bringing them down together would leave
+    // nothing. What is left keeps the proportions that it has come to.
+    let most = cells.iter().map(|(_, mask, _)| rates.weight(*mask)).fold(0.0, f64::max);
+    rates.topics.iter().map(|rate| if most > 0.0 { (rate / most).min(1.0) } else { 1.0 }).collect()
 }
 
 /// How often documents are taken.

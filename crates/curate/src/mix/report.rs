@@ -20,7 +20,7 @@ pub struct MixReport {
     pub domains: BTreeMap<String, DomainReport>,
     /// Topics that are drawn from less, in the order of the recipe.
     pub topics: Vec<TopicReport>,
-    /// What fell short, in words.
+    /// What fell short or is too much, in words.
     pub short: Vec<String>,
 }
 
@@ -56,6 +56,9 @@ pub struct TopicReport {
     pub max_share: f64,
     /// What is left of its documents.
     pub kept: f64,
+    /// Its share of the bytes that are written.
+    #[serde(default)]
+    pub share: f64,
 }
 
 /// A domain falls short where it lacks more than this share of its target: less is the grain of single documents.
@@ -67,17 +70,23 @@ pub(crate) struct Counts {
     draws: Vec<(&'static str, Draw)>,
     cells: Cells,
     written: BTreeMap<(u8, String), Cell>,
+    /// Bytes written by draw and topic.
+    topics: BTreeMap<(u8, usize), u64>,
 }
 
 impl Counts {
     pub(crate) fn new(config: &MixConfig) -> Counts {
         let (config, draws) = (config.clone(), config.draws());
-        Counts { config, draws, cells: Cells::default(), written: BTreeMap::new() }
+        Counts { config, draws, cells: Cells::default(), written: BTreeMap::new(), topics: BTreeMap::new() }
     }
 
     /// A copy that is written.
     pub(crate) fn copy(&mut self, draw: u8, item: &Item) {
         add(self.written.entry((draw, item.document.domain.clone())).or_default(), item);
+        let mask = self.config.topics_of(&item.document);
+        for at in (0..self.config.topics.len()).filter(|at| mask >> at & 1 == 1) {
+            *self.topics.entry((draw, at)).or_default() += item.text_bytes;
+        }
     }
 
     /// What became of a document.
@@ -121,6 +130,12 @@ impl Counts {
                 let text = format!("{domain}: {lacking} of {} bytes are missing", rate.target as u64);
                 report.short.push(if why.is_empty() { text } else { format!("{text}, {why}") });
             }
+            if found.bytes as f64 > rate.target * (1.0 + SHORT) {
+                let excess = found.bytes - rate.target as u64;
+                report
+                    .short
+                    .push(format!("{domain}: {excess} bytes more than the {} wanted", rate.target as u64));
+            }
             let own = DomainReport {
                 target_share: part / parts,
                 target_bytes: rate.target as u64,
@@ -137,11 +152,22 @@ impl Counts {
         for (place, topic) in self.config.topics.iter().enumerate() {
             let of = own().filter(|((_, _, mask), _)| mask >> place & 1 == 1);
             let bytes: u64 = of.map(|(_, cell)| cell.bytes).sum();
+            let share =
+                self.topics.get(&(at, place)).map_or(0.0, |&bytes| bytes as f64 / report.bytes.max(1) as f64);
+            if share > topic.max_share + SHORT {
+                report.short.push(format!(
+                    "topic {}: {:.1} % of what is written, more than {:.1} %",
+                    topic.tag,
+                    100.0 * share,
+                    100.0 * topic.max_share
+                ));
+            }
             report.topics.push(TopicReport {
                 tag: topic.tag.clone(),
                 available_share: bytes as f64 / all.max(1) as f64,
                 max_share: topic.max_share,
                 kept: rates.topics[place],
+                share,
             });
         }
         report

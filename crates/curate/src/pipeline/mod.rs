@@ -118,8 +118,7 @@ pub fn curate_by(
         }
         Err(error) => {
             if options.work.is_none() {
-                // The error that is known says more than one of tidying up.
-                let _ = std::fs::remove_dir_all(&local.work);
+                crate::local::discard(&local.work);
             }
             Err(error)
         }
@@ -174,7 +173,7 @@ fn local(config: &CurateConfig, inventory: &Inventory, out: &Path, options: &Run
         threads,
         partitions,
         stop_at_broken: config.read.as_ref().is_some_and(|read| read.on_error == OnError::Stop),
-        // The folder beside the output is ours: what another recipe left there is of no use.
+        // What another recipe left there is of no use; only what curation wrote is removed.
         restart: true,
     }
 }

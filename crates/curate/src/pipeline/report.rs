@@ -110,7 +110,8 @@ pub struct CurateReport {
     pub evaluation_sets: Vec<EvalSetTally>,
     /// Parts of inputs that could not be read.
     pub broken: BrokenParts,
-    /// Records of inputs that are meant to be no documents, such as requests and redirects in WARC files, by what they are.
+    /// Records of inputs that are meant to be no documents, such as requests and redirects in WARC files, and entries of folders that
+    /// are never read, such as symbolic links and hidden files, by what they are.
     pub passed: BTreeMap<String, u64>,
     /// Rows and bytes of text in the files written. Where there is a mix, a document may come several times or not at all.
     pub files: BTreeMap<String, Tally>,
@@ -133,6 +134,7 @@ impl CurateReport {
             inventory: inventory.id.clone(),
             bytes_in: inventory.bytes,
             steps,
+            passed: inventory.passed.clone(),
             broken: BrokenParts { count: broken.len() as u64, examples },
             ..CurateReport::default()
         }

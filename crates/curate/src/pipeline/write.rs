@@ -17,7 +17,7 @@ use crate::{
     MIX_FILE, Progress, REPORT_FILE,
 };
 
-/// Bytes of text in one row group, which is also about what the writer holds in memory.
+/// Bytes of documents in one row group, which is also about what the writer holds in memory.
 const ROW_GROUP_BYTES: usize = 8 << 20;
 
 /// Writes the files in the work folder first, so that `out` gets whole files or none.
@@ -29,7 +29,7 @@ pub(super) fn write(
     out: &Path,
     progress: &dyn Progress,
 ) -> Result<CurateReport, CurateError> {
-    let stage = work.join("result");
+    let stage = work.join(crate::local::RESULT);
     if stage.exists() {
         std::fs::remove_dir_all(&stage).map_err(|error| CurateError::write(&stage, error))?;
     }
@@ -84,6 +84,11 @@ pub(super) fn write(
     (report.origins, report.duplicates) = (origins.finish(), clusters.finish()?);
     if report.documents_kept == 0 {
         return Err(nothing(&report, config));
+    }
+    if let Some(at) = shards.iter().position(|shards| shards.files.is_empty()) {
+        let short = mix.as_ref().and_then(|mix| mix.reports().remove(names[at]));
+        let found = short.map_or_else(String::new, |report| report.short.join("; "));
+        return Err(CurateError::EmptyDraw { draw: names[at].to_owned(), found });
     }
     let mut files = vec![DROPPED_FILE.to_owned(), REPORT_FILE.to_owned()];
     for shards in shards {
@@ -150,9 +155,9 @@ impl Shards {
     }
 
     fn push(&mut self, document: Document) -> Result<(), CurateError> {
-        let size = document.text.len();
+        let (size, held) = (document.text.len(), document.held_bytes());
         // A single document above the row group's size gets one of its own.
-        if !self.rows.is_empty() && self.filled + size > ROW_GROUP_BYTES {
+        if !self.rows.is_empty() && self.filled + held > ROW_GROUP_BYTES {
             self.flush()?;
         }
         if self.files.last().is_some_and(|(_, tally)| tally.bytes + size as u64 > self.shard_bytes) {
@@ -170,7 +175,7 @@ impl Shards {
         if let Some((_, tally)) = self.files.last_mut() {
             tally.add(size as u64);
         }
-        self.filled += size;
+        self.filled += held;
         self.rows.push(document);
         Ok(())
     }

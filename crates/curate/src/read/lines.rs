@@ -1,10 +1,14 @@
 //! JSON Lines.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::stream::Stream;
 use super::warc::Flaw;
-use super::{Fields, Found, Place, ReadConfig, Record, id_at};
+use super::{Fields, Found, Place, ReadConfig, Record, Room, id_at};
 use crate::Document;
 
 /// The documents of the lines of a file.
@@ -72,24 +76,20 @@ impl Lines {
     }
 
     fn document(&self, line: &[u8], position: u64) -> Result<Document, String> {
-        let value: Value = serde_json::from_slice(line).map_err(|error| format!("is no JSON: {error}"))?;
-        let Value::Object(fields) = value else { return Err("is JSON, but no object".to_owned()) };
-        let text = &self.fields.text;
-        if !matches!(fields.get(text), Some(Value::String(_))) {
-            let names: Vec<_> = fields.keys().take(8).map(|name| format!("`{name}`")).collect();
-            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            return Err(format!("has no string in the field `{text}`; its fields are {names}"));
+        let no_json = |error: serde_json::Error| format!("is no JSON: {error}");
+        if line.first() != Some(&b'{') {
+            serde_json::from_slice::<IgnoredAny>(line).map_err(no_json)?;
+            return Err("is JSON, but no object".to_owned());
         }
         let mut document = Document { source: self.name.clone(), ..Document::default() };
-        for (name, value) in fields {
-            match value {
-                Value::Null => {}
-                Value::Object(entries) if name == self.fields.metadata => {
-                    let entries = entries.into_iter().filter(|(_, value)| !value.is_null());
-                    document.meta.extend(entries.map(|(name, value)| (name, plain(value))));
-                }
-                value => self.fields.put(&mut document, &name, plain(value)),
-            }
+        let object = Object { fields: &self.fields, document: &mut document };
+        let mut json = serde_json::Deserializer::from_slice(line);
+        let names =
+            object.deserialize(&mut json).and_then(|names| json.end().map(|()| names)).map_err(no_json)?;
+        if let Some(names) = names {
+            let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+            return Err(format!("has no string in the field `{}`; its fields are {names}", self.fields.text));
         }
         if document.id.is_empty() {
             document.id = id_at(&self.name, position);
@@ -98,11 +98,165 @@ impl Lines {
     }
 }
 
-/// A string as it is, anything else as JSON.
-fn plain(value: Value) -> String {
-    match value {
-        Value::String(text) => text,
-        other => other.to_string(),
+/// Reads an object into a document as it comes: a tree of a hostile line would be many times as large as the line. Gives the
+/// first names of its fields if none of them is a text.
+struct Object<'a> {
+    fields: &'a Fields,
+    document: &'a mut Document,
+}
+
+/// Names of fields in the words about a line without a text.
+const NAMES: usize = 8;
+
+impl<'de> DeserializeSeed<'de> for Object<'_> {
+    type Value = Option<BTreeSet<String>>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Self::Value, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Object<'_> {
+    type Value = Option<BTreeSet<String>>;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut has_text, mut names, mut room) = (false, BTreeSet::new(), Room::new());
+        while let Some(name) = map.next_key::<String>()? {
+            let is_text = name == self.fields.text;
+            // One byte more than there is room for shows that it is too large.
+            let limit = if self.fields.is_named(&name) { usize::MAX } else { room.bytes + 1 };
+            let mut text = String::new();
+            let kind = map.next_value_seed(Plain { text: &mut text, limit, inside: false })?;
+            has_text = if is_text { kind == Kind::String } else { has_text };
+            let entries = (kind == Kind::Object && name == self.fields.metadata && text.len() < limit)
+                .then(|| serde_json::from_str::<BTreeMap<String, Value>>(&text).ok());
+            match (kind, entries.flatten()) {
+                (Kind::Null, _) => {}
+                (_, Some(entries)) => {
+                    for (name, value) in entries.into_iter().filter(|(_, value)| !value.is_null()) {
+                        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                        room.keep(self.document, &name, value);
+                    }
+                }
+                _ => self.fields.put(self.document, &mut room, &name, text),
+            }
+            names.insert(name);
+            if names.len() > NAMES {
+                names.pop_last();
+            }
+        }
+        Ok((!has_text).then_some(names))
+    }
+}
+
+/// What a value is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Null,
+    String,
+    Object,
+    Other,
+}
+
+/// Writes a value as text: a string as it is, anything else as JSON. Nothing more is written once `limit` bytes are there.
+struct Plain<'a> {
+    text: &'a mut String,
+    limit: usize,
+    /// Inside an array or object, where a string is in quotes.
+    inside: bool,
+}
+
+impl Plain<'_> {
+    fn write(&mut self, piece: &str) {
+        let room = self.limit.saturating_sub(self.text.len());
+        self.text.push_str(&piece[..piece.floor_char_boundary(room)]);
+    }
+
+    /// A value inside this one.
+    fn inner(&mut self) -> Plain<'_> {
+        Plain { text: self.text, limit: self.limit, inside: true }
+    }
+
+    fn other<E>(mut self, piece: &str) -> Result<Kind, E> {
+        self.write(piece);
+        Ok(Kind::Other)
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Plain<'_> {
+    type Value = Kind;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Kind, D::Error> {
+        json.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Plain<'_> {
+    type Value = Kind;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("a value")
+    }
+
+    fn visit_unit<E>(mut self) -> Result<Kind, E> {
+        self.write("null");
+        Ok(Kind::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Kind, E> {
+        self.other(if value { "true" } else { "false" })
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Kind, E> {
+        self.other(&value.to_string())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Kind, E> {
+        self.other(&value.to_string())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Kind, E> {
+        self.other(&Value::from(value).to_string())
+    }
+
+    fn visit_str<E>(mut self, value: &str) -> Result<Kind, E> {
+        if self.inside {
+            self.write(&Value::from(value).to_string());
+        } else {
+            self.write(value);
+        }
+        Ok(Kind::String)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut values: A) -> Result<Kind, A::Error> {
+        self.write("[");
+        let mut before = self.text.len();
+        while values.next_element_seed(self.inner())?.is_some() {
+            before = self.text.len();
+            self.write(",");
+        }
+        self.text.truncate(before);
+        self.write("]");
+        Ok(Kind::Other)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut entries: A) -> Result<Kind, A::Error> {
+        self.write("{");
+        let mut before = self.text.len();
+        while let Some(name) = entries.next_key::<String>()? {
+            self.write(&Value::from(name).to_string());
+            self.write(":");
+            entries.next_value_seed(self.inner())?;
+            before = self.text.len();
+            self.write(",");
+        }
+        self.text.truncate(before);
+        self.write("}");
+        Ok(Kind::Object)
     }
 }
 

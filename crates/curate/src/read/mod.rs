@@ -38,6 +38,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use http::Response;
+pub(crate) use store::find_all;
 pub use store::{Input, Listed, find};
 pub use warc::{Headers, WarcRecord};
 
@@ -200,9 +201,16 @@ impl Default for Fields {
 }
 
 impl Fields {
+    /// Whether the field has a place of its own.
+    fn is_named(&self, name: &str) -> bool {
+        [&self.text, &self.id, &self.url, &self.date, &self.source, &self.lang]
+            .into_iter()
+            .any(|own| own == name)
+    }
+
     /// Puts the value of the field `name` where it belongs in `document`; what has no place of its own becomes an entry of
-    /// [`Document::meta`].
-    fn put(&self, document: &mut Document, name: &str, value: String) {
+    /// [`Document::meta`] if there is `room`.
+    fn put(&self, document: &mut Document, room: &mut Room, name: &str, value: String) {
         let places = [
             (&self.text, &mut document.text),
             (&self.id, &mut document.id),
@@ -215,9 +223,42 @@ impl Fields {
             true => crate::language::normalise(&value).into_owned(),
             false => value,
         };
-        match places.into_iter().find(|(field, _)| *field == name) {
-            Some((_, place)) => *place = value,
-            None => drop(document.meta.insert(name.to_owned(), value)),
+        let place = places.into_iter().find(|(field, _)| *field == name).map(|(_, place)| place);
+        match place {
+            Some(place) => *place = value,
+            None => room.keep(document, name, value),
+        }
+    }
+}
+
+/// Most bytes of names and values in [`Document::meta`] of one record.
+const META_BYTES: usize = 1 << 20;
+
+/// The key of [`Document::meta`] for the number of entries that had no room there.
+const LEFT_OUT: &str = "metadata.left_out";
+
+/// What room is left in the metadata of a record.
+struct Room {
+    bytes: usize,
+    left_out: u64,
+}
+
+impl Room {
+    fn new() -> Room {
+        Room { bytes: META_BYTES, left_out: 0 }
+    }
+
+    /// Keeps an entry, or counts it where it is too large.
+    fn keep(&mut self, document: &mut Document, name: &str, value: String) {
+        match self.bytes.checked_sub(name.len() + value.len()) {
+            Some(left) => {
+                self.bytes = left;
+                document.meta.insert(name.to_owned(), value);
+            }
+            None => {
+                self.left_out += 1;
+                document.meta.insert(LEFT_OUT.to_owned(), self.left_out.to_string());
+            }
         }
     }
 }

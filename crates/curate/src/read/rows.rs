@@ -11,24 +11,31 @@ use arrow_array::types::{
 use arrow_array::{Array, RecordBatch};
 use arrow_schema::{DataType, TimeUnit};
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
+};
 use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::metadata::RowGroupMetaData;
 use parquet::file::reader::{ChunkReader, Length};
 
 use super::stream::ReadAt;
 use super::warc::Flaw;
-use super::{Fields, Found, Input, Place, ReadConfig, Reader, Record, id_at};
+use super::{Fields, Found, Input, Place, ReadConfig, Reader, Record, Room, id_at};
 use crate::{Document, date};
 
-/// Rows that are decoded at once: few, as one may be large.
+/// Rows that are decoded at once, at most.
 const BATCH: usize = 64;
+
+/// Bytes that are decoded at once, unless one row has more.
+const BATCH_BYTES: u64 = 64 << 20;
 
 /// The documents of the rows of a file. Columns that hold neither text, numbers, dates nor truth values are not read.
 pub(super) fn open(input: &Input, config: &ReadConfig) -> Result<Reader, String> {
     let file = input.open().map_err(|error| format!("cannot be opened: {error}"))?;
-    let builder = ParquetRecordBatchReaderBuilder::try_new(Chunks::new(file))
+    let chunks = Chunks::new(file);
+    let metadata = ArrowReaderMetadata::load(&chunks, ArrowReaderOptions::default())
         .map_err(|error| format!("cannot be read as Parquet: {error}"))?;
-    let schema = Arc::clone(builder.schema());
+    let schema = Arc::clone(metadata.schema());
     let columns: Vec<usize> =
         (0..schema.fields().len()).filter(|&at| is_scalar(schema.field(at).data_type())).collect();
     let text = &config.fields.text;
@@ -38,18 +45,63 @@ pub(super) fn open(input: &Input, config: &ReadConfig) -> Result<Reader, String>
             schema.fields().iter().take(16).map(|field| format!("`{}`", field.name())).collect();
         return Err(format!("has no column of strings `{text}`; its columns are {}", names.join(", ")));
     }
-    let mask = ProjectionMask::roots(builder.parquet_schema(), columns);
-    let batches = builder
-        .with_projection(mask)
-        .with_batch_size(BATCH)
-        .build()
-        .map_err(|error| format!("cannot be read as Parquet: {error}"))?;
+    let mask = ProjectionMask::roots(metadata.parquet_schema(), columns);
     let (name, fields, limit) = (input.name().to_owned(), config.fields.clone(), config.max_record_bytes);
-    Ok(Box::new(Rows { batches, batch: None, row: 0, position: 0, name, fields, limit, ended: false }))
+    let groups = Groups { chunks, metadata, mask, next: 0, position: 0 };
+    Ok(Box::new(Rows { groups, batches: None, batch: None, row: 0, position: 0, name, fields, limit }))
+}
+
+/// The row groups of a file that are still to be read.
+struct Groups {
+    chunks: Chunks,
+    metadata: ArrowReaderMetadata,
+    mask: ProjectionMask,
+    next: usize,
+    /// Rows before the next one.
+    position: u64,
+}
+
+impl Groups {
+    /// The batches of the next group; nothing behind the last.
+    fn open(&mut self) -> Option<Result<ParquetRecordBatchReader, ParquetError>> {
+        let group = self.metadata.metadata().row_groups().get(self.next)?;
+        let batch = batch_size(group, &self.mask);
+        self.position += u64::try_from(group.num_rows()).unwrap_or_default();
+        let builder =
+            ParquetRecordBatchReaderBuilder::new_with_metadata(self.chunks.clone(), self.metadata.clone())
+                .with_projection(self.mask.clone())
+                .with_row_groups(vec![self.next])
+                .with_batch_size(batch);
+        self.next += 1;
+        Some(builder.build())
+    }
+}
+
+/// How many rows of a group may be decoded at once. Rows of a plain column have no more bytes than the column; those of a
+/// column with a dictionary may all be its largest value, which has no more bytes than the column either.
+fn batch_size(group: &RowGroupMetaData, mask: &ProjectionMask) -> usize {
+    let columns = group.columns().iter().enumerate().filter(|(at, _)| mask.leaf_included(*at));
+    let (mut plain, mut repeated) = (0_u64, 0_u64);
+    for (_, column) in columns {
+        let bytes = u64::try_from(column.uncompressed_size()).unwrap_or_default();
+        let has_values = column.dictionary_page_offset().is_some();
+        *(if has_values { &mut repeated } else { &mut plain }) += bytes;
+    }
+    if plain + repeated * BATCH as u64 <= BATCH_BYTES {
+        return BATCH;
+    }
+    // Rows of very different sizes may stand together, so the mean says nothing where the group is large.
+    if plain > BATCH_BYTES / 2 {
+        1
+    } else {
+        (BATCH_BYTES / 2 / repeated.max(1)).clamp(1, BATCH as u64) as usize
+    }
 }
 
 struct Rows {
-    batches: ParquetRecordBatchReader,
+    groups: Groups,
+    /// The current group.
+    batches: Option<ParquetRecordBatchReader>,
     batch: Option<RecordBatch>,
     /// The next row of the batch.
     row: usize,
@@ -58,33 +110,39 @@ struct Rows {
     name: String,
     fields: Fields,
     limit: u64,
-    ended: bool,
 }
 
 impl Rows {
     fn document(&self, batch: &RecordBatch) -> Result<Document, String> {
+        let length =
+            batch.columns().iter().map(|column| cell_bytes(column.as_ref(), self.row) as u64).sum::<u64>();
+        if length > self.limit {
+            let row = self.position;
+            return Err(format!("row {row} has {length} bytes, more than the {} allowed", self.limit));
+        }
         let mut document = Document { source: self.name.clone(), ..Document::default() };
-        let mut has_text = false;
+        let (mut has_text, mut room) = (false, Room::new());
         for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
             if let Some(value) = cell(column.as_ref(), self.row) {
                 has_text |= *field.name() == self.fields.text;
-                self.fields.put(&mut document, field.name(), value);
+                self.fields.put(&mut document, &mut room, field.name(), value);
             }
         }
         if !has_text {
             return Err(format!("row {} has no `{}`", self.position, self.fields.text));
         }
-        if document.text.len() as u64 > self.limit {
-            let (row, length) = (self.position, document.text.len());
-            return Err(format!(
-                "row {row} has a text of {length} bytes, more than the {} allowed",
-                self.limit
-            ));
-        }
         if document.id.is_empty() {
             document.id = id_at(&self.name, self.position);
         }
         Ok(document)
+    }
+
+    /// Gives up what is left of a row group; the next ones can be read.
+    fn broken(&mut self, error: &dyn std::fmt::Display) -> Flaw {
+        let place = Place { offset: 0, position: self.position, length: 0 };
+        let (first, end) = (self.position, self.groups.position);
+        (self.batches, self.batch, self.position) = (None, None, end);
+        Flaw { place, reason: format!("rows {first} to {} cannot be read: {error}", end.saturating_sub(1)) }
     }
 }
 
@@ -94,17 +152,15 @@ impl Iterator for Rows {
     fn next(&mut self) -> Option<Self::Item> {
         let place = Place { offset: 0, position: self.position, length: 0 };
         let batch = loop {
-            match self.batch.take().filter(|batch| self.row < batch.num_rows()) {
-                Some(batch) => break batch,
-                None if self.ended => return None,
-                None => match self.batches.next()? {
-                    Ok(batch) => (self.batch, self.row) = (Some(batch), 0),
-                    Err(error) => {
-                        // The rows behind are of no known position.
-                        self.ended = true;
-                        let reason = format!("cannot be read from row {} on: {error}", self.position);
-                        return Some(Err(Flaw { place, reason }));
-                    }
+            if let Some(batch) = self.batch.take().filter(|batch| self.row < batch.num_rows()) {
+                break batch;
+            }
+            match self.batches.as_mut().and_then(Iterator::next) {
+                Some(Ok(batch)) => (self.batch, self.row) = (Some(batch), 0),
+                Some(Err(error)) => return Some(Err(self.broken(&error))),
+                None => match self.groups.open()? {
+                    Ok(batches) => self.batches = Some(batches),
+                    Err(error) => return Some(Err(self.broken(&error))),
                 },
             }
         };
@@ -131,6 +187,19 @@ fn is_scalar(kind: &DataType) -> bool {
     is_string(kind)
         || matches!(kind, Boolean | Int32 | Int64 | UInt32 | UInt64 | Float32 | Float64)
         || matches!(kind, Date32 | Date64 | Timestamp(..))
+}
+
+/// Bytes of a cell of strings.
+fn cell_bytes(column: &dyn Array, row: usize) -> usize {
+    if column.is_null(row) {
+        return 0;
+    }
+    match column.data_type() {
+        DataType::Utf8 => column.as_string::<i32>().value(row).len(),
+        DataType::LargeUtf8 => column.as_string::<i64>().value(row).len(),
+        DataType::Utf8View => column.as_string_view().value(row).len(),
+        _ => 0,
+    }
 }
 
 /// A cell as text; none where it is null.
@@ -171,6 +240,7 @@ fn cell(column: &dyn Array, row: usize) -> Option<String> {
 }
 
 /// A file as the Parquet reader takes it.
+#[derive(Clone)]
 struct Chunks {
     size: u64,
     file: Arc<Mutex<Box<dyn ReadAt>>>,

@@ -1,5 +1,6 @@
 //! What there is to read.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -169,12 +170,17 @@ impl Input {
 /// # Errors
 /// An entry that names nothing, and files of two entries that have one name.
 pub fn find(entries: &[String]) -> Result<Vec<Input>, CurateError> {
-    let mut inputs = Vec::new();
+    find_all(entries).map(|(inputs, _)| inputs)
+}
+
+/// [`find`], with what was passed over in folders, by what it is.
+pub(crate) fn find_all(entries: &[String]) -> Result<(Vec<Input>, BTreeMap<String, u64>), CurateError> {
+    let (mut inputs, mut passed) = (Vec::new(), BTreeMap::new());
     for entry in entries {
         inputs.extend(match entry.split_once("://") {
-            Some(("file", path)) => local(path)?,
+            Some(("file", path)) => local(path, &mut passed)?,
             Some(_) => remote(entry)?,
-            None => local(entry)?,
+            None => local(entry, &mut passed)?,
         });
     }
     inputs.sort_by(|a, b| a.name.cmp(&b.name));
@@ -185,12 +191,13 @@ pub fn find(entries: &[String]) -> Result<Vec<Input>, CurateError> {
             hint: "give each file once, and folders of different names".to_owned(),
         });
     }
-    Ok(inputs)
+    Ok((inputs, passed))
 }
 
-fn local(entry: &str) -> Result<Vec<Input>, CurateError> {
+fn local(entry: &str, passed: &mut BTreeMap<String, u64>) -> Result<Vec<Input>, CurateError> {
     let config = CurateConfig { sources: vec![entry.to_owned()], ..CurateConfig::default() };
-    let found = source::expand(&config, None)?;
+    let (found, seen) = source::expand(&config, None)?;
+    seen.into_iter().for_each(|(what, count)| *passed.entry(what).or_default() += count);
     // The folder that paths below are relative to.
     let fixed = &entry[..entry.find(GLOB_CHARACTERS).unwrap_or(entry.len())];
     let base = if Path::new(entry).exists() { entry } else { &fixed[..fixed.rfind('/').unwrap_or(0)] };

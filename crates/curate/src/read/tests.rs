@@ -420,3 +420,86 @@ proptest! {
         drop(Response::parse(&[b"HTTP/1.1 200 OK\r\n".as_slice(), &bytes].concat(), 1000));
     }
 }
+
+/// A Parquet file of a column `text`, each row written by itself.
+fn parquet_of(rows: &[&str], dictionary: bool, rows_of_group: usize) -> Vec<u8> {
+    use arrow_array::{RecordBatch, StringArray};
+    use arrow_schema::{DataType, Field, Schema};
+    let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, false)]));
+    let properties = parquet::file::properties::WriterProperties::builder()
+        .set_dictionary_enabled(dictionary)
+        .set_dictionary_page_size_limit(1 << 30)
+        .set_max_row_group_row_count(Some(rows_of_group))
+        .set_statistics_enabled(parquet::file::properties::EnabledStatistics::None)
+        .build();
+    let mut bytes = Vec::new();
+    let mut writer =
+        parquet::arrow::ArrowWriter::try_new(&mut bytes, Arc::clone(&schema), Some(properties)).unwrap();
+    for row in rows {
+        let column = Arc::new(StringArray::from(vec![*row]));
+        writer.write(&RecordBatch::try_new(Arc::clone(&schema), vec![column]).unwrap()).unwrap();
+    }
+    writer.close().unwrap();
+    bytes
+}
+
+#[test]
+fn rows_that_are_small_in_the_file_may_be_large() {
+    // 65 rows of 34 MiB are more than an array of strings can hold, and one value in the file.
+    let row = "x".repeat(34 << 20);
+    let input = Input::memory("a.parquet", parquet_of(&[row.as_str(); 65], true, 100));
+    let mut count = 0;
+    for record in input.records(&ReadConfig::default()) {
+        assert_eq!(record.unwrap().document.text.len(), row.len());
+        count += 1;
+    }
+    assert_eq!(count, 65);
+}
+
+#[test]
+fn a_broken_row_group_and_a_large_row_are_no_more_than_that() {
+    let rows: Vec<_> =
+        (0..9).map(|at| format!("row {at} {}", "y".repeat(if at == 7 { 500 } else { 9 }))).collect();
+    let rows: Vec<_> = rows.iter().map(String::as_str).collect();
+    let bytes = parquet_of(&rows, false, 3);
+    let config = ReadConfig { max_record_bytes: 400, ..ReadConfig::default() };
+    let (records, broken) = read("a.parquet", &bytes, &config);
+    assert_eq!((records.len(), broken.len()), (8, 1));
+    assert_eq!(broken[0].reason, "row 7 has 506 bytes, more than the 400 allowed");
+    let mut damaged = bytes;
+    let at = damaged.windows(5).position(|window| window == b"row 3").unwrap();
+    // The length of its first value.
+    damaged[at - 4..at].fill(0xFF);
+    let (records, broken) = read("a.parquet", &damaged, &config);
+    assert_eq!((records.len(), broken.len()), (5, 2), "{broken:?}");
+    assert!(broken[0].reason.starts_with("rows 3 to 5 cannot be read: "), "{}", broken[0].reason);
+    assert_eq!(ids(&records)[3], "a.parquet#6");
+}
+
+#[test]
+fn fields_of_a_line_are_kept_as_text_up_to_a_limit() {
+    let line = r#"{"id": 7, "none": null, "list": [1, [], {"a": "b\"c", "d": null}, -2.5, true, "x"], "text": "hello",
+        "metadata": {"kind": "k", "deep": {"e": [1]}, "no": null}, "big": "#;
+    let line = line.replace('\n', "") + "[" + &"[],".repeat(500_000) + "1], \"last\": false}";
+    let (records, broken) = read("a.jsonl", line.as_bytes(), &ReadConfig::default());
+    assert_eq!((records.len(), broken.len()), (1, 0), "{broken:?}");
+    let document = &records[0].document;
+    assert_eq!((document.id.as_str(), document.text.as_str()), ("7", "hello"));
+    let meta: Vec<_> = document.meta.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    assert_eq!(
+        meta,
+        [
+            ("deep", r#"{"e":[1]}"#),
+            ("kind", "k"),
+            ("last", "false"),
+            ("list", r#"[1,[],{"a":"b\"c","d":null},-2.5,true,"x"]"#),
+            ("metadata.left_out", "1"),
+        ]
+    );
+    let (_, broken) =
+        read("a.jsonl", b"[1]\n{\"a\": 1, \"text\": 2}\n{\"text\": \"x\"} y\n", &ReadConfig::default());
+    let reasons: Vec<_> = broken.iter().map(|part| part.reason.as_str()).collect();
+    assert_eq!(reasons[0], "is JSON, but no object");
+    assert_eq!(reasons[1], "has no string in the field `text`; its fields are `a`, `text`");
+    assert!(reasons[2].starts_with("is no JSON: trailing characters"), "{}", reasons[2]);
+}

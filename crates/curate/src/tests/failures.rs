@@ -148,6 +148,10 @@ mod unix {
         let outcome = run(&config_for(&[root.path()])).unwrap();
         assert_eq!(outcome.kept_urls(), ["a/b/text.md"]);
         assert_eq!(outcome.report.documents_in, 1);
+        assert_eq!(outcome.report.passed["symbolic links or special files"], 4);
+        // A link that is named is read.
+        let named = run(&config_for(&[&root.path().join("a/b/link.md")])).unwrap();
+        assert_eq!(named.kept_urls(), ["link.md"]);
         assert_says(
             &failure(&config_for(&[&root.path().join("socket")])),
             &["neither a folder nor a regular file"],

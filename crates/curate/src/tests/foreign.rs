@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 
 /// A report, rows and dropped documents.
-type Found = (CurateReport, Vec<[String; 7]>, Vec<DroppedRecord>);
+type Found = (CurateReport, Vec<[String; 9]>, Vec<DroppedRecord>);
 
 /// Runs a recipe with `read` and these settings over files.
 fn read(files: &[(&str, &[u8])], settings: Value) -> Result<Found, CurateError> {

@@ -57,7 +57,7 @@ pub(crate) struct Outcome {
     pub(crate) inventory: Inventory,
     pub(crate) report: CurateReport,
     /// Kept rows in file order, each in the order of [`COLUMNS`].
-    pub(crate) rows: Vec<[String; 7]>,
+    pub(crate) rows: Vec<[String; COLUMNS.len()]>,
     pub(crate) dropped: Vec<DroppedRecord>,
     pub(crate) bytes: Vec<Vec<u8>>,
     pub(crate) row_groups: usize,
@@ -99,7 +99,7 @@ pub(crate) fn run_at(config: &CurateConfig, cargo_home: Option<PathBuf>) -> Resu
     Ok(outcome)
 }
 
-pub(crate) fn read_rows(path: &Path) -> (Vec<[String; 7]>, usize) {
+pub(crate) fn read_rows(path: &Path) -> (Vec<[String; COLUMNS.len()]>, usize) {
     let builder = ParquetRecordBatchReaderBuilder::try_new(File::open(path).unwrap()).unwrap();
     let names: Vec<_> = builder.schema().fields().iter().map(|field| field.name().clone()).collect();
     assert_eq!(names, COLUMNS);

@@ -175,6 +175,7 @@ fn hidden_files_and_build_folders_are_not_taken() {
     let inventory = inventory(&config_for(&[root.path()]), &()).unwrap();
     let urls: Vec<_> = inventory.files.iter().map(|file| file.url.as_str()).collect();
     assert_eq!(urls, ["a.md", "project/Cargo.toml", "src/target/mod.rs"]);
+    assert_eq!(inventory.passed["hidden entries or build folders"], 4);
 }
 
 #[test]

@@ -217,7 +217,7 @@ fn files(
     Ok((report, files.collect()))
 }
 
-fn rows(files: &BTreeMap<String, Vec<u8>>, name: &str) -> Vec<[String; 7]> {
+fn rows(files: &BTreeMap<String, Vec<u8>>, name: &str) -> Vec<[String; COLUMNS.len()]> {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("rows");
     fs::write(&path, &files[name]).unwrap();
@@ -324,6 +324,28 @@ fn neither_partitions_nor_threads_show_in_the_whole_pipeline() {
     }
     check_report(&one.0);
     assert!(one.1.contains_key("annealing/documents.parquet") && one.1.contains_key(MIX_FILE));
+}
+
+#[test]
+fn tags_and_metadata_are_columns_and_an_empty_draw_is_none() {
+    let root = TempDir::new().unwrap();
+    write_sources(root.path());
+    let mut config = config(root.path());
+    let (_, all) = files(&config, 1, 1).unwrap();
+    let rows = rows(&all, DOCUMENTS_FILE);
+    let object = |text: &str| serde_json::from_str::<BTreeMap<String, serde_json::Value>>(text).unwrap();
+    assert!(rows.iter().any(|row| object(&row[7]).contains_key("lang.score")), "{}", rows[0][7]);
+    assert!(rows.iter().any(|row| !object(&row[8]).is_empty()));
+    config.mix = Some(MixConfig {
+        require: [("nobody.gives".to_owned(), 0.5)].into(),
+        annealing: Some(Default::default()),
+        ..MixConfig::default()
+    });
+    let error = files(&config, 1, 1).unwrap_err().to_string();
+    assert!(
+        error.contains("the draw `mix` of the mix came out empty: ") && error.contains("hint:"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -76,6 +76,25 @@ fn print_estimate(found: &Estimate) -> Result<()> {
     print(format!("disk    {}, for the time of the run", bytes(found.disk_bytes)))
 }
 
+/// What was wanted, what there was and what was written, and what fell short: why a mix leaves documents out or repeats them.
+fn print_mix(curated: &Curated) -> Result<()> {
+    for (name, mix) in llamero_curate::audit::Corpus::open(&curated.folder)?.mix()? {
+        for (domain, found) in mix.domains {
+            print(format!(
+                "{name} {domain}: {} wanted ({:.1} %), {} there, {} written",
+                bytes(found.target_bytes),
+                100.0 * found.target_share,
+                bytes(found.available_bytes),
+                bytes(found.bytes)
+            ))?;
+        }
+        for words in mix.short {
+            print(format!("{name} falls short: {words}"))?;
+        }
+    }
+    Ok(())
+}
+
 fn print_summary(curated: &Curated) -> Result<()> {
     let report = &curated.report;
     print(format!("{:<20} {:>12} {:>12} {:>12}", "step", "documents", "dropped", "text left"))?;
@@ -94,6 +113,7 @@ fn print_summary(curated: &Curated) -> Result<()> {
     for (domain, tally) in &report.domains {
         print(format!("domain {domain}: {} documents, {}", grouped(tally.documents), bytes(tally.bytes)))?;
     }
+    print_mix(curated)?;
     if report.broken.count > 0 {
         print(format!(
             "{} parts of the sources could not be read: {}",
