@@ -144,7 +144,7 @@ fn the_documentation_names_every_key_and_step() {
         "sources": ["x"], "read": {}, "url_block": {}, "extract": {}, "pii": {}, "language": {}, "url_duplicates": {},
         "near_duplicates": {}, "common_lines": {}, "gopher_repetition": {}, "gopher_quality": {}, "ngram_coverage": {},
         "c4": {}, "fineweb": {}, "dirty_words": {}, "kl_outliers": {"max_nats": 1.0},
-        "quality": [{"model": "m", "label": "good"}], "semantic": {}, "decontaminate": {},
+        "quality": [{"model": "m", "label": "good"}], "semantic": {"model": "m"}, "decontaminate": {},
         "max_corpus_bytes": 1u64 << 40,
     }))
     .unwrap();
