@@ -171,7 +171,7 @@ impl Drop for Process {
         drop(self.child.kill());
         drop(self.child.wait());
         if std::thread::panicking() {
-            println!("--- {}\n{}", self.address, self.said.lock().unwrap());
+            eprintln!("--- {}\n{}", self.address, self.said.lock().unwrap());
         }
     }
 }

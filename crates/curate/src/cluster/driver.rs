@@ -28,7 +28,7 @@ use super::functions::{
 };
 use super::said;
 use super::shuffle::slots;
-use crate::local::file::Writer;
+use crate::local::file::{Writer, is_whole};
 use crate::local::stage::{Data, Finished, Split, part, side_files};
 use crate::local::work::{WorkFolder, write_whole};
 use crate::local::{Done, Local, Stages, given, walk};
@@ -111,7 +111,7 @@ impl Stages for Driver<'_> {
         let partitions = file.reduce.as_ref().map(|reduce| reduce.slots.len());
         let parts: Vec<_> = (0..partitions.unwrap_or(file.tasks.len())).map(|at| part(folder, at)).collect();
         // A reduce needs what all of its map tasks send. Maps alone are done where their part is missing.
-        let missing = |at: &usize| partitions.is_some() || !parts[*at].exists();
+        let missing = |at: &usize| partitions.is_some() || !is_whole(&parts[*at]);
         let tasks: Vec<u64> = (0..file.tasks.len()).filter(missing).map(|at| at as u64).collect();
         if file.tasks.is_empty() {
             for path in &parts {

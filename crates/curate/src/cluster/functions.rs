@@ -81,7 +81,14 @@ pub(super) struct Functions {
     /// Bytes that the buffers of a task may hold.
     pub(super) budget: usize,
     opened: Mutex<Vec<Arc<Opened>>>,
-    sources: Mutex<Vec<(Place, String, Arc<dyn Source>)>>,
+    sources: Mutex<Vec<OpenSource>>,
+}
+
+/// A source of the run at a place.
+struct OpenSource {
+    place: Place,
+    name: String,
+    source: Arc<dyn Source>,
 }
 
 impl std::fmt::Debug for Functions {
@@ -156,14 +163,14 @@ impl Functions {
     pub(super) fn source(&self, stage: &Opened, name: &str) -> Result<Arc<dyn Source>, CurateError> {
         let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
         let place = Place { folder: String::new(), ..stage.place.clone() };
-        if let Some((_, _, source)) = sources.iter().find(|(at, called, _)| *at == place && called == name) {
-            return Ok(Arc::clone(source));
+        if let Some(open) = sources.iter().find(|open| open.place == place && open.name == name) {
+            return Ok(Arc::clone(&open.source));
         }
         let step: Step = read_json(&source_file(Path::new(&place.work), name))?;
         let source: Arc<dyn Source> = Arc::from(build_source(&step)?);
         // One plan at a time is the rule, and lists of files can be long.
-        sources.retain(|(at, _, _)| *at == place);
-        sources.push((place, name.to_owned(), Arc::clone(&source)));
+        sources.retain(|open| open.place == place);
+        sources.push(OpenSource { place, name: name.to_owned(), source: Arc::clone(&source) });
         Ok(source)
     }
 }

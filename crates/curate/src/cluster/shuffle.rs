@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::CurateError;
 use crate::item::{decode, encode};
+use crate::plan::Emit;
 
 /// Rows and bytes of a batch, about.
 const BATCH_ROWS: usize = 8192;
@@ -145,11 +146,7 @@ pub(super) struct Arrivals {
 
 impl Arrivals {
     /// Calls `each` with key and value of every record of a batch.
-    pub(super) fn read(
-        &mut self,
-        batch: &RecordBatch,
-        each: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), CurateError>,
-    ) -> Result<(), CurateError> {
+    pub(super) fn read(&mut self, batch: &RecordBatch, each: &mut Emit) -> Result<(), CurateError> {
         if batch.schema_ref().fields() != schema().fields() {
             return Err(wrong(format!("its columns are {}", batch.schema_ref())));
         }

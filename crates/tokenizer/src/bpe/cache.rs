@@ -215,8 +215,6 @@ impl<K: Keys, const IDS: usize, const MOST: usize> Cache<K, IDS, MOST> {
 
     /// Reads from each of `slots` and does so little with it that a processor waits for many of them at once. What it returns
     /// means nothing.
-    /// Reads from each of `slots` and does so little with it that a processor waits for many of them at once. What it returns
-    /// means nothing.
     #[inline]
     pub(crate) fn touch(&self, slots: &[usize]) -> u32 {
         slots.iter().fold(0, |sum, &slot| sum ^ self.slots[slot].0[0].ids[0])
