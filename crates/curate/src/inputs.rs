@@ -19,7 +19,14 @@ pub const OWN_ID: &str = "id";
 /// an id that it came with goes to its `meta`.
 pub(crate) struct ReadSource {
     inputs: Inputs,
-    splits: Vec<Range<usize>>,
+    splits: Vec<Split>,
+}
+
+/// What is read at a time: some inputs, or one range of bytes of a large one.
+struct Split {
+    inputs: Range<usize>,
+    range: Range<u64>,
+    bytes: u64,
 }
 
 /// A [`ReadSource`] as data.
@@ -36,20 +43,40 @@ pub(crate) struct Inputs {
 
 impl ReadSource {
     pub(crate) fn new(inputs: Inputs) -> Self {
-        let splits = splits(inputs.inputs.iter().map(|input| input.bytes));
-        Self { inputs, splits }
+        let Inputs { inputs: all, read, .. } = &inputs;
+        let size = |range: Range<usize>| all[range].iter().map(|input| input.bytes).sum();
+        let mut cut = Vec::new();
+        for split in splits(all.iter().map(|input| input.bytes)) {
+            // A split ends with the first input that is large.
+            let (last, end) = (split.end - 1, split.end);
+            let ranges = all[last].ranges(read);
+            if let [whole] = &ranges[..] {
+                cut.push(Split { bytes: size(split.clone()), inputs: split, range: whole.clone() });
+                continue;
+            }
+            if split.start < last {
+                let before = split.start..last;
+                cut.push(Split { bytes: size(before.clone()), inputs: before, range: 0..u64::MAX });
+            }
+            cut.extend(ranges.into_iter().map(|range| {
+                let bytes = range.end.min(all[last].bytes) - range.start;
+                Split { inputs: last..end, range, bytes }
+            }));
+        }
+        Self { splits: cut, inputs }
     }
 
     fn read_one(
         &self,
-        listed: &Listed,
+        (listed, split): (&Listed, &Split),
         emit: &mut Emit,
         broken: &mut Broken,
         tick: &dyn Fn(u64),
     ) -> Result<(), CurateError> {
         let whole = self.inputs.read.is_whole(&listed.name);
-        let (mut told, mut unread) = (0, 0);
-        let mut records = listed.input()?.records(&self.inputs.read);
+        let (mut told, mut unread) = (split.range.start, 0);
+        let end = split.range.end.min(listed.bytes);
+        let mut records = listed.input(&split.range)?.records_in(split.range.clone(), &self.inputs.read);
         for record in records.by_ref() {
             let record = match record {
                 Ok(record) => record,
@@ -59,9 +86,9 @@ impl ReadSource {
                     continue;
                 }
             };
-            let at = record.place.offset.min(listed.bytes);
-            tick(at.saturating_sub(told));
-            told = told.max(at);
+            let at = record.place.offset.clamp(told, end);
+            tick(at - told);
+            told = at;
             let mut document = record.document;
             let id = if whole { id_of(&listed.name) } else { id_at(&listed.name, record.place.position) };
             tidy(&mut document, &mut unread);
@@ -79,7 +106,7 @@ impl ReadSource {
         if !passed.is_empty() {
             emit(listed.name.as_bytes(), &Value::Passed(passed).encode()?)?;
         }
-        tick(listed.bytes.saturating_sub(told));
+        tick(end.saturating_sub(told));
         Ok(())
     }
 }
@@ -108,7 +135,7 @@ impl Source for ReadSource {
     }
 
     fn bytes(&self, split: usize) -> u64 {
-        self.inputs.inputs[self.splits[split].clone()].iter().map(|input| input.bytes).sum()
+        self.splits[split].bytes
     }
 
     fn read(
@@ -118,7 +145,8 @@ impl Source for ReadSource {
         broken: &mut Broken,
         tick: &dyn Fn(u64),
     ) -> Result<(), CurateError> {
-        let inputs = &self.inputs.inputs[self.splits[split].clone()];
-        inputs.iter().try_for_each(|listed| self.read_one(listed, emit, broken, tick))
+        let split = &self.splits[split];
+        let mut inputs = self.inputs.inputs[split.inputs.clone()].iter();
+        inputs.try_for_each(|listed| self.read_one((listed, split), emit, broken, tick))
     }
 }

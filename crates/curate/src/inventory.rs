@@ -104,9 +104,10 @@ fn inputs(config: &CurateConfig, progress: &dyn Progress) -> Result<Inventory, C
         listed
     };
     let inputs: Vec<Listed> = found.into_par_iter().map(list).collect();
-    let mut hasher = blake3::Hasher::new_derive_key("llamero curate inputs 1");
+    let mut hasher = blake3::Hasher::new_derive_key("llamero curate inputs 2");
     for input in &inputs {
-        for text in [&input.name, &input.version] {
+        hasher.update(&(input.versions.len() as u64).to_le_bytes());
+        for text in [&input.name].into_iter().chain(&input.versions) {
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         }

@@ -63,6 +63,8 @@ impl Finished {
             broken.extend(footer.broken);
         }
         broken.sort();
+        // A file that cannot be read at all says so in each of its pieces.
+        broken.dedup();
         Ok(Finished { partitions: files.len(), files, totals, broken })
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
@@ -11,9 +12,13 @@ use super::warc::Flaw;
 use super::{Fields, Found, Place, ReadConfig, Record, Room, id_at};
 use crate::Document;
 
-/// The documents of the lines of a file.
+/// The documents of the lines that begin in a range of a file.
 pub(super) struct Lines {
     stream: Stream,
+    /// Where the range ends.
+    end: u64,
+    /// Whether a line that begins before the range may reach into it.
+    inside: bool,
     name: String,
     fields: Fields,
     limit: u64,
@@ -21,8 +26,42 @@ pub(super) struct Lines {
 }
 
 impl Lines {
-    pub(super) fn new(stream: Stream, name: String, config: &ReadConfig) -> Lines {
-        Lines { stream, name, fields: config.fields.clone(), limit: config.max_record_bytes, ended: false }
+    /// Of a compressed file, the range from its beginning has all lines and others none.
+    pub(super) fn new(mut stream: Stream, range: Range<u64>, name: String, config: &ReadConfig) -> Lines {
+        // A line begins at the start if the byte before it ends another.
+        let before = range.start.saturating_sub(1);
+        let (starts, ends) = (stream.start_at(before), stream.left().is_some());
+        Lines {
+            stream,
+            end: if ends { range.end } else { u64::MAX },
+            inside: range.start > 0,
+            name,
+            fields: config.fields.clone(),
+            limit: config.max_record_bytes,
+            ended: !starts,
+        }
+    }
+
+    /// Passes over what is left of a line that begins before the range.
+    fn pass_rest(&mut self) -> Result<(), Flaw> {
+        loop {
+            let window = self.stream.window();
+            let end = window.iter().position(|&byte| byte == b'\n');
+            let count = end.map_or(window.len(), |end| end + 1);
+            self.stream.consume(count);
+            if end.is_some() || self.stream.position() >= self.end {
+                return Ok(());
+            }
+            match self.stream.more() {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(damage) => {
+                    self.ended = damage.fatal;
+                    let place = Place { offset: damage.offset, position: self.stream.position(), length: 0 };
+                    return Err(Flaw { place, reason: damage.reason });
+                }
+            }
+        }
     }
 
     /// The next line, its end included, up to the limit; nothing at the end of the file.
@@ -265,7 +304,13 @@ impl Iterator for Lines {
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            if self.ended {
+            if std::mem::take(&mut self.inside)
+                && !self.ended
+                && let Err(flaw) = self.pass_rest()
+            {
+                return Some(Err(flaw));
+            }
+            if self.ended || self.stream.position() >= self.end {
                 return None;
             }
             let length = match self.line() {

@@ -24,6 +24,8 @@ mod charset;
 mod http;
 mod lines;
 mod page;
+#[cfg(test)]
+mod pieces_tests;
 #[cfg(any(feature = "cloud", test))]
 mod remote;
 mod rows;
@@ -34,6 +36,7 @@ mod tests;
 mod warc;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +92,15 @@ impl ReadConfig {
         matches!(self.format.unwrap_or_else(|| Format::of_name(name)), Format::Html | Format::Text)
     }
 
+    /// Whether the input of this name can be read from the middle: lines, if they are not compressed, and groups of rows.
+    pub(crate) fn has_pieces(&self, name: &str) -> bool {
+        match self.format.unwrap_or_else(|| Format::of_name(name)) {
+            Format::Jsonl => without_compression(&name.to_ascii_lowercase()).is_none(),
+            Format::Parquet => true,
+            Format::Warc | Format::Html | Format::Text => false,
+        }
+    }
+
     /// Checks every value.
     ///
     /// # Errors
@@ -136,8 +148,11 @@ impl Format {
     /// The format that a name stands for.
     pub fn of_name(name: &str) -> Format {
         let name = name.to_ascii_lowercase();
-        let plain = [".gz", ".zst", ".zstd"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
-        match plain.rsplit_once('.').map_or("", |(_, extension)| extension) {
+        match without_compression(&name)
+            .unwrap_or(&name)
+            .rsplit_once('.')
+            .map_or("", |(_, extension)| extension)
+        {
             "warc" | "wet" | "wat" | "arc" => Format::Warc,
             "html" | "htm" | "xhtml" => Format::Html,
             "jsonl" | "ndjson" | "json" => Format::Jsonl,
@@ -163,6 +178,11 @@ impl Format {
             Format::Text
         }
     }
+}
+
+/// A name without the ending of compressed files, if it has one.
+fn without_compression(name: &str) -> Option<&str> {
+    [".gz", ".zst", ".zstd"].iter().find_map(|end| name.strip_suffix(end))
 }
 
 /// Names of fields in JSON Lines, and of columns in Parquet. Only the text must be there; what is named nowhere here goes
@@ -313,8 +333,8 @@ pub struct Records {
 
 impl Records {
     /// Reads an input; what cannot be opened is one broken part.
-    fn open(input: &Input, config: &ReadConfig) -> Records {
-        let reader = reader(input, config).unwrap_or_else(|flaw| Box::new(std::iter::once(Err(flaw))));
+    fn open(input: &Input, range: Range<u64>, config: &ReadConfig) -> Records {
+        let reader = reader(input, range, config).unwrap_or_else(|flaw| Box::new(std::iter::once(Err(flaw))));
         let file = input.name().to_owned();
         Records { reader: Some(reader), file, on_error: config.on_error, passed: BTreeMap::new() }
     }
@@ -344,11 +364,11 @@ impl Iterator for Records {
     }
 }
 
-fn reader(input: &Input, config: &ReadConfig) -> Result<Reader, Flaw> {
+fn reader(input: &Input, range: Range<u64>, config: &ReadConfig) -> Result<Reader, Flaw> {
     let unreadable = |reason: String| Flaw { place: Place::default(), reason };
     let format = config.format.or_else(|| (!input.nameless()).then(|| Format::of_name(input.name())));
     if format == Some(Format::Parquet) {
-        return rows::open(input, config).map_err(unreadable);
+        return rows::open(input, range, config).map_err(unreadable);
     }
     let opened = input.open().map_err(|error| unreadable(format!("cannot be opened: {error}")))?;
     let mut stream = Stream::new(opened).map_err(|damage| unreadable(damage.reason))?;
@@ -362,11 +382,11 @@ fn reader(input: &Input, config: &ReadConfig) -> Result<Reader, Flaw> {
             let records = WarcReader::new(stream, limit, config.check_digests);
             Box::new(records.map(move |record| page::document(record?, &name, limit)))
         }
-        Format::Jsonl => Box::new(lines::Lines::new(stream, name, config)),
+        Format::Jsonl => Box::new(lines::Lines::new(stream, range, name, config)),
         Format::Html | Format::Text => {
             Box::new(std::iter::once_with(move || page::whole(stream, &name, limit, format == Format::Html)))
         }
-        Format::Parquet => return rows::open(input, config).map_err(unreadable),
+        Format::Parquet => return rows::open(input, range, config).map_err(unreadable),
     })
 }
 

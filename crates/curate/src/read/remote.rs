@@ -128,7 +128,7 @@ impl Origin for Object {
         Some(format!("{base}/{}", self.object.location))
     }
 
-    fn version(&self) -> io::Result<String> {
+    fn version(&self, _: usize) -> io::Result<String> {
         // Not every store has tags.
         let changed = || self.object.last_modified.to_rfc3339();
         Ok(format!("{} {}", self.object.size, self.object.e_tag.clone().unwrap_or_else(changed)))

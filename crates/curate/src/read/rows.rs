@@ -1,6 +1,7 @@
 //! Parquet.
 
 use std::io::{self, Read};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow_array::cast::AsArray;
@@ -29,8 +30,8 @@ const BATCH: usize = 64;
 /// Bytes that are decoded at once, unless one row has more.
 const BATCH_BYTES: u64 = 64 << 20;
 
-/// The documents of the rows of a file. Columns that hold neither text, numbers, dates nor truth values are not read.
-pub(super) fn open(input: &Input, config: &ReadConfig) -> Result<Reader, String> {
+/// The documents of the rows of the groups that begin in a range of a file. Columns that hold neither text, numbers, dates nor truth values are not read.
+pub(super) fn open(input: &Input, range: Range<u64>, config: &ReadConfig) -> Result<Reader, String> {
     let file = input.open().map_err(|error| format!("cannot be opened: {error}"))?;
     let chunks = Chunks::new(file);
     let metadata = ArrowReaderMetadata::load(&chunks, ArrowReaderOptions::default())
@@ -47,7 +48,7 @@ pub(super) fn open(input: &Input, config: &ReadConfig) -> Result<Reader, String>
     }
     let mask = ProjectionMask::roots(metadata.parquet_schema(), columns);
     let (name, fields, limit) = (input.name().to_owned(), config.fields.clone(), config.max_record_bytes);
-    let groups = Groups { chunks, metadata, mask, next: 0, position: 0 };
+    let groups = Groups { chunks, metadata, mask, range, next: 0, first: 0, position: 0 };
     Ok(Box::new(Rows { groups, batches: None, batch: None, row: 0, position: 0, name, fields, limit }))
 }
 
@@ -56,7 +57,10 @@ struct Groups {
     chunks: Chunks,
     metadata: ArrowReaderMetadata,
     mask: ProjectionMask,
+    range: Range<u64>,
     next: usize,
+    /// Rows before the one that was opened last.
+    first: u64,
     /// Rows before the next one.
     position: u64,
 }
@@ -64,9 +68,18 @@ struct Groups {
 impl Groups {
     /// The batches of the next group; nothing behind the last.
     fn open(&mut self) -> Option<Result<ParquetRecordBatchReader, ParquetError>> {
-        let group = self.metadata.metadata().row_groups().get(self.next)?;
+        let groups = self.metadata.metadata().row_groups();
+        let group = loop {
+            let group = groups.get(self.next)?;
+            if self.range.contains(&start_of(group)) {
+                break group;
+            }
+            self.position += rows_of(group);
+            self.next += 1;
+        };
         let batch = batch_size(group, &self.mask);
-        self.position += u64::try_from(group.num_rows()).unwrap_or_default();
+        self.first = self.position;
+        self.position += rows_of(group);
         let builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(self.chunks.clone(), self.metadata.clone())
                 .with_projection(self.mask.clone())
@@ -75,6 +88,19 @@ impl Groups {
         self.next += 1;
         Some(builder.build())
     }
+}
+
+/// The byte of the file at which a group begins. What says nothing sensible belongs to the first range.
+fn start_of(group: &RowGroupMetaData) -> u64 {
+    let starts = group.columns().iter().map(|column| {
+        let data = column.data_page_offset();
+        column.dictionary_page_offset().map_or(data, |dictionary| dictionary.min(data))
+    });
+    starts.min().and_then(|start| u64::try_from(start).ok()).unwrap_or_default()
+}
+
+fn rows_of(group: &RowGroupMetaData) -> u64 {
+    u64::try_from(group.num_rows()).unwrap_or_default()
 }
 
 /// How many rows of a group may be decoded at once. Rows of a plain column have no more bytes than the column; those of a
@@ -150,7 +176,6 @@ impl Iterator for Rows {
     type Item = Result<Found, Flaw>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let place = Place { offset: 0, position: self.position, length: 0 };
         let batch = loop {
             if let Some(batch) = self.batch.take().filter(|batch| self.row < batch.num_rows()) {
                 break batch;
@@ -158,12 +183,17 @@ impl Iterator for Rows {
             match self.batches.as_mut().and_then(Iterator::next) {
                 Some(Ok(batch)) => (self.batch, self.row) = (Some(batch), 0),
                 Some(Err(error)) => return Some(Err(self.broken(&error))),
-                None => match self.groups.open()? {
-                    Ok(batches) => self.batches = Some(batches),
-                    Err(error) => return Some(Err(self.broken(&error))),
-                },
+                None => {
+                    let opened = self.groups.open()?;
+                    self.position = self.groups.first;
+                    match opened {
+                        Ok(batches) => self.batches = Some(batches),
+                        Err(error) => return Some(Err(self.broken(&error))),
+                    }
+                }
             }
         };
+        let place = Place { offset: 0, position: self.position, length: 0 };
         let document = self.document(&batch);
         self.batch = Some(batch);
         self.row += 1;

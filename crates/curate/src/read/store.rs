@@ -2,16 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::stream::ReadAt;
 use super::{ReadConfig, Records};
 use crate::source::{self, GLOB_CHARACTERS};
 use crate::{CurateConfig, CurateError};
+
+/// Bytes of a piece. Files are hashed in pieces, and large ones that can be read from the middle are read in pieces.
+pub(crate) const PIECE_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 64 << 20 };
 
 /// A file to read.
 #[derive(Clone)]
@@ -20,6 +25,9 @@ pub struct Input {
     bytes: u64,
     origin: Arc<dyn Origin>,
 }
+
+/// The range of a whole file.
+pub(super) const WHOLE: Range<u64> = 0..u64::MAX;
 
 /// An input as data, from which another process makes the same [`Input`], if it can reach the location.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -30,19 +38,31 @@ pub struct Listed {
     pub location: String,
     /// Its size as it is stored.
     pub bytes: u64,
-    /// What tells its content from another: blake3 of a file, what the store says of an object.
-    pub version: String,
+    /// What tells its content from another: blake3 of each piece of a file, what the store says of an object.
+    pub versions: Vec<String>,
     /// Why it cannot be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
 impl Listed {
-    /// The input, which must still be what was listed. One that could not be read then is an input that cannot be opened.
+    /// The ranges that it can be read in: pieces of [`PIECE_BYTES`], or all of it.
+    pub(crate) fn ranges(&self, config: &ReadConfig) -> Vec<Range<u64>> {
+        if self.problem.is_some() || self.bytes <= PIECE_BYTES || !config.has_pieces(&self.name) {
+            return vec![WHOLE];
+        }
+        let starts = (0..self.bytes).step_by(PIECE_BYTES as usize);
+        // Whatever is behind the end of the last one is found to be too much.
+        let end = |start| if self.bytes - start <= PIECE_BYTES { u64::MAX } else { start + PIECE_BYTES };
+        starts.map(|start| start..end(start)).collect()
+    }
+
+    /// The input, which must still be what was listed in this range. One that could not be read then is an input that cannot be
+    /// opened.
     ///
     /// # Errors
     /// [`CurateError::Changed`].
-    pub fn input(&self) -> Result<Input, CurateError> {
+    pub(crate) fn input(&self, range: &Range<u64>) -> Result<Input, CurateError> {
         let origin: Arc<dyn Origin> = match &self.problem {
             Some(problem) => Arc::new(Closed(problem.clone())),
             None if self.location.contains("://") => remote_one(&self.location)?,
@@ -50,8 +70,15 @@ impl Listed {
         };
         if self.problem.is_none() {
             let changed = |found: String| CurateError::Changed { path: PathBuf::from(&self.location), found };
-            let version = origin.version().map_err(|error| changed(error.to_string()))?;
-            if version != self.version {
+            let unreadable = |error: io::Error| changed(error.to_string());
+            let count = self.versions.len();
+            let first = ((range.start / PIECE_BYTES) as usize).min(count.saturating_sub(1));
+            let end = (range.end.div_ceil(PIECE_BYTES) as usize).clamp(first, count);
+            let mut same = origin.pieces().map_err(unreadable)? == count;
+            for piece in first..end {
+                same = same && origin.version(piece).map_err(unreadable)? == self.versions[piece];
+            }
+            if !same {
                 return Err(changed("its content is different".to_owned()));
             }
         }
@@ -68,8 +95,13 @@ pub(super) trait Origin: Send + Sync {
         None
     }
 
-    /// What tells the content from another.
-    fn version(&self) -> io::Result<String>;
+    /// How many pieces have a version of their own.
+    fn pieces(&self) -> io::Result<usize> {
+        Ok(1)
+    }
+
+    /// What tells the content of a piece from another.
+    fn version(&self, piece: usize) -> io::Result<String>;
 }
 
 impl Origin for PathBuf {
@@ -81,9 +113,15 @@ impl Origin for PathBuf {
         std::path::absolute(self).ok()?.to_str().map(str::to_owned)
     }
 
-    fn version(&self) -> io::Result<String> {
+    fn pieces(&self) -> io::Result<usize> {
+        Ok(std::fs::metadata(self)?.len().div_ceil(PIECE_BYTES).max(1) as usize)
+    }
+
+    fn version(&self, piece: usize) -> io::Result<String> {
+        let mut file = File::open(self)?;
+        file.seek(SeekFrom::Start(piece as u64 * PIECE_BYTES))?;
         let mut hasher = blake3::Hasher::new();
-        hasher.update_reader(File::open(self)?)?;
+        hasher.update_reader(file.take(PIECE_BYTES))?;
         Ok(hasher.finalize().to_hex().to_string())
     }
 }
@@ -93,7 +131,7 @@ impl Origin for Arc<[u8]> {
         Ok(Box::new(Arc::clone(self)))
     }
 
-    fn version(&self) -> io::Result<String> {
+    fn version(&self, _: usize) -> io::Result<String> {
         Ok(blake3::hash(self).to_hex().to_string())
     }
 }
@@ -106,7 +144,7 @@ impl Origin for Closed {
         Err(io::Error::other(self.0.clone()))
     }
 
-    fn version(&self) -> io::Result<String> {
+    fn version(&self, _: usize) -> io::Result<String> {
         Err(io::Error::other(self.0.clone()))
     }
 }
@@ -135,8 +173,12 @@ impl Input {
 
     /// The input as data. Local files are read for it.
     pub fn listed(&self) -> Listed {
-        let (location, version) = (self.origin.location(), self.origin.version());
-        let problem = match (&location, &version) {
+        let version = |piece| self.origin.version(piece);
+        let versions = self.origin.pieces();
+        let versions: io::Result<Vec<_>> =
+            versions.and_then(|count| (0..count).into_par_iter().map(version).collect());
+        let location = self.origin.location();
+        let problem = match (&location, &versions) {
             (_, Err(error)) => Some(error.to_string()),
             (None, _) => Some("its path is not UTF-8".to_owned()),
             _ => None,
@@ -145,14 +187,20 @@ impl Input {
             name: self.name.clone(),
             location: location.unwrap_or_default(),
             bytes: self.bytes,
-            version: version.unwrap_or_default(),
+            versions: versions.unwrap_or_default(),
             problem,
         }
     }
 
     /// Reads its documents.
     pub fn records(&self, config: &ReadConfig) -> Records {
-        Records::open(self, config)
+        self.records_in(WHOLE, config)
+    }
+
+    /// Reads the documents that begin in a range of its bytes. Only formats with [`ReadConfig::has_pieces`] know other ranges than
+    /// the whole.
+    pub(crate) fn records_in(&self, range: Range<u64>, config: &ReadConfig) -> Records {
+        Records::open(self, range, config)
     }
 
     pub(super) fn open(&self) -> io::Result<Box<dyn ReadAt>> {

@@ -227,6 +227,19 @@ impl Stream {
         })
     }
 
+    /// Begins at this byte of a plain file. False for a compressed one, unless it is the first byte.
+    pub(crate) fn start_at(&mut self, at: u64) -> bool {
+        match &mut self.state {
+            _ if at == 0 => true,
+            State::Between(source) if self.kind == Kind::Plain => {
+                source.seek(at);
+                self.position = at;
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// What is decoded and not consumed.
     pub(crate) fn window(&self) -> &[u8] {
         &self.window[self.used..]

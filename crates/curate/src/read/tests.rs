@@ -422,7 +422,7 @@ proptest! {
 }
 
 /// A Parquet file of a column `text`, each row written by itself.
-fn parquet_of(rows: &[&str], dictionary: bool, rows_of_group: usize) -> Vec<u8> {
+pub(super) fn parquet_of(rows: &[&str], dictionary: bool, rows_of_group: usize) -> Vec<u8> {
     use arrow_array::{RecordBatch, StringArray};
     use arrow_schema::{DataType, Field, Schema};
     let schema = Arc::new(Schema::new(vec![Field::new("text", DataType::Utf8, false)]));
