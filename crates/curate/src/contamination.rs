@@ -406,7 +406,7 @@ impl Contamination {
 
     /// The hashes of the text that examples have, and for each example whether it has one. A text that says a hundred times what
     /// thousands of examples begin with costs no more than one that says it once.
-    fn found(&self, text: &str) -> (HashSet<u64>, Vec<bool>) {
+    pub(crate) fn found(&self, text: &str) -> (HashSet<u64>, Vec<bool>) {
         let words = words(text);
         let hashes = self.lengths.iter().flat_map(|&length| runs(&words, length));
         let found: HashSet<u64> = hashes.filter(|hash| self.index.contains_key(hash)).collect();

@@ -156,6 +156,9 @@ fn of_day(hour: i64, minute: i64, second: i64) -> Option<i64> {
     (hour < 24 && minute < 60 && second <= 60).then_some(hour * 3600 + minute * 60 + second)
 }
 
+/// Digits of a number of seconds since 1970, at the least: with 9 it is of March 1973 or later.
+const MIN_DIGITS: usize = 9;
+
 /// A number since 1970.
 fn number(text: &str) -> Option<Instant> {
     if !text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'.' | b'-' | b'+' | b'e' | b'E')) {
@@ -168,6 +171,10 @@ fn number(text: &str) -> Option<Instant> {
         _ => 1_000_000_000,
     };
     if let Ok(whole) = text.parse::<i64>() {
+        // A day or a month that cannot be is no moment of 1970.
+        if whole != 0 && text.bytes().all(|byte| byte.is_ascii_digit()) && text.len() < MIN_DIGITS {
+            return None;
+        }
         let per_second = per_second((whole as f64).abs());
         let nanos = whole.rem_euclid(per_second) * (1_000_000_000 / per_second);
         return Some((whole.div_euclid(per_second), nanos as u32));
@@ -287,6 +294,10 @@ mod tests {
             "1e400",
             "nan",
             "12-30",
+            "20230000",
+            "20240230",
+            "202405",
+            "850",
             "2024-05-0６",
         ] {
             assert_eq!(normalise(text), None, "{text}");

@@ -95,7 +95,8 @@ impl Filter for Domain {
     }
 
     fn apply(&self, document: &mut Document) -> Option<Dropped> {
-        if !document.domain.is_empty() && (document.domain != PROSE || said(document).is_some()) {
+        // Language and formulas were looked at before, but what a classifier says of code counts for more.
+        if document.domain == CODE || !document.domain.is_empty() && said(document).is_some() {
             return None;
         }
         let tagged = |tag: &str| document.tags.get(tag).is_some_and(|&found| found >= SURE);
@@ -200,7 +201,9 @@ mod tests {
         assert_eq!(domain("en", "maths", "prose", money), MATHS);
         assert_eq!(domain("en", "", "prose", maths), MATHS);
         assert_eq!(domain("de", "maths", "code", maths), CODE);
-        assert_eq!(domain("de", "code", "prose", money), CODE);
+        assert_eq!(domain("de", "code", "multilingual", money), CODE);
+        assert_eq!(domain("en", "code", "maths", maths), CODE);
+        assert_eq!(domain("en", "", "maths", maths), MATHS);
         assert!(formula_share(maths) > 0.5 && formula_share("a $ b, c \\( d \\[ e") == 0.0);
     }
 }

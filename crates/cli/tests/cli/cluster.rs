@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::curate::work_of_run;
 use crate::world::{Dice, arg, command, llamero, said, write};
 
 const WORDS: &str = "the of and that have with this from they were when there which their would about other people many \
@@ -218,12 +219,12 @@ impl Cluster {
     }
 }
 
-/// Waits for a file that the driver will write.
-fn wait_for(path: &Path, driver: &mut Child) {
+/// Waits for a file that the driver of a run will write.
+fn wait_for(run: &Path, name: &str, driver: &mut Child) {
     let since = Instant::now();
-    while !path.exists() {
-        assert!(driver.try_wait().unwrap().is_none(), "it ended before `{}` was seen", path.display());
-        assert!(since.elapsed() < Duration::from_secs(120), "no `{}`", path.display());
+    while !work_of_run(run).join(name).exists() {
+        assert!(driver.try_wait().unwrap().is_none(), "it ended before `{name}` was seen");
+        assert!(since.elapsed() < Duration::from_secs(120), "no `{name}`");
         std::thread::sleep(Duration::from_millis(2));
     }
 }
@@ -259,7 +260,7 @@ fn a_run_outlives_an_executor() {
     let run = tmp.path().join("run");
     let mut driver = spawn(run_args(&recipe, &run, &["--cluster", &cluster.address(), "--partitions", "7"]));
     // The first reduce has begun: maps are done or in hand, and their records lie with who is killed.
-    wait_for(&run.join("curate.partial/resume/url/stage.json"), &mut driver);
+    wait_for(&run, "url/stage.json", &mut driver);
     std::thread::sleep(Duration::from_millis(300));
     cluster.executors[0].kill();
     said(&driver.wait_with_output().unwrap()).ok();
@@ -272,27 +273,33 @@ fn what_a_dead_scheduler_leaves_is_taken_up_by_another() {
     let recipe = recipe(tmp.path(), 60);
     let expected = expected(&recipe, tmp.path());
     let run = tmp.path().join("run");
-    let documents = run.join("curate.partial/resume/documents");
     {
         let mut cluster = Cluster::start(tmp.path(), 1);
         let mut driver =
             spawn(run_args(&recipe, &run, &["--cluster", &cluster.address(), "--partitions", "2"]));
-        wait_for(&documents.join("done.json"), &mut driver);
+        wait_for(&run, "documents/done.json", &mut driver);
         cluster.scheduler.kill();
         let since = Instant::now();
         let address = cluster.address();
         said(&driver.wait_with_output().unwrap()).fails(1, &[&address, "llamero curate scheduler"]);
         assert!(since.elapsed() < Duration::from_secs(30), "{:?}", since.elapsed());
     }
-    let written = || fs::metadata(documents.join("part-00000.run")).unwrap().modified().unwrap();
+    let documents = work_of_run(&run).join("documents");
+    let parts: Vec<_> = (0..3).map(|at| documents.join(format!("part-{at:05}.run"))).collect();
+    let written =
+        || parts[..2].iter().map(|part| fs::metadata(part).unwrap().modified().unwrap()).collect::<Vec<_>>();
     let before = written();
+    // What lost its end on the way, such as on a machine that went down, is made again, and nothing else.
+    let last = fs::read(&parts[2]).unwrap();
+    fs::write(&parts[2], &last[..last.len() / 2]).unwrap();
     let cluster = Cluster::start(tmp.path(), 1);
     let args = run_args(&recipe, &run, &["--cluster", &cluster.address(), "--partitions", "2"]);
     // A driver that is killed is taken up as well.
     let mut driver = spawn(args.clone());
-    wait_for(&run.join("curate.partial/resume/exact/done.json"), &mut driver);
+    wait_for(&run, "exact/done.json", &mut driver);
     driver.kill().unwrap();
     driver.wait().unwrap();
+    assert_eq!(fs::read(&parts[2]).unwrap(), last);
     assert_eq!(written(), before, "documents were read again");
     let again = llamero(args);
     assert!(again.err.contains("resuming"), "{}", again.err);

@@ -46,18 +46,26 @@ fn run_args(recipe: &Path, run: &Path) -> Vec<String> {
     args.map(str::to_owned).to_vec()
 }
 
+/// The folder in which a run that is not finished has its stages; one that is not there, as long as it has none.
+pub(crate) fn work_of_run(run: &Path) -> PathBuf {
+    let work = run.join("curate.partial/resume");
+    let entries = fs::read_dir(&work).into_iter().flatten().map(|entry| entry.unwrap());
+    let folder = entries.into_iter().find(|entry| entry.file_name().to_string_lossy().starts_with("run-"));
+    folder.map_or(work.join("none"), |folder| folder.path())
+}
+
 /// Starts a run and kills it as soon as the stage is finished; gives which files that stage then has, and when they were written.
 fn killed_after(recipe: &Path, run: &Path, stage: &str) -> BTreeMap<String, (u64, i64)> {
     let mut child =
         command(run_args(recipe, run)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let work = run.join("curate.partial/resume");
-    while !work.join(stage).join("done.json").exists() {
+    let work = || work_of_run(run);
+    while !work().join(stage).join("done.json").exists() {
         assert!(child.try_wait().unwrap().is_none(), "it ended before `{stage}` was seen to be finished");
         std::thread::sleep(Duration::from_millis(1));
     }
     child.kill().unwrap();
     assert!(!child.wait().unwrap().success(), "it was killed too late");
-    let entries = fs::read_dir(work.join("documents")).unwrap().map(|entry| entry.unwrap());
+    let entries = fs::read_dir(work().join("documents")).unwrap().map(|entry| entry.unwrap());
     entries
         .map(|entry| {
             let meta = entry.metadata().unwrap();

@@ -58,7 +58,7 @@ pub(crate) fn run(
     address.wait_until_ready()?;
     let work = WorkFolder::open(&local, "ballista", plan, sources)?;
     for (name, step) in described {
-        write_whole(&source_file(work.path(), name), step)?;
+        write_whole(&source_file(work.run(), name), step)?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let driver = Driver {
@@ -70,7 +70,7 @@ pub(crate) fn run(
         local: &local,
         progress,
     };
-    walk(plan, data, work, &driver)
+    walk(&local, plan, data, work, &driver)
 }
 
 fn utf8(path: &Path) -> Result<String, CurateError> {

@@ -52,9 +52,9 @@ pub(super) enum Origin {
     Part(PathBuf),
 }
 
-/// The file with a source as data.
-pub(super) fn source_file(work: &Path, name: &str) -> PathBuf {
-    work.join(format!("source-{name}.json"))
+/// The file with a source as data, in the folder of a run.
+pub(super) fn source_file(run: &Path, name: &str) -> PathBuf {
+    run.join(format!("source-{name}.json"))
 }
 
 /// Where a job's stage is.
@@ -166,7 +166,8 @@ impl Functions {
         if let Some(open) = sources.iter().find(|open| open.place == place && open.name == name) {
             return Ok(Arc::clone(&open.source));
         }
-        let step: Step = read_json(&source_file(Path::new(&place.work), name))?;
+        let run = work::run_folder(Path::new(&place.work), &place.fingerprint);
+        let step: Step = read_json(&source_file(&run, name))?;
         let source: Arc<dyn Source> = Arc::from(build_source(&step)?);
         // One plan at a time is the rule, and lists of files can be long.
         sources.retain(|open| open.place == place);

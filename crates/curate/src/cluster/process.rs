@@ -148,7 +148,8 @@ impl Executor {
     fn clear(&self, folders: &[&Path]) -> Result<File, CurateError> {
         let failed = |error: std::io::Error| CurateError::write(&self.work, error);
         std::fs::create_dir_all(&self.work).map_err(failed)?;
-        let lock = File::create(self.work.join("lock")).map_err(failed)?;
+        let lock = self.work.join("lock");
+        let lock = File::options().write(true).create(true).truncate(false).open(lock).map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

@@ -8,7 +8,7 @@ use arrow_array::RecordBatch;
 use super::functions::{Functions, Opened, Origin};
 use super::shuffle::{Arrivals, Batches};
 use crate::CurateError;
-use crate::local::file::{self, Writer};
+use crate::local::file::{self, Writer, is_whole};
 use crate::local::sort::{Merge, Sorter, reduce_all};
 use crate::local::stage::{Split, feed, part, partition_of};
 use crate::plan::Emit;
@@ -24,7 +24,7 @@ pub(super) fn map_only(
     alive: &Alive,
 ) -> Result<(), CurateError> {
     let path = part(Path::new(&stage.place.folder), at);
-    if path.exists() {
+    if is_whole(&path) {
         return Ok(());
     }
     let draft = Draft::new(path, &functions.name);
@@ -158,11 +158,17 @@ impl Draft {
 
 impl Drop for Draft {
     fn drop(&mut self) {
-        let mut partial = self.own.clone().into_os_string();
-        partial.push(".partial");
-        for path in [&self.own, Path::new(&partial)] {
-            // What stays goes with the folder.
-            let _ = std::fs::remove_file(path);
+        // Beside the file there may be its beginning, and what a merge that was given up has left.
+        let Some((folder, stem)) = self.own.parent().zip(self.own.file_stem()) else { return };
+        let own = |name: &std::ffi::OsStr| {
+            let rest = name.as_encoded_bytes().strip_prefix(stem.as_encoded_bytes());
+            rest.is_some_and(|rest| rest.starts_with(b"."))
+        };
+        for entry in std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+            if own(&entry.file_name()) {
+                // What stays goes with the folder.
+                let _ = std::fs::remove_file(entry.path());
+            }
         }
     }
 }

@@ -48,6 +48,9 @@ impl Extract for Article {
 
 impl Article {
     fn article(&self, html: &str, url: Option<&str>) -> Result<Extracted, Dropped> {
+        if depth::tags(html) > MAX_ELEMENTS {
+            return Err(too_large());
+        }
         depth::check(html, MAX_OPEN, MAX_ATTRIBUTES)?;
         let mut page = Document::parse(&preserve::without_marks(html));
         check(&page)?;
@@ -78,6 +81,11 @@ impl Article {
     }
 }
 
+fn too_large() -> Dropped {
+    let detail = format!("more than {MAX_ELEMENTS} elements and pieces of text, which is the limit");
+    Dropped::new("page_too_large", detail)
+}
+
 /// Makes sure that the page is neither too deep nor too large.
 fn check(page: &Document) -> Result<(), Dropped> {
     let mut open: Vec<(NodeId, usize)> = vec![(page.root(), 0)];
@@ -88,8 +96,7 @@ fn check(page: &Document) -> Result<(), Dropped> {
             return Err(depth::too_deep(MAX_DEPTH));
         }
         if seen > MAX_ELEMENTS {
-            let detail = format!("more than {MAX_ELEMENTS} elements and pieces of text, which is the limit");
-            return Err(Dropped::new("page_too_large", detail));
+            return Err(too_large());
         }
         open.extend(page.children(node).into_iter().map(|child| (child, depth + 1)));
     }

@@ -6,11 +6,10 @@ use std::collections::HashMap;
 use crate::Dropped;
 
 /// Elements without an end, and those whose end may be left out and is found by what follows: open ones say nothing of depth.
-const UNCOUNTED: [&str; 46] = [
+const UNCOUNTED: [&str; 41] = [
     "a", "area", "base", "body", "br", "button", "caption", "col", "colgroup", "dd", "dt", "embed", "form",
     "h1", "h2", "h3", "h4", "h5", "h6", "head", "hr", "html", "img", "input", "li", "link", "meta", "nobr",
-    "optgroup", "option", "p", "param", "rb", "rp", "rt", "rtc", "source", "tbody", "td", "tfoot", "th",
-    "thead", "title", "tr", "track", "wbr",
+    "option", "p", "param", "source", "tbody", "td", "tfoot", "th", "thead", "title", "tr", "track", "wbr",
 ];
 
 /// Elements whose content is text up to their own end.
@@ -47,11 +46,12 @@ pub(super) fn too_deep(limit: usize) -> Dropped {
 /// attributes.
 pub(super) fn check(html: &str, limit: usize, attributes: usize) -> Result<(), Dropped> {
     let mut open: HashMap<String, usize> = HashMap::new();
-    let (mut depth, mut rest, mut foreign) = (0, html, false);
+    // Pictures and formulas that are open.
+    let (mut depth, mut rest, mut foreign) = (0, html, 0_usize);
     while let Some(at) = rest.find('<') {
         rest = &rest[at + 1..];
         if let Some(comment) = rest.strip_prefix("!--") {
-            rest = comment.split_once("-->").map_or("", |(_, after)| after);
+            rest = behind_comment(comment);
             continue;
         }
         let is_end = rest.starts_with('/');
@@ -69,9 +69,11 @@ pub(super) fn check(html: &str, limit: usize, attributes: usize) -> Result<(), D
             return Err(Dropped::new("page_too_many_attributes", detail));
         }
         if matches!(&*name, "svg" | "math") {
-            foreign = !is_end;
+            foreign = if is_end { foreign.saturating_sub(1) } else { foreign + 1 };
         }
-        foreign &= !BREAKOUT.contains(&&*name);
+        if BREAKOUT.contains(&&*name) {
+            foreign = 0;
+        }
         if is_end {
             if let Some(count) = open.get_mut(&name).filter(|count| **count > 0) {
                 *count -= 1;
@@ -79,12 +81,12 @@ pub(super) fn check(html: &str, limit: usize, attributes: usize) -> Result<(), D
             }
             continue;
         }
-        if RAW.contains(&&*name) && !foreign {
+        if RAW.contains(&&*name) && foreign == 0 {
             rest = behind_end(rest, &name);
             continue;
         }
         // `<path/>` is closed in pictures and formulas, `<div/>` is not.
-        if UNCOUNTED.contains(&&*name) || foreign && behind.is_closed {
+        if UNCOUNTED.contains(&&*name) || foreign > 0 && behind.is_closed {
             continue;
         }
         *open.entry(name).or_default() += 1;
@@ -94,6 +96,20 @@ pub(super) fn check(html: &str, limit: usize, attributes: usize) -> Result<(), D
         }
     }
     Ok(())
+}
+
+/// How many tags may begin elements, wherever they stand: no page has more elements.
+pub(super) fn tags(html: &str) -> usize {
+    html.as_bytes().windows(2).filter(|pair| pair[0] == b'<' && pair[1].is_ascii_alphabetic()).count()
+}
+
+/// What follows a comment of which `text` is what stands behind its `<!--`.
+fn behind_comment(text: &str) -> &str {
+    if let Some(rest) = text.strip_prefix('>').or_else(|| text.strip_prefix("->")) {
+        return rest;
+    }
+    let end = |mark: &str| text.find(mark).map(|at| at + mark.len());
+    [end("-->"), end("--!>")].into_iter().flatten().min().map_or("", |end| &text[end..])
 }
 
 /// What follows the name in a tag.
@@ -162,6 +178,14 @@ mod tests {
             ("<ul><li>a<p>b<br><img src=x>", 1),
             ("<p>a<p>b<p>c<tr><td><td>", 0),
             ("<!-- <div><div> --><div>", 1),
+            ("<!--><div><div>", 2),
+            ("<!---><div><div>", 2),
+            ("<!----><div><div>", 2),
+            ("<!-- a --!><div><div> -->", 2),
+            ("<!-- a --><div> --!><div>", 2),
+            ("<!-- <div>", 0),
+            ("<svg><svg></svg><title><x><y></svg>", 3),
+            ("<optgroup><optgroup><rt><rb>", 4),
             ("<script>'<div><div>'</script ><div>", 1),
             ("<script><div>", 0),
             ("<svg><path d=''/><path/><g/></svg><i></i>", 1),

@@ -83,7 +83,7 @@ impl Local {
         }
         let data = given(plan, sources)?;
         let work = WorkFolder::open(self, "local", plan, sources)?;
-        walk(plan, data, work, &Runner { local: self, registry, progress })
+        walk(self, plan, data, work, &Runner { local: self, registry, progress })
     }
 
     /// Bytes of buffers for one thread.
@@ -119,14 +119,17 @@ pub(crate) fn given<'a>(
 
 /// Has the tasks of a plan done, one after another.
 pub(crate) fn walk(
+    local: &Local,
     plan: &Plan,
     mut data: BTreeMap<String, Data>,
     work: WorkFolder,
     stages: &dyn Stages,
 ) -> Result<Done, CurateError> {
-    let mut done = Done { work, stages: BTreeMap::new(), last: Vec::new(), last_bytes: 0 };
+    // Whoever reads the result in order has something in hand, too.
+    let memory_bytes = usize::try_from(local.memory_bytes / 2).unwrap_or(usize::MAX);
+    let mut done = Done { work, stages: BTreeMap::new(), last: Vec::new(), last_bytes: 0, memory_bytes };
     for (at, task) in plan.tasks.iter().enumerate() {
-        let folder = done.work.path().join(task.name());
+        let folder = done.work.run().join(task.name());
         let finished = match task {
             Task::Stage(stage) => stages.stage(stage, &folder, &data)?,
             Task::Repeat(repeat) => repeat_until_settled(repeat, &folder, &data, stages)?,
@@ -219,6 +222,8 @@ pub struct Done {
     pub stages: BTreeMap<String, StageReport>,
     last: Vec<PathBuf>,
     last_bytes: u64,
+    /// Bytes that buffers for merging may hold.
+    memory_bytes: usize,
 }
 
 impl Done {
@@ -241,8 +246,8 @@ impl Done {
             let footer = file::read_footer(path)?;
             segments.extend(footer.segments.into_iter().map(|segment| (path.clone(), segment)));
         }
-        let scratch = self.work.path().join("output");
-        let mut merge = Merge::open(segments, MIN_MEMORY_BYTES as usize * 8, &scratch)?;
+        let scratch = self.work.run().join("output");
+        let mut merge = Merge::open(segments, self.memory_bytes, &scratch)?;
         while let Some((key, value)) = merge.peek() {
             each(key, value)?;
             merge.advance()?;

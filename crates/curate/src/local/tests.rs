@@ -210,6 +210,15 @@ fn a_killed_run_goes_on_where_it_was() {
     }
 }
 
+/// The folder of a stage in a work folder of one run.
+fn stage_of(local: &Local, stage: &str) -> PathBuf {
+    let entries = std::fs::read_dir(&local.work).unwrap().map(|entry| entry.unwrap().path());
+    let is_run = |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("run-");
+    let runs: Vec<PathBuf> = entries.filter(is_run).collect();
+    assert_eq!(runs.len(), 1, "{runs:?}");
+    runs[0].join(stage)
+}
+
 #[test]
 fn a_partition_without_its_end_is_made_again() {
     let lines = text(8, 40);
@@ -222,7 +231,7 @@ fn a_partition_without_its_end_is_made_again() {
         registry
     };
     assert!(run(&local, &plan, &with(100), &lines).is_err());
-    let part = local.work.join("made/part-00000.run");
+    let part = stage_of(&local, "made").join("part-00000.run");
     let bytes = std::fs::read(&part).unwrap();
     std::fs::write(&part, &bytes[..bytes.len() / 2]).unwrap();
     let (_, records) = run(&local, &plan, &with(usize::MAX), &lines).unwrap();
@@ -263,14 +272,15 @@ fn only_what_curation_wrote_is_removed() {
     // Another run that gives up does not take the folder away from the one that is in it.
     assert!(run(&local, &plan, &functions(), &others).is_err());
     discard(&local.work);
-    assert!(local.work.join("reduced").exists());
+    let reduced = stage_of(&local, "reduced");
+    assert!(reduced.exists());
     let thesis = local.work.join("thesis.txt");
     std::fs::write(&thesis, "years of work").unwrap();
     drop(done);
     let error = run(&local, &plan, &functions(), &others).err().unwrap().to_string();
     assert!(error.contains("thesis.txt"), "{error}");
     discard(&local.work);
-    assert!(thesis.exists() && !local.work.join("reduced").exists());
+    assert!(thesis.exists() && !reduced.exists());
 
     let foreign = work.path().join("foreign");
     std::fs::create_dir_all(foreign.join("made")).unwrap();
@@ -282,6 +292,14 @@ fn only_what_curation_wrote_is_removed() {
     assert!(error.contains("plan.json"), "{error}");
     discard(&foreign);
     assert!(foreign.join("made").exists());
+
+    // A file of somebody else that has the name of ours.
+    let locked = work.path().join("locked");
+    std::fs::create_dir(&locked).unwrap();
+    std::fs::write(locked.join("lock"), "of a door").unwrap();
+    let error = run(&Local { work: locked.clone(), ..Local::new(&foreign) }, &plan, &functions(), &lines);
+    assert!(error.err().unwrap().to_string().contains("`lock`"));
+    assert_eq!(std::fs::read(locked.join("lock")).unwrap(), b"of a door");
 }
 
 #[test]

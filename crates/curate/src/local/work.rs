@@ -14,7 +14,7 @@ use crate::plan::{Plan, Source};
 const OWNER: &str = "plan.json";
 const LOCK: &str = "lock";
 
-/// Written when a plan begins, and compared when one is taken up again.
+/// Written when a plan begins, and compared when one is taken up again. The plan is there to be read by people.
 #[derive(Serialize, Deserialize)]
 struct Owner {
     fingerprint: String,
@@ -27,7 +27,7 @@ pub(crate) struct WorkFolder {
     path: PathBuf,
     #[cfg_attr(not(feature = "ballista"), expect(dead_code, reason = "processes of a cluster look for it"))]
     fingerprint: String,
-    plan: Plan,
+    run: PathBuf,
     _lock: File,
 }
 
@@ -41,7 +41,12 @@ impl WorkFolder {
         let path = local.work.clone();
         let failed = |error: std::io::Error| CurateError::write(&path, error);
         std::fs::create_dir_all(&path).map_err(failed)?;
-        let lock = File::create(path.join(LOCK)).map_err(failed)?;
+        let lock = path.join(LOCK);
+        let lock = File::options().write(true).create(true).truncate(false).open(lock).map_err(failed)?;
+        if lock.metadata().map_err(failed)?.len() > 0 {
+            let problem = format!("has a `{LOCK}` that is not of curation");
+            return Err(refused(&path, problem, "give an empty folder or a new one"));
+        }
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -63,34 +68,37 @@ impl WorkFolder {
                     let problem = "holds the work of another plan or another input".to_owned();
                     return Err(refused(&path, problem, "give another folder, or remove this one"));
                 }
-                if let Some(name) = stranger(&path, &before.plan).map_err(failed)? {
+                if let Some(name) = stranger(&path).map_err(failed)? {
                     let problem = format!("has `{name}` in it, which curation did not put there");
                     return Err(refused(&path, problem, "take it out, or give another folder"));
                 }
                 if !same {
-                    clear(&path, &before.plan).map_err(failed)?;
+                    clear(&path).map_err(failed)?;
                     write_owner(&owner, &fingerprint, plan)?;
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let stranger = std::fs::read_dir(&path)
-                    .map_err(failed)?
-                    .filter_map(Result::ok)
-                    .find(|entry| !entry.file_name().to_string_lossy().starts_with(LOCK));
-                let partial = |name: &str| name == "plan.json.partial";
-                if let Some(entry) = stranger.filter(|entry| !partial(&entry.file_name().to_string_lossy())) {
-                    let problem = format!("has `{}` in it and no plan", entry.file_name().to_string_lossy());
+                if let Some(name) = others(&path, &OWN_FILES).map_err(failed)?.into_iter().min() {
+                    let problem = format!("has `{name}` in it and no plan");
                     return Err(refused(&path, problem, "give an empty folder or a new one"));
                 }
                 write_owner(&owner, &fingerprint, plan)?;
             }
             Err(error) => return Err(failed(error)),
         }
-        Ok(Self { path, fingerprint, plan: plan.clone(), _lock: lock })
+        let run = run_folder(&path, &fingerprint);
+        std::fs::create_dir_all(&run).map_err(failed)?;
+        Ok(Self { path, fingerprint, run, _lock: lock })
     }
 
+    #[cfg(feature = "ballista")]
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The folder of what this plan makes of this input on the way to its result.
+    pub(crate) fn run(&self) -> &Path {
+        &self.run
     }
 
     /// What tells the work in it from other work.
@@ -101,7 +109,7 @@ impl WorkFolder {
 
     /// Removes what curation put into it, and the folder unless something else is in it.
     pub(crate) fn remove(self) -> Result<(), CurateError> {
-        remove(&self.path, &self.plan).map_err(|error| CurateError::write(&self.path, error))
+        remove(&self.path).map_err(|error| CurateError::write(&self.path, error))
     }
 }
 
@@ -109,11 +117,9 @@ impl WorkFolder {
 pub(crate) fn discard(path: &Path) {
     let Ok(lock) = File::open(path.join(LOCK)) else { return };
     let Ok(found) = std::fs::read(path.join(OWNER)) else { return };
-    if lock.try_lock().is_ok()
-        && let Ok(owner) = serde_json::from_slice::<Owner>(&found)
-    {
+    if lock.try_lock().is_ok() && serde_json::from_slice::<Owner>(&found).is_ok() {
         // The error that is known says more than one of tidying up.
-        let _ = remove(path, &owner.plan);
+        let _ = remove(path);
     }
 }
 
@@ -144,54 +150,46 @@ pub(crate) fn write_whole(path: &Path, value: &impl Serialize) -> Result<(), Cur
     write().map_err(|error| CurateError::write(path, error))
 }
 
-/// Files of a work folder besides the folders of the plan's tasks and of the result.
+/// Files of a work folder.
 const OWN_FILES: [&str; 3] = [LOCK, OWNER, "plan.json.partial"];
 
 /// The folder in which the result is written.
 pub(crate) const RESULT: &str = "result";
 
-/// How the names of files begin into which the last task's partitions are merged.
-const MERGES: &str = "output.merge-";
+/// How the name of the folder of a run begins.
+const RUN: &str = "run-";
 
-/// How the names of files begin that tell the processes of a cluster what a source is.
-pub(crate) const SOURCES: &str = "source-";
-
-/// The first entry that is none of a run of `plan`.
-fn stranger(path: &Path, plan: &Plan) -> std::io::Result<Option<String>> {
-    let mut strangers = Vec::new();
-    for entry in std::fs::read_dir(path)? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        let own = OWN_FILES.contains(&name.as_str())
-            || name == RESULT
-            || [MERGES, SOURCES].iter().any(|begin| name.starts_with(begin))
-            || plan.tasks.iter().any(|task| task.name() == name);
-        if !own {
-            strangers.push(name);
-        }
-    }
-    Ok(strangers.into_iter().min())
+/// The folder of a run in a work folder. Tasks of another run, which processes of a cluster may still be busy with, have no way
+/// into it.
+pub(crate) fn run_folder(work: &Path, fingerprint: &str) -> PathBuf {
+    work.join(format!("{RUN}{}", &fingerprint[..fingerprint.len().min(16)]))
 }
 
-/// Removes what a run of `plan` wrote, but for the lock and the plan.
-fn clear(path: &Path, plan: &Plan) -> std::io::Result<()> {
-    let folders = plan.tasks.iter().map(crate::plan::Task::name).chain([RESULT]);
-    for folder in folders.map(|name| path.join(name)).filter(|folder| folder.exists()) {
-        std::fs::remove_dir_all(folder)?;
-    }
-    for entry in std::fs::read_dir(path)? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if [MERGES, SOURCES].iter().any(|begin| name.to_string_lossy().starts_with(begin)) {
-            std::fs::remove_file(entry.path())?;
-        }
-    }
-    Ok(())
+/// The entries of a folder but for those with these names.
+fn others(path: &Path, names: &[&str]) -> std::io::Result<Vec<String>> {
+    let all = std::fs::read_dir(path)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    all.filter(|name| name.as_ref().map_or(true, |name| !names.contains(&name.as_str()))).collect()
 }
 
-/// Removes what a run of `plan` wrote, and the folder if that was all. The caller holds the lock.
-fn remove(path: &Path, plan: &Plan) -> std::io::Result<()> {
-    clear(path, plan)?;
-    if stranger(path, plan)?.is_some() {
+fn is_ours(name: &str) -> bool {
+    name == RESULT || name.starts_with(RUN)
+}
+
+/// The first entry that curation did not put there.
+fn stranger(path: &Path) -> std::io::Result<Option<String>> {
+    Ok(others(path, &OWN_FILES)?.into_iter().filter(|name| !is_ours(name)).min())
+}
+
+/// Removes what runs wrote, but for the lock and the plan.
+fn clear(path: &Path) -> std::io::Result<()> {
+    let ours = others(path, &OWN_FILES)?.into_iter().filter(|name| is_ours(name));
+    ours.map(|name| path.join(name)).try_for_each(std::fs::remove_dir_all)
+}
+
+/// Removes what runs wrote, and the folder if that was all. The caller holds the lock.
+fn remove(path: &Path) -> std::io::Result<()> {
+    clear(path)?;
+    if stranger(path)?.is_some() {
         // The folder is not ours alone. Without its plan it is no work folder any more.
         return std::fs::remove_file(path.join(OWNER));
     }

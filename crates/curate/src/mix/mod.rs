@@ -243,7 +243,9 @@ impl Cells {
         let own: Vec<(&str, u32, Cell)> = self
             .0
             .iter()
-            .filter(|((draw, ..), _)| *draw == at)
+            .filter(|((of, ..), _)| *of == at)
+            // What no document is drawn of is no part of all there is.
+            .filter(|((_, domain, _), _)| draw.proportions.get(domain).is_some_and(|&part| part > 0.0))
             .map(|((_, domain, mask), cell)| (domain.as_str(), *mask, *cell))
             .collect();
         let topic_rates = topic_rates(&own, topics);

@@ -153,6 +153,14 @@ fn a_topic_is_brought_down_to_its_share() {
 }
 
 #[test]
+fn all_there_is_is_what_may_be_drawn() {
+    // Ten times as much code, of which no part is wanted, does not make prose come twice.
+    let config = MixConfig { proportions: [(PROSE.to_owned(), 1.0)].into(), ..MixConfig::default() };
+    let (copies, _, reports) = draw(&config, &documents(100, 1_000, 0), 2);
+    assert_eq!((copies[0].len(), reports["mix"].target_bytes), (100, 10_000));
+}
+
+#[test]
 fn annealing_is_a_draw_of_its_own() {
     let annealing = Draw {
         size: Some(20_000),

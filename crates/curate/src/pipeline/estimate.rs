@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{RunOptions, compose, local, plan};
 use crate::item::Value;
-use crate::local::folder_bytes;
+use crate::local::{discard, folder_bytes};
 use crate::plan::{Broken, Emit, Registry, Source};
 use crate::{CurateConfig, CurateError, Inventory, Progress};
 
@@ -66,10 +66,10 @@ pub fn estimate(
     let result = local.run(&plan, registry, &sources, &watch);
     watch.look();
     let seconds = started.elapsed().as_secs_f64();
-    // Tidying up is no reason to fail.
-    let _ = std::fs::remove_dir_all(scratch);
+    let done = result.inspect_err(|_| discard(scratch))?;
     // No buffer holds more than all records of a stage.
-    let records = result?.stages.values().map(|stage| stage.bytes).max().unwrap_or(0);
+    let records = done.stages.values().map(|stage| stage.bytes).max().unwrap_or(0);
+    done.remove()?;
     let read = sample.read.load(Ordering::Relaxed).clamp(1, inventory.bytes.max(1));
     let scale = inventory.bytes as f64 / read as f64;
     let scaled = |of: &AtomicU64| (of.load(Ordering::Relaxed) as f64 * scale) as u64;

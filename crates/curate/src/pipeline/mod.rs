@@ -10,6 +10,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::contamination::Contamination;
 use crate::local::{Done, Local, MIN_MEMORY_BYTES};
 use crate::plan::{Plan, Registry, Source};
 use crate::read::OnError;
@@ -98,6 +99,9 @@ pub fn curate_by(
     let plan = plan(config)?;
     // Models and thresholds are looked at now rather than hours later, when it is their turn.
     registry.check(&plan)?;
+    // Afterwards the sets may have been moved.
+    let sets = config.decontaminate.as_ref().map(|sets| Contamination::new(sets).map(|sets| sets.tallies()));
+    let sets = sets.transpose()?.unwrap_or_default();
     let local = local(config, inventory, out, options);
     let source = compose::local_source(config, inventory);
     let sources: BTreeMap<&str, &dyn Source> =
@@ -108,7 +112,7 @@ pub fn curate_by(
     };
     let result = done.and_then(|done| {
         let steps = compose::steps(&plan);
-        let report = write::write(&done, (config, inventory), steps, &local.work, out, progress)?;
+        let report = write::write(&done, (config, inventory), (steps, sets), &local.work, out, progress)?;
         Ok((done, report))
     });
     match result {
@@ -117,7 +121,8 @@ pub fn curate_by(
             Ok(report)
         }
         Err(error) => {
-            if options.work.is_none() {
+            // What is refused holds what somebody may want to keep.
+            if options.work.is_none() && !matches!(error, CurateError::Work { .. }) {
                 crate::local::discard(&local.work);
             }
             Err(error)

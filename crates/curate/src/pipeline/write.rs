@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::clusters::Collecting;
 use super::origins::Counting;
 use super::report::{CurateReport, Tally};
-use crate::contamination::Contamination;
+use crate::contamination::EvalSetTally;
 use crate::inputs::OWN_ID;
 use crate::item::{Item, Value};
 use crate::local::Done;
@@ -24,7 +24,7 @@ const ROW_GROUP_BYTES: usize = 8 << 20;
 pub(super) fn write(
     done: &Done,
     (config, inventory): (&CurateConfig, &Inventory),
-    steps: Vec<String>,
+    (steps, evaluation_sets): (Vec<String>, Vec<EvalSetTally>),
     work: &Path,
     out: &Path,
     progress: &dyn Progress,
@@ -37,9 +37,7 @@ pub(super) fn write(
     progress.phase("write", done.last_bytes());
     let broken: Vec<String> = done.stages.values().flat_map(|stage| stage.broken.clone()).collect();
     let mut report = CurateReport::new(inventory, steps, &broken);
-    if let Some(sets) = &config.decontaminate {
-        report.evaluation_sets = Contamination::new(sets)?.tallies();
-    }
+    report.evaluation_sets = evaluation_sets;
     let mut dropped = LineWriter::create(stage.join(DROPPED_FILE))?;
     let (mut origins, mut clusters) = (Counting::default(), Collecting::begin(&stage)?);
     let mut mix = config.mix.as_ref().map(Counts::new);

@@ -201,7 +201,8 @@ enum Kind {
     Other,
 }
 
-/// Writes a value as text: a string as it is, anything else as JSON. Nothing more is written once `limit` bytes are there.
+/// Writes a value as text: a string as it is, anything else as JSON. Nothing more is written once `limit` bytes are there, which
+/// only what is cut reaches.
 struct Plain<'a> {
     text: &'a mut String,
     limit: usize,
@@ -212,7 +213,7 @@ struct Plain<'a> {
 impl Plain<'_> {
     fn write(&mut self, piece: &str) {
         let room = self.limit.saturating_sub(self.text.len());
-        self.text.push_str(&piece[..piece.floor_char_boundary(room)]);
+        self.text.push_str(&piece[..piece.ceil_char_boundary(room)]);
     }
 
     /// A value inside this one.

@@ -166,7 +166,8 @@ impl Rows {
     /// Gives up what is left of a row group; the next ones can be read.
     fn broken(&mut self, error: &dyn std::fmt::Display) -> Flaw {
         let place = Place { offset: 0, position: self.position, length: 0 };
-        let (first, end) = (self.position, self.groups.position);
+        // No two rows have one position, whatever the file says of their number.
+        let (first, end) = (self.position, self.groups.position.max(self.position));
         (self.batches, self.batch, self.position) = (None, None, end);
         Flaw { place, reason: format!("rows {first} to {} cannot be read: {error}", end.saturating_sub(1)) }
     }
@@ -185,7 +186,7 @@ impl Iterator for Rows {
                 Some(Err(error)) => return Some(Err(self.broken(&error))),
                 None => {
                     let opened = self.groups.open()?;
-                    self.position = self.groups.first;
+                    self.position = self.position.max(self.groups.first);
                     match opened {
                         Ok(batches) => self.batches = Some(batches),
                         Err(error) => return Some(Err(self.broken(&error))),

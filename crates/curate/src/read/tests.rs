@@ -496,6 +496,13 @@ fn fields_of_a_line_are_kept_as_text_up_to_a_limit() {
             ("metadata.left_out", "1"),
         ]
     );
+    // Cut inside a character it is still too large, whatever the rest of the record has.
+    let room = (1 << 20) - 1;
+    let line = format!(r#"{{"text": "hello", "b": "{}😀"}}"#, "x".repeat(room - 2));
+    let (records, _) = read("a.jsonl", line.as_bytes(), &ReadConfig::default());
+    let meta: Vec<_> =
+        records[0].document.meta.iter().map(|(name, value)| (name.as_str(), value.len())).collect();
+    assert_eq!(meta, [("metadata.left_out", 1)]);
     let (_, broken) =
         read("a.jsonl", b"[1]\n{\"a\": 1, \"text\": 2}\n{\"text\": \"x\"} y\n", &ReadConfig::default());
     let reasons: Vec<_> = broken.iter().map(|part| part.reason.as_str()).collect();

@@ -103,7 +103,8 @@ pub(super) fn phone(bytes: &[u8], at: usize, bare: bool) -> Option<Range<usize>>
                 end - at == 12 && bytes[at + 3] == bytes[at + 7] && !bytes[at + 3].is_ascii_digit();
             (national(&digits) && (separated || bare && end - at == 10)).then_some(at..end)
         }
-        b'1' if matches!(bytes.get(at + 1), Some(b'-' | b' ' | b'.')) => {
+        // What follows is no other `1`: each would ask the next one.
+        b'1' if matches!(bytes.get(at + 1..at + 3), Some([b'-' | b' ' | b'.', b'(' | b'2'..=b'9'])) => {
             let inner = phone(bytes, at + 2, false)?;
             Some(at..inner.end)
         }
