@@ -6,11 +6,22 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use llamero_curate::read::{ReadConfig, find};
+use llamero_curate::{CurateConfig, curate, inventory};
 
 /// Set in the process that reads: object stores are set up by variables of the environment, which a test cannot change in its own.
 const READER: &str = "LLAMERO_TEST_S3_READER";
 
-const LINE: &[u8] = b"{\"text\": \"from a store\"}\n";
+/// Documents of an object, one a line.
+const COUNT: usize = 1000;
+
+fn lines(key: &str) -> String {
+    let line = |n| {
+        format!(
+            "{{\"text\": \"Document {n} of {key} has enough words of its own to stay, as all others here have.\"}}\n"
+        )
+    };
+    (0..COUNT).map(line).collect()
+}
 
 struct Server(Child);
 
@@ -39,14 +50,19 @@ fn put(port: u16, path: &str, body: &[u8]) -> std::io::Result<String> {
 }
 
 fn start() -> Option<(Server, u16)> {
-    let program = std::env::var("LLAMERO_MOTO").unwrap_or_else(|_| "moto_server".into());
+    let named = std::env::var("LLAMERO_MOTO");
+    let program = named.as_deref().unwrap_or("moto_server");
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let child = Command::new(program)
         .args(["-H", "127.0.0.1", "-p", &port.to_string()])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn();
-    let server = Server(child.ok()?);
+    let server = match child {
+        Ok(child) => Server(child),
+        Err(error) if named.is_ok() => panic!("LLAMERO_MOTO={program}: {error}"),
+        Err(_) => return None,
+    };
     // It takes some seconds to start; the bucket is made by the first request that it answers.
     for _ in 0..300 {
         if put(port, "/bucket", b"").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
@@ -67,7 +83,7 @@ fn documents_are_read_from_s3() {
         return;
     };
     for key in ["crawl/a.jsonl", "crawl/b/c.jsonl", "other/d.jsonl"] {
-        let answer = put(port, &format!("/bucket/{key}"), &LINE.repeat(1000)).unwrap();
+        let answer = put(port, &format!("/bucket/{key}"), lines(key).as_bytes()).unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
     let reader = Command::new(std::env::current_exe().unwrap())
@@ -87,13 +103,19 @@ fn read() {
         let inputs = find(&[entry.to_owned()]).unwrap();
         let config = ReadConfig::default();
         for input in &inputs {
-            assert_eq!(input.records(&config).map(Result::unwrap).count(), 1000);
+            assert_eq!(input.records(&config).map(Result::unwrap).count(), COUNT);
         }
         inputs.iter().map(|input| input.name().to_owned()).collect::<Vec<_>>()
     };
     assert_eq!(names("s3://bucket/crawl/"), ["crawl/a.jsonl", "crawl/b/c.jsonl"]);
     assert_eq!(names("s3://bucket/crawl/**/*.jsonl"), ["crawl/a.jsonl", "crawl/b/c.jsonl"]);
     assert_eq!(names("s3://bucket/other/d.jsonl"), ["d.jsonl"]);
+    // From the list, in which each object has its version, to the corpus.
+    let sources = vec!["s3://bucket/crawl/".to_owned()];
+    let config = CurateConfig { sources, read: Some(ReadConfig::default()), ..CurateConfig::default() };
+    let out = tempfile::tempdir().unwrap();
+    let report = curate(&config, &inventory(&config, &()).unwrap(), &out.path().join("corpus"), &()).unwrap();
+    assert_eq!((report.documents_in, report.documents_kept), (2 * COUNT as u64, 2 * COUNT as u64));
     let missing = find(&["s3://bucket/nothing".to_owned()]).err().unwrap();
     assert!(missing.to_string().contains("no object of that name or prefix"), "{missing}");
 }
