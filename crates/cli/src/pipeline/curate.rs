@@ -39,7 +39,7 @@ pub(crate) struct CurateOptions<'a> {
 }
 
 /// Partitions that even the smallest input may have.
-const PARTITIONS: u64 = 1024;
+const PARTITIONS: u64 = 256;
 
 /// Bytes of input that a partition has at the least where there are more of them. Each stage writes a file for each, with notes of
 /// each, so cost grows with the square of their number.

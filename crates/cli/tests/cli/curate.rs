@@ -166,10 +166,14 @@ fn what_cannot_work_is_refused_at_once_and_leaves_nothing() {
     let with = |more: &[&str]| llamero([&["curate", "run", arg(&recipe), "--set", &dir], more].concat());
     with(&["--memory", "1", "--threads", "3"])
         .fails(1, &["`--memory` is 1 B, but must be at least 3 MiB: 1 MiB for each of 3 threads"]);
-    with(&["--partitions", "1025"])
-        .fails(1, &["`--partitions` is 1025, but must be at most 1024 for inputs of "]);
+    with(&["--partitions", "257"])
+        .fails(1, &["`--partitions` is 257, but must be at most 256 for inputs of "]);
     with(&["--partitions", "4097"]).fails(2, &["4097 is not in 1..=4096"]);
     with(&["--partitions", "-1"]).fails(2, &["-1 is not in 1..=4096"]);
+    for size in ["\"1GB\"", "-1"] {
+        with(&["--set", &format!("curate.mix={{size={size}}}")])
+            .fails(1, &["curate.mix", "a whole number of bytes"]);
+    }
     with(&["--set", "curate.sources=[\"nowhere/at-all\"]"]).fails(
         1,
         &["/nowhere/at-all` cannot be opened", "relative paths start in the folder that llamero is run in"],

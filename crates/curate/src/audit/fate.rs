@@ -59,7 +59,7 @@ pub struct Place {
 }
 
 /// What was found for a name.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Found {
     /// The name.
     pub wanted: String,
@@ -149,10 +149,21 @@ impl Corpus {
     /// [`CurateError::Ambiguous`] where the beginning of an id is that of several, or more than [`MAX_MATCHES`] documents have
     /// the URL; a damaged file.
     pub fn find(&self, wanted: &[String]) -> Result<Vec<Found>, CurateError> {
-        let mut found = Vec::new();
-        for (wanted, matches) in wanted.iter().zip(self.matches(wanted, false)?) {
+        let mut found: Vec<Found> =
+            wanted.iter().map(|name| Found { wanted: name.clone(), ..Found::default() }).collect();
+        self.broken(|line| {
+            let Some((file, place)) = broken_place(line) else { return };
+            for own in found.iter_mut().filter(|own| means(&own.wanted, file, place)) {
+                own.broken.push(line.to_owned());
+            }
+        })?;
+        for (own, matches) in found.iter_mut().zip(self.matches(wanted, false)?) {
             let vague = matches.more || matches.fates.len() > MAX_MATCHES;
             if vague || (matches.fit == Some(Fit::Prefix) && matches.fates.len() > 1) {
+                // The ids of all documents in a file begin with its name.
+                if matches.fit == Some(Fit::Prefix) && !own.broken.is_empty() {
+                    continue;
+                }
                 let some = matches.fates.into_values().take(MAX_MATCHES);
                 let some = some.map(|fate| {
                     if fate.url.is_empty() || fate.url == fate.id {
@@ -161,22 +172,10 @@ impl Corpus {
                         format!("\n  {}  {}", fate.id, fate.url)
                     }
                 });
-                return Err(CurateError::Ambiguous { name: wanted.clone(), documents: some.collect() });
+                return Err(CurateError::Ambiguous { name: own.wanted.clone(), documents: some.collect() });
             }
-            let documents = matches.fates.into_values().collect();
-            found.push(Found {
-                wanted: wanted.clone(),
-                documents,
-                survivors: Vec::new(),
-                broken: Vec::new(),
-            });
+            own.documents = matches.fates.into_values().collect();
         }
-        self.broken(|line| {
-            let Some((file, place)) = broken_place(line) else { return };
-            for own in found.iter_mut().filter(|own| means(&own.wanted, file, place)) {
-                own.broken.push(line.to_owned());
-            }
-        })?;
         self.follow(&mut found)?;
         Ok(found)
     }

@@ -128,13 +128,17 @@ fn documents_are_found_by_the_ids_they_came_with_and_broken_parts_by_their_files
     let at = lines[0].len() + lines[1].len() + 2;
     for (name, parts) in [
         ("odd#.jsonl".to_owned(), 1),
-        (format!("/somewhere/odd#.jsonl#{at}"), 1),
+        (format!("odd#.jsonl#{at}"), 1),
+        (format!("{}/odd#.jsonl#{at}", root.path().display()), 1),
         (format!("odd%23.jsonl#{at}"), 1),
         (format!("odd%23.jsonl#{}", at + 1), 0),
         ("dd#.jsonl".to_owned(), 0),
     ] {
         assert_eq!(is_kept(&name), (vec![], parts), "{name}");
     }
+    // Of a file alone the ids of its documents are no names, though they begin with it.
+    let name = find(&corpus, "a").unwrap().documents[0].id.split_once('#').unwrap().0.to_owned();
+    assert_eq!(is_kept(&name), (vec![], 1), "{name}");
     let part = &find(&corpus, "odd#.jsonl").unwrap().broken[0];
     assert!(part.contains(&format!("odd#.jsonl, byte {at}` is broken: ")), "{part}");
     std::fs::write(out.path().join(BROKEN_FILE), "").unwrap();

@@ -275,7 +275,7 @@ fn every_filter_has_its_say() {
     assert_eq!(
         steps.join(" "),
         "url_block extract kind plain_text huge too_short long_lines low_letters repeated_lines generated pii language \
-         domain url_duplicates exact_duplicates near_duplicates common_lines gopher_repetition gopher_quality c4 fineweb \
+         domain url_duplicates exact_duplicates near_duplicates common_lines gopher_repetition gopher_quality ngram_coverage c4 fineweb \
          dirty_words too_little_left kl_outliers quality decontaminate"
     );
     let passage = |step: &str| report.steps.iter().find(|passage| passage.step == step).unwrap();

@@ -37,7 +37,7 @@ pub(crate) struct RunArgs {
     /// Tasks at a time; all cores when absent.
     #[arg(long, value_parser = crate::machine::parse_threads, allow_negative_numbers = true)]
     threads: Option<usize>,
-    /// Partitions of a shuffle, 4096 at most, and above 1024 one for each 64 KiB of input at most: each stage writes a file for each,
+    /// Partitions of a shuffle, 4096 at most, and above 256 one for each 64 KiB of input at most: each stage writes a file for each,
     /// and notes of each in every one of them. One for each 64 MiB of input when absent.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096), allow_negative_numbers = true)]
     partitions: Option<u32>,

@@ -44,9 +44,16 @@ pub(crate) fn why_dropped(args: &WhyDroppedArgs) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    let broken = match corpus.report().broken.count {
+        0 => String::new(),
+        count => format!(
+            ". {count} parts of inputs could not be read: `{}`",
+            corpus.folder().join(BROKEN_FILE).display()
+        ),
+    };
     bail!(
         "no document of `{}` is called {}: it was neither kept nor dropped\nhint: names are ids, beginnings of ids, ids that documents came \
-         with, URLs, and paths below a source; `llamero curate sample` shows some. A file that no source takes, or a record that is no document, has none",
+         with, URLs, and paths below a source; `llamero curate sample` shows some. A file that no source takes, or a record that is no document, has none{broken}",
         corpus.folder().display(),
         missing.join(", ")
     );

@@ -303,11 +303,11 @@ fn each_set_of_rules_is_a_step_of_its_own() {
     let four = good.repeat(2) + "no end\n";
     let (edits, step, text) = pass(&(four.clone() + &again));
     let left = |step: &str, text: &str| (step.to_owned(), text.len() as u64);
-    assert_eq!(edits, [left("ngram_coverage", &four), left("c4", &text)]);
+    assert_eq!(edits, [left("ngram_coverage", &(four + "\n")), left("c4", &text)]);
     assert_eq!((step.as_str(), text.trim_end()), ("", good.repeat(2).trim_end()));
     // Dropped by the second, behind what the first took away.
     let (edits, step, _) = pass(&(good.to_owned() + &again));
-    assert_eq!((edits, step.as_str()), (vec![left("ngram_coverage", good)], "c4"));
+    assert_eq!((edits, step.as_str()), (vec![left("ngram_coverage", &format!("{good}\n"))], "c4"));
     let (edits, step, _) = pass(&again);
     assert_eq!((edits, step.as_str()), (vec![], "ngram_coverage"));
 }
