@@ -59,7 +59,7 @@ fn own(temp: &Path) -> std::io::Result<File> {
 
 /// Whether `path` still names the file: who had the lock before may have renamed it.
 #[cfg(unix)]
-fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
+pub(crate) fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
     let identity = |meta: fs::Metadata| (meta.dev(), meta.ino());
     match fs::metadata(path) {
@@ -69,7 +69,7 @@ fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
 }
 
 #[cfg(not(unix))]
-fn is_at(_: &File, _: &Path) -> std::io::Result<bool> {
+pub(crate) fn is_at(_: &File, _: &Path) -> std::io::Result<bool> {
     Ok(true)
 }
 

@@ -23,7 +23,32 @@ const LOCK: &str = ".lock";
 pub struct RunDir {
     path: PathBuf,
     /// Held while this and every draft begun in it live; `None` when opened for reading.
-    lock: Option<Arc<File>>,
+    lock: Option<Arc<Lock>>,
+}
+
+/// The lock of a run folder. Where it was all there was, the folder goes with it.
+#[derive(Debug)]
+struct Lock {
+    _file: File,
+    folder: PathBuf,
+    /// The folder was not there before, or had nothing but a lock in it.
+    is_ours: bool,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.is_ours && has_lock_alone(&self.folder) {
+            // Still locked, so who comes now is refused or sees that the file is another. What cannot be removed harms nobody.
+            drop(std::fs::remove_file(self.folder.join(LOCK)));
+            drop(std::fs::remove_dir(&self.folder));
+        }
+    }
+}
+
+fn has_lock_alone(folder: &Path) -> bool {
+    let Ok(mut entries) = std::fs::read_dir(folder) else { return false };
+    entries.next().is_some_and(|entry| entry.is_ok_and(|entry| entry.file_name() == LOCK))
+        && entries.next().is_none()
 }
 
 /// What [`RunDir::begin`] found.
@@ -58,7 +83,7 @@ pub struct Draft {
     key: StageKey,
     reason: Reason,
     /// Keeps the run folder locked as long as somebody may write to it.
-    _lock: Arc<File>,
+    _lock: Arc<Lock>,
 }
 
 /// What a stage reports about the artifact it finished.
@@ -81,12 +106,14 @@ struct DraftNote {
 }
 
 impl RunDir {
-    /// Creates the folder where it is missing, and locks it for this process until the value and its drafts are gone.
+    /// Creates the folder where it is missing, and locks it for this process until the value and its drafts are gone. A folder
+    /// that was missing and in which nothing was made by then is removed.
     ///
     /// # Errors
     /// The folder cannot be created, or another process holds it.
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref().to_owned();
+        let is_ours = !fsutil::exists(&path)? || has_lock_alone(&path);
         fsutil::create_dir_all(&path)?;
         let lock_path = path.join(LOCK);
         let lock = File::options()
@@ -96,6 +123,13 @@ impl RunDir {
             .open(&lock_path)
             .map_err(|e| ArtifactError::io("open", &lock_path, e))?;
         match lock.try_lock() {
+            // The process that had it may have taken the folder away.
+            Ok(())
+                if !fsutil::is_at(&lock, &lock_path)
+                    .map_err(|e| ArtifactError::io("read", &lock_path, e))? =>
+            {
+                return Self::create(path);
+            }
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let pid = std::fs::read_to_string(&lock_path).unwrap_or_default();
@@ -110,6 +144,7 @@ impl RunDir {
         // Through the path, since a write through `lock` would leave the end of a longer number behind.
         std::fs::write(&lock_path, std::process::id().to_string())
             .map_err(|e| ArtifactError::io("write", &lock_path, e))?;
+        let lock = Lock { _file: lock, folder: path.clone(), is_ours };
         Ok(Self { path, lock: Some(Arc::new(lock)) })
     }
 

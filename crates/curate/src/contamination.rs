@@ -55,7 +55,7 @@ fn least_words(ngram: usize) -> usize {
 }
 
 /// Most words in an n-gram.
-const MAX_NGRAM: usize = 64;
+pub const MAX_NGRAM: usize = 64;
 
 /// Odd, so that no information is lost when hashes of words are combined.
 const FACTOR: u64 = 0x9FB2_1C65_1E98_DF25;
@@ -118,7 +118,7 @@ impl EvalSet {
         }
         if set.examples.is_empty() {
             return Err(CurateError::BadFilter {
-                key: format!("contamination set `{name}`"),
+                key: format!("evaluation set `{name}`"),
                 found: format!("{} examples, none with {} words", set.too_short, least_words(ngram)),
                 allowed: "one example that long at least".to_owned(),
             });
@@ -139,6 +139,7 @@ impl EvalSet {
         path: &Path,
         fields: &[String],
     ) -> Result<EvalSet, CurateError> {
+        check_ngram(ngram)?;
         let examples = examples::read(path, fields)?;
         EvalSet::new(name, ngram, examples.iter().map(String::as_str))
     }
@@ -243,7 +244,7 @@ fn check_ngram(ngram: usize) -> Result<(), CurateError> {
         return Ok(());
     }
     let allowed = format!("from 1 to {MAX_NGRAM}");
-    Err(CurateError::BadFilter { key: "contamination.ngram".to_owned(), found: ngram.to_string(), allowed })
+    Err(CurateError::BadFilter { key: "decontaminate.ngram".to_owned(), found: ngram.to_string(), allowed })
 }
 
 /// An evaluation set in a recipe.
@@ -320,7 +321,7 @@ impl Contamination {
     pub fn new(config: &ContaminationConfig) -> Result<Contamination, CurateError> {
         let bad = |found: String, allowed: &str| {
             Err(CurateError::BadFilter {
-                key: "contamination.sets".to_owned(),
+                key: "decontaminate.sets".to_owned(),
                 found,
                 allowed: allowed.to_owned(),
             })
@@ -346,7 +347,7 @@ impl Contamination {
             };
             if read.ngram != config.ngram {
                 let found = format!("hashes of {} words in set `{}`", read.ngram, read.name);
-                return bad(found, &format!("hashes of `contamination.ngram`, {} words", config.ngram));
+                return bad(found, &format!("hashes of `decontaminate.ngram`, {} words", config.ngram));
             }
             sets.push((read, set.max_ratio.unwrap_or(config.max_ratio)));
         }
@@ -363,11 +364,11 @@ impl Contamination {
         let (mut examples, mut lengths) = (Vec::new(), vec![ngram]);
         let mut index: HashMap<u64, Vec<u32>> = HashMap::new();
         for (at, (set, ratio)) in sets.iter().enumerate() {
-            check_share("contamination.max_ratio", Some(*ratio), 1.0)?;
+            check_share("decontaminate.max_ratio", Some(*ratio), 1.0)?;
             if set.ngram != ngram {
                 let (found, allowed) =
                     (format!("n-grams of {} and of {ngram} words", set.ngram), "one length".to_owned());
-                return Err(CurateError::BadFilter { key: "contamination.sets".to_owned(), found, allowed });
+                return Err(CurateError::BadFilter { key: "decontaminate.sets".to_owned(), found, allowed });
             }
             for (place, example) in set.examples.iter().enumerate() {
                 let number = examples.len() as u32;
@@ -436,7 +437,7 @@ impl Contamination {
 
 impl Filter for Contamination {
     fn name(&self) -> &'static str {
-        "contamination"
+        "decontaminate"
     }
 
     fn apply(&self, document: &mut Document) -> Option<Dropped> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::CurateError;
+use crate::{CurateError, Item};
 
 /// A text and what is known of it.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
@@ -72,5 +72,19 @@ pub trait Filter: Send + Sync {
     /// Whatever keeps the filter from judging.
     fn try_apply(&self, document: &mut Document) -> Result<Option<Dropped>, CurateError> {
         Ok(self.apply(document))
+    }
+
+    /// Sends a document through, and notes in it what changed or dropped it. A filter that is several steps in one does so for
+    /// each of them.
+    ///
+    /// # Errors
+    /// Those of [`Filter::try_apply`].
+    fn pass(&self, item: &mut Item) -> Result<(), CurateError> {
+        let dropped = self.try_apply(&mut item.document)?;
+        item.edited(self.name());
+        if let Some(dropped) = dropped {
+            item.drop_for(self.name(), dropped);
+        }
+        Ok(())
     }
 }

@@ -43,13 +43,17 @@ impl Item {
         Item { excerpt_bytes, ..self }
     }
 
-    /// Notes that `step` has been over the text.
+    /// Notes that `step`, which makes texts longer or shorter or leaves them as they are, has been over the text.
     pub fn edited(&mut self, step: &str) {
-        let now = self.document.text.len() as u64;
-        if now != self.text_bytes {
-            self.text_bytes = now;
-            self.edits.push((step.to_owned(), now));
+        if self.document.text.len() as u64 != self.text_bytes {
+            self.changed(step);
         }
+    }
+
+    /// Notes that `step` has changed the text, perhaps to one that is as long.
+    pub fn changed(&mut self, step: &str) {
+        self.text_bytes = self.document.text.len() as u64;
+        self.edits.push((step.to_owned(), self.text_bytes));
     }
 
     /// Drops it in `step`, if it is not dropped yet.
@@ -186,10 +190,8 @@ impl Map for Filters {
             return emit(key, value);
         };
         for filter in &self.0 {
-            let dropped = filter.try_apply(&mut item.document)?;
-            item.edited(filter.name());
-            if let Some(dropped) = dropped {
-                item.drop_for(filter.name(), dropped);
+            filter.pass(&mut item)?;
+            if item.dropped.is_some() {
                 break;
             }
         }

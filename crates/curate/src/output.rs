@@ -50,7 +50,7 @@ pub struct DroppedRecord {
     pub source: String,
     /// Size as it was read, in bytes.
     pub bytes: u64,
-    /// The step that dropped it, as [`crate::CurateReport::steps`] calls it.
+    /// The step that dropped it, as [`crate::CurateReport::steps`] and recipes call it.
     #[serde(default)]
     pub step: String,
     /// Why: what reports count by.

@@ -110,7 +110,8 @@ fn bad(entry: &str, problem: &str) -> CurateError {
         entry: entry.to_owned(),
         problem: problem.to_owned(),
         hint: format!(
-            "`curate.sources` takes folders, files, globs such as `docs/**/*.md`, and `{REGISTRY}`"
+            "`curate.sources` takes folders, files, globs such as `docs/**/*.md`, and `{REGISTRY}`; relative paths start in the \
+             folder that llamero is run in"
         ),
     }
 }

@@ -183,6 +183,33 @@ fn reading_needs_no_lock_and_begins_nothing() {
 }
 
 #[test]
+fn a_folder_in_which_nothing_was_made_goes_again() {
+    let (tmp, run) = folder();
+    let path = run.path().to_owned();
+    drop(run);
+    assert!(!path.exists());
+    let run = RunDir::create(&path).unwrap();
+    let draft = work(run.begin("words", &key(1)).unwrap());
+    drop(run);
+    assert!(
+        matches!(RunDir::create(&path).unwrap_err(), ArtifactError::Locked { .. }),
+        "the draft has the lock"
+    );
+    draft.discard();
+    assert!(!path.exists());
+    // What a killed process left, but nothing that was there before.
+    fs::create_dir(&path).unwrap();
+    fs::write(path.join(".lock"), "7").unwrap();
+    drop(RunDir::create(&path).unwrap());
+    assert!(!path.exists());
+    drop(RunDir::create(tmp.path()).unwrap());
+    assert_eq!(names(tmp.path()), [".lock", "a"]);
+    fs::create_dir(&path).unwrap();
+    drop(RunDir::create(&path).unwrap());
+    assert_eq!(names(&path), [".lock"]);
+}
+
+#[test]
 fn names_and_things_in_the_way() {
     let (_tmp, run) = folder();
     for bad in ["", "a.b", "a/b", "..", "words.partial"] {

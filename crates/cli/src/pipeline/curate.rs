@@ -4,14 +4,19 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use llamero_artifact::{Artifact, InputRef, Outcome, WORK_STATE};
+use llamero_artifact::{Artifact, InputRef, Outcome, StageKey, WORK_STATE};
+use llamero_curate::local::MIN_MEMORY_BYTES;
 use llamero_curate::{CurateConfig, CurateReport, Estimate, Inventory, RunOptions};
 use serde::Serialize;
 
+use super::changes::changes;
 use super::plan::settle_crates;
-use super::{Run, open};
+use super::{Run, open, stage_key};
 use crate::progress::CurateProgress;
 use crate::report::format::{bytes as size, duration};
+
+/// Name and kind of the stage.
+const STAGE: &str = "curate";
 
 /// Fewer documents leave nothing to hold out or to ask about.
 const MIN_DOCUMENTS: u64 = 8;
@@ -29,9 +34,31 @@ pub(crate) struct CurateOptions<'a> {
     pub(crate) cluster: Option<&'a str>,
     /// Say first what it will take, where it takes long.
     pub(crate) announce: bool,
+    /// Refuse to replace a finished corpus of another recipe or other inputs.
+    pub(crate) keep: bool,
 }
 
+/// Partitions that even the smallest input may have.
+const PARTITIONS: u64 = 256;
+
+/// Bytes of input that a partition has at the least where there are more of them. Each stage writes a file for each, with notes of
+/// each, so cost grows with the square of their number.
+const PARTITION_BYTES: u64 = 64 << 10;
+
 impl CurateOptions<'_> {
+    /// Refuses more partitions than an input is worth.
+    fn check_partitions(self, inventory: &Inventory) -> Result<()> {
+        let most = (inventory.bytes / PARTITION_BYTES).max(PARTITIONS);
+        match self.partitions {
+            Some(partitions) if u64::from(partitions) > most => bail!(
+                "`--partitions` is {partitions}, but must be at most {most} for inputs of {}: above {PARTITIONS}, each must have {} of them",
+                size(inventory.bytes),
+                size(PARTITION_BYTES)
+            ),
+            _ => Ok(()),
+        }
+    }
+
     fn run(self, work: PathBuf) -> RunOptions {
         let default = RunOptions::default();
         RunOptions {
@@ -42,6 +69,20 @@ impl CurateOptions<'_> {
             cluster: self.cluster.map(str::to_owned),
         }
     }
+}
+
+/// Refuses memory in which nothing can be sorted.
+pub(crate) fn check_memory(flag: &str, bytes: u64, threads: usize) -> Result<()> {
+    let least = MIN_MEMORY_BYTES * threads as u64;
+    if bytes < least {
+        bail!(
+            "`{flag}` is {}, but must be at least {}: {} for each of {threads} threads",
+            size(bytes),
+            size(least),
+            size(MIN_MEMORY_BYTES)
+        );
+    }
+    Ok(())
 }
 
 /// What `llamero curate run` made.
@@ -70,6 +111,9 @@ const SAMPLE: u64 = 64 << 20;
 
 /// Opens a recipe of which only `[run]` and `[curate]` count.
 fn open_sources(path: &Path, sets: &[String], options: CurateOptions) -> Result<Run> {
+    if let Some(bytes) = options.memory_bytes {
+        check_memory("--memory", bytes, options.threads.unwrap_or(RunOptions::default().threads))?;
+    }
     let mut run = open(path, sets, None, |recipe| {
         // Nothing of the model is made, so nothing of it must be known.
         recipe.budget.get_or_insert_with(|| "1h".to_owned());
@@ -86,8 +130,10 @@ pub(crate) fn estimate(path: &Path, sets: &[String], options: CurateOptions) -> 
     let progress = CurateProgress::new();
     let inventory = llamero_curate::inventory(&run.recipe.curate, &progress);
     progress.finish();
+    let inventory = inventory?;
+    options.check_partitions(&inventory)?;
     let scratch = run.dir.path().join("curate.estimate");
-    estimate_from(&run.recipe.curate, &inventory?, options, SAMPLE, &scratch)
+    estimate_from(&run.recipe.curate, &inventory, options, SAMPLE, &scratch)
 }
 
 fn estimate_from(
@@ -125,6 +171,7 @@ fn announce(config: &CurateConfig, inventory: &Inventory, options: CurateOptions
 /// Runs the curation of a recipe and nothing behind it.
 pub(crate) fn curate(path: &Path, sets: &[String], options: CurateOptions) -> Result<Curated> {
     let mut run = open_sources(path, sets, options)?;
+    say!("{STAGE:>10} into `{}` (`run.dir`)", run.dir.path().join(STAGE).display());
     let started = Instant::now();
     let artifact = run.curated(options, 1)?;
     let reused = run.done.last().is_some_and(|stage| stage.reused);
@@ -148,13 +195,32 @@ impl Run {
         self.curated(CurateOptions::default(), MIN_DOCUMENTS)
     }
 
+    /// Refuses where there is a finished corpus that another one would take the place of.
+    fn expect_no_other(&self, key: &StageKey) -> Result<()> {
+        // One that is damaged is nobody's loss.
+        let Ok(there) = self.dir.artifact(STAGE, STAGE) else { return Ok(()) };
+        if there.id() == key.id() {
+            return Ok(());
+        }
+        bail!(
+            "`{}` holds a finished corpus of another recipe or other inputs:\n  {}\nhint: `--replace` makes it anew, and the old one stays \
+             until the new one is whole; another `run.dir` keeps both",
+            there.path().display(),
+            changes("curate", there.manifest(), key).join("\n  ")
+        )
+    }
+
     /// Sources → documents. The id depends on the files' contents, not on where they lie.
     fn curated(&mut self, options: CurateOptions, min_documents: u64) -> Result<Artifact> {
         let config = self.recipe.curate.clone();
         let progress = CurateProgress::new();
         let inventory = llamero_curate::inventory(&config, &progress)?;
+        options.check_partitions(&inventory)?;
         let (rules, inputs) = (rules(&config), inputs(&inventory));
-        let artifact = self.stage("curate", rules, inputs, |_, draft| {
+        if options.keep {
+            self.expect_no_other(&stage_key(STAGE, &rules, inputs.clone())?)?;
+        }
+        let artifact = self.stage(STAGE, rules, inputs, |_, draft| {
             if options.announce && !draft.resumed() {
                 announce(&config, &inventory, options, &draft.path().join(WORK_STATE));
             }

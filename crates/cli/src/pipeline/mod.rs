@@ -7,6 +7,7 @@
 //! A stage whose artifact is there is skipped; one that was interrupted resumes. Keys of stages depend on the settled
 //! recipe and on the inputs' ids only, so a settled recipe gives the same ids anywhere.
 
+mod changes;
 mod curate;
 mod evaluate;
 mod follow;
@@ -29,7 +30,7 @@ use llamero_tensor::Backend;
 use llamero_train::{Kernels, TrainConfig};
 use serde::Serialize;
 
-pub(crate) use self::curate::{CurateOptions, Curated, curate, estimate};
+pub(crate) use self::curate::{CurateOptions, Curated, check_memory, curate, estimate};
 pub(crate) use self::follow::{Order, follow};
 use crate::processes::Processes;
 use crate::recipe::{Recipe, Transport};
@@ -249,8 +250,7 @@ impl Run {
         inputs: Vec<InputRef>,
         work: impl FnOnce(&mut Self, &Draft) -> Result<Outcome>,
     ) -> Result<Artifact> {
-        let recipe = serde_json::to_value(recipe).context("a recipe section as JSON")?;
-        let key = StageKey { kind: name.into(), schema: SCHEMA, recipe, inputs };
+        let key = stage_key(name, recipe, inputs)?;
         match self.begin_whole(name, &key)? {
             Begin::Done(artifact) => {
                 let seconds = artifact.manifest().provenance.wall_seconds;
@@ -331,6 +331,12 @@ impl Run {
         fsutil::write_atomic(&self.dir.path().join(RECIPE_FILE), settled.as_bytes())?;
         Ok(())
     }
+}
+
+/// What determines the artifact of a stage.
+fn stage_key(name: &str, recipe: impl Serialize, inputs: Vec<InputRef>) -> Result<StageKey> {
+    let recipe = serde_json::to_value(recipe).context("a recipe section as JSON")?;
+    Ok(StageKey { kind: name.into(), schema: SCHEMA, recipe, inputs })
 }
 
 /// Removes a file if it is there.

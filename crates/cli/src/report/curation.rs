@@ -7,6 +7,7 @@ pub(super) mod tests;
 use std::collections::BTreeMap;
 
 use llamero_curate::audit::{Fate, Outcome};
+use llamero_curate::contamination::EvalSetTally;
 use llamero_curate::{BeforeAfter, CurateReport, DroppedRecord, Duplicates, MixReport, Tally};
 use serde::Serialize;
 
@@ -52,6 +53,7 @@ pub(crate) fn render(data: &CurationData) -> Result<String, ReportError> {
     for (reason, found) in &report.duplicates {
         duplicates(&mut page, reason, found, &data.survivors)?;
     }
+    evaluation_sets(&mut page, &report.evaluation_sets);
     for (name, mix) in &data.mix {
         draw(&mut page, name, mix);
     }
@@ -103,14 +105,14 @@ fn funnel(page: &mut Page, report: &CurateReport) {
     page.leaf("h3", "Left after each step").open("div class=\"scroll\"").open("table").open("tr");
     page.leaf("th", "step")
         .leaf("th class=\"wide\"", "documents, and text below")
-        .leaf("th class=\"num\"", "left");
-    page.leaf("th class=\"num\"", "dropped").leaf("th class=\"num\"", "text left");
-    page.leaf("th class=\"num minor\"", "edited").close();
+        .leaf("th class=\"num minor\"", "in");
+    page.leaf("th class=\"num\"", "dropped").leaf("th class=\"num\"", "edited");
+    page.leaf("th class=\"num\"", "left").leaf("th class=\"num\"", "text left").close();
     let first = report.steps.first().map_or_else(Tally::default, |step| step.before.clone());
     let share = |tally: &Tally| {
         [tally.documents as f64 / first.documents as f64, tally.bytes as f64 / first.bytes as f64]
     };
-    let row = |page: &mut Page, name: &str, left: &Tally, dropped: &str, edited: &str| {
+    let row = |page: &mut Page, name: &str, left: &Tally, [came, dropped, edited]: [String; 3]| {
         let [documents, text] = share(left);
         page.open("tr")
             .leaf("td", name)
@@ -118,13 +120,14 @@ fn funnel(page: &mut Page, report: &CurateReport) {
             .bar("", documents)
             .bar("tuned", text)
             .close();
-        page.leaf("td class=\"num\"", &grouped(left.documents)).leaf("td class=\"num\"", dropped);
-        page.leaf("td class=\"num\"", &bytes(left.bytes)).leaf("td class=\"num minor\"", edited).close();
+        page.leaf("td class=\"num minor\"", &came).leaf("td class=\"num\"", &dropped);
+        page.leaf("td class=\"num\"", &edited).leaf("td class=\"num\"", &grouped(left.documents));
+        page.leaf("td class=\"num\"", &bytes(left.bytes)).close();
     };
-    row(page, "as read", &first, "", "");
+    row(page, "as read", &first, Default::default());
     for step in &report.steps {
-        let dropped = step.before.documents.saturating_sub(step.after.documents);
-        row(page, &step.step, &step.after, &grouped(dropped), &grouped(step.edited));
+        let numbers = [step.before.documents, step.dropped(), step.edited].map(grouped);
+        row(page, &step.step, &step.after, numbers);
     }
     page.close().close();
 }
@@ -362,6 +365,21 @@ fn became(fate: Option<&Fate>) -> String {
         Some(Outcome::Dropped { step, reason, .. }) => format!(", which {step} dropped later: {reason}."),
         None => ".".to_owned(),
     }
+}
+
+/// What documents were held against, and how much of that can be recognised.
+fn evaluation_sets(page: &mut Page, sets: &[EvalSetTally]) {
+    if sets.is_empty() {
+        return;
+    }
+    page.open("section").leaf("h2", "Evaluation sets kept out");
+    page.open("div class=\"scroll\"").open("table").open("tr").leaf("th", "set");
+    page.leaf("th class=\"num\"", "examples").leaf("th class=\"num\"", "too short to be recognised").close();
+    for set in sets {
+        page.open("tr").leaf("td", &set.name).leaf("td class=\"num\"", &grouped(set.examples));
+        page.leaf("td class=\"num\"", &grouped(set.too_short)).close();
+    }
+    page.close().close().close();
 }
 
 /// A draw of the mix: what was wanted and what came of it.

@@ -101,7 +101,7 @@ fn with_every(text: Option<&str>) -> CurationData {
             missing_at_most: 3,
         },
         duplicates: [(s("near_duplicate"), duplicates)].into(),
-        evaluation_sets: Vec::new(),
+        evaluation_sets: vec![EvalSetTally { name: s("gsm8k"), examples: 1_319, too_short: 27 }],
         broken: BrokenParts { count: 130, examples: vec![s("`a.warc`, byte 7: is cut")] },
         passed: [(s("requests"), 17), (s("redirects (3xx)"), 4)].into(),
         files: [(s("documents.parquet"), tally(11_020, 61 << 20))].into(),
@@ -123,6 +123,7 @@ fn the_page_of_a_corpus_is_well_formed_and_complete() {
     for text in [
         "Left after each step",
         "17,111",
+        "gsm8k</td>\n<td class=\"num\">1,319</td>\n<td class=\"num\">27</td>",
         "3 characters, at least 64 wanted",
         "hi!",
         "host24.example",

@@ -100,6 +100,108 @@ fn a_killed_run_keeps_what_is_finished_and_ends_with_the_same_bytes() {
 }
 
 #[test]
+fn another_recipe_replaces_a_finished_corpus_only_when_asked() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (recipe, run) = (recipe(tmp.path(), 20), tmp.path().join("run"));
+    let said = llamero(run_args(&recipe, &run));
+    let folder = run.join("curate");
+    assert!(
+        said.err.lines().next().unwrap().contains(&format!("into `{}`", folder.display())),
+        "{}",
+        said.err
+    );
+    said.ok();
+    let report = || fs::read(folder.join("report.json")).unwrap();
+    let before = report();
+    let with = |more: &[&str]| {
+        llamero(run_args(&recipe, &run).iter().map(String::as_str).chain(more.iter().copied()))
+    };
+    let other = [
+        "--set",
+        "curate.min_characters=70",
+        "--set",
+        "curate.pii={}",
+        "--set",
+        "curate.common_lines.max_seen=3",
+    ];
+    with(&other).fails(
+        1,
+        &[
+            "holds a finished corpus of another recipe or other inputs",
+            "`curate.min_characters` was 64 and is 70",
+            "`curate.pii` was absent and is {",
+            "`curate.common_lines.max_seen` was 6 and is 3",
+            "`--replace`",
+        ],
+    );
+    assert_eq!(report(), before);
+    let sources = tmp.path().join("texts.jsonl");
+    write(&sources, fs::read_to_string(&sources).unwrap() + "{\"text\": \"short\"}\n");
+    let told = with(&[]).fails(1, &["`curate.sources`: the files have other contents or names"]);
+    assert!(!told.contains("min_characters"), "{told}");
+    let said = with(&["--replace"]);
+    assert!(said.err.contains("it will be replaced"), "{}", said.err);
+    said.ok();
+    assert_ne!(report(), before);
+    assert!(with(&[]).ok().contains("was there already"));
+}
+
+#[test]
+fn the_summary_shows_every_step_that_ran() {
+    let tmp = tempfile::tempdir().unwrap();
+    let recipe = recipe(tmp.path(), 20);
+    let mut args = run_args(&recipe, &tmp.path().join("run"));
+    args.extend(
+        ["--set", "curate.gopher_repetition={}", "--set", "curate.ngram_coverage={}"].map(str::to_owned),
+    );
+    let said = llamero(args).ok();
+    let row = |step: &str| -> Vec<&str> {
+        let line = said.lines().find(|line| line.split(' ').next() == Some(step));
+        line.unwrap_or_else(|| panic!("no {step}: {said}")).split_whitespace().skip(1).take(3).collect()
+    };
+    assert_eq!(row("step"), ["documents", "in", "dropped"]);
+    assert_eq!(row("generated"), ["20", "0", "0"]);
+    assert_eq!(row("near_duplicates"), ["20", "4", "0"]);
+    assert_eq!(row("gopher_repetition"), ["16", "0", "0"]);
+    assert_eq!(row("ngram_coverage"), ["16", "0", "0"]);
+}
+
+#[test]
+fn what_cannot_work_is_refused_at_once_and_leaves_nothing() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (recipe, run) = (recipe(tmp.path(), 20), tmp.path().join("runs/one"));
+    let dir = format!("run.dir={:?}", arg(&run));
+    let with = |more: &[&str]| llamero([&["curate", "run", arg(&recipe), "--set", &dir], more].concat());
+    with(&["--memory", "1", "--threads", "3"])
+        .fails(1, &["`--memory` is 1 B, but must be at least 3 MiB: 1 MiB for each of 3 threads"]);
+    with(&["--partitions", "257"])
+        .fails(1, &["`--partitions` is 257, but must be at most 256 for inputs of "]);
+    with(&["--partitions", "4097"]).fails(2, &["4097 is not in 1..=4096"]);
+    with(&["--partitions", "-1"]).fails(2, &["-1 is not in 1..=4096"]);
+    for size in ["\"1GB\"", "-1"] {
+        with(&["--set", &format!("curate.mix={{size={size}}}")])
+            .fails(1, &["curate.mix", "a whole number of bytes"]);
+    }
+    with(&["--set", "curate.sources=[\"nowhere/at-all\"]"]).fails(
+        1,
+        &["/nowhere/at-all` cannot be opened", "relative paths start in the folder that llamero is run in"],
+    );
+    assert!(!run.exists());
+    with(&["--estimate"]).ok();
+    assert!(!run.exists());
+
+    let quiz = tmp.path().join("nothing.jsonl");
+    let hash = |more: &[&str]| llamero([&["curate", "hash-eval", arg(&quiz)], more].concat());
+    for ngram in ["65", "0", "-1"] {
+        let range = format!("{ngram} is not in 1..=64");
+        hash(&["--out", "x.hashes", "--ngram", ngram]).fails(2, &[&range]);
+    }
+    hash(&["--out", arg(tmp.path())]).fails(1, &["is a folder", "hint:"]);
+    hash(&["--out", arg(&tmp.path().join("no/quiz.hashes"))]).fails(1, &["is no folder", "hint:"]);
+    hash(&["--out", arg(&tmp.path().join("quiz.hashes"))]).fails(1, &["nothing.jsonl"]);
+}
+
+#[test]
 #[cfg(not(feature = "ballista"))]
 fn a_build_without_ballista_says_so() {
     let tmp = tempfile::tempdir().unwrap();

@@ -210,7 +210,12 @@ fn samples_are_drawn_and_repeatable() {
         .fails(1, &["by `near_duplicates`"]);
     audit("sample", &[]).fails(2, &["--reason"]);
     audit("sample", &["--kept", "--reason", "too_short"]).fails(2, &["cannot be used with"]);
-    audit("sample", &["--kept", "-n", "0"]).fails(2, &["0"]);
+    audit("sample", &["--kept", "-n", "0"]).fails(2, &["0 is not in 1..=100000"]);
+    audit("sample", &["--kept", "-n", "-1"]).fails(2, &["-1 is not in 1..=100000"]);
+    audit("sample", &["--filter", "heuristics"]).fails(
+        1,
+        &["by `heuristics`, which is no step of this run", "12 by `too_short`", "0 by `low_letters`"],
+    );
 }
 
 #[test]
@@ -299,7 +304,8 @@ fn a_mix_tells_its_shards_and_epochs() {
     let tmp = tempfile::tempdir().unwrap();
     let mix = "curate.mix={proportions={prose=3, code=1}, size=150000, max_epochs=4, shard_bytes=20000, \
         annealing={proportions={prose=1}, size=20000}}";
-    curate(&corpus().0, tmp.path(), &[mix]).ok();
+    let said = curate(&corpus().0, tmp.path(), &[mix]).ok();
+    assert!(said.contains("the mix writes these 31 documents ") && said.contains(" times in all"), "{said}");
     let data = llamero(["curate", "report", arg(tmp.path()), "--json"]).json();
     assert!(data["mix"]["mix"]["domains"]["prose"]["epochs"].as_f64().unwrap() > 1.0, "{}", data["mix"]);
     assert!(data["mix"]["annealing"]["documents"].as_u64().unwrap() > 0);

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{Corpus, Row};
-use crate::{CurateError, DroppedRecord};
+use crate::read::id_of;
+use crate::{CurateError, DroppedRecord, OWN_ID};
 
 /// A document, and what became of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -58,7 +59,7 @@ pub struct Place {
 }
 
 /// What was found for a name.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Found {
     /// The name.
     pub wanted: String,
@@ -66,6 +67,9 @@ pub struct Found {
     pub documents: Vec<Fate>,
     /// The documents that were kept in place of those, and in place of these in turn.
     pub survivors: Vec<Fate>,
+    /// Parts of inputs that it may mean and that could not be read: file, byte and cause.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broken: Vec<String>,
 }
 
 /// Documents that a name may mean before it is too vague.
@@ -137,17 +141,29 @@ impl Matches {
 }
 
 impl Corpus {
-    /// Finds documents by id, by the id they came with where they were dropped, by URL, by path, or by the beginning of
-    /// their id, and the survivors of duplicates. A name that fits nothing has no documents.
+    /// Finds documents by id, by the id they came with, by URL, by path, or by the beginning of their id, and the survivors of
+    /// duplicates; and parts of inputs that are broken by the name of the file, or by that and the place: `texts.jsonl#81732`. A name
+    /// that fits nothing has neither.
     ///
     /// # Errors
     /// [`CurateError::Ambiguous`] where the beginning of an id is that of several, or more than [`MAX_MATCHES`] documents have
     /// the URL; a damaged file.
     pub fn find(&self, wanted: &[String]) -> Result<Vec<Found>, CurateError> {
-        let mut found = Vec::new();
-        for (wanted, matches) in wanted.iter().zip(self.matches(wanted, false)?) {
+        let mut found: Vec<Found> =
+            wanted.iter().map(|name| Found { wanted: name.clone(), ..Found::default() }).collect();
+        self.broken(|line| {
+            let Some((file, place)) = broken_place(line) else { return };
+            for own in found.iter_mut().filter(|own| means(&own.wanted, file, place)) {
+                own.broken.push(line.to_owned());
+            }
+        })?;
+        for (own, matches) in found.iter_mut().zip(self.matches(wanted, false)?) {
             let vague = matches.more || matches.fates.len() > MAX_MATCHES;
             if vague || (matches.fit == Some(Fit::Prefix) && matches.fates.len() > 1) {
+                // The ids of all documents in a file begin with its name.
+                if matches.fit == Some(Fit::Prefix) && !own.broken.is_empty() {
+                    continue;
+                }
                 let some = matches.fates.into_values().take(MAX_MATCHES);
                 let some = some.map(|fate| {
                     if fate.url.is_empty() || fate.url == fate.id {
@@ -156,10 +172,9 @@ impl Corpus {
                         format!("\n  {}  {}", fate.id, fate.url)
                     }
                 });
-                return Err(CurateError::Ambiguous { name: wanted.clone(), documents: some.collect() });
+                return Err(CurateError::Ambiguous { name: own.wanted.clone(), documents: some.collect() });
             }
-            let documents = matches.fates.into_values().collect();
-            found.push(Found { wanted: wanted.clone(), documents, survivors: Vec::new() });
+            own.documents = matches.fates.into_values().collect();
         }
         self.follow(&mut found)?;
         Ok(found)
@@ -193,9 +208,10 @@ impl Corpus {
                     }
                 }
             };
-        self.rows(&["id", "url", "source"], |row| {
+        let columns = ["id", "url", "source", "metadata"];
+        self.rows(&columns[..if ids_only { 3 } else { 4 }], |row| {
             let (id, url) = (row.get("id"), row.get("url"));
-            offer(id, None, url, &|| kept(row), Some(row.file));
+            offer(id, own_id(row.get("metadata")).as_deref(), url, &|| kept(row), Some(row.file));
             Ok(())
         })?;
         self.dropped(|record| {
@@ -244,6 +260,31 @@ impl Fate {
 fn kept(row: Row) -> Fate {
     let [id, url, source] = ["id", "url", "source"].map(|name| row.get(name).to_owned());
     Fate { id, url, source, outcome: Outcome::Kept { places: Vec::new() } }
+}
+
+/// The id that a document came with, by its metadata.
+fn own_id(metadata: &str) -> Option<String> {
+    // Most documents have none, and need not be parsed for that.
+    let key = format!("\"{OWN_ID}\":");
+    let found =
+        metadata.contains(&key).then(|| serde_json::from_str::<BTreeMap<String, String>>(metadata).ok());
+    found.flatten()?.remove(OWN_ID)
+}
+
+/// File and byte of a line of [`BROKEN_FILE`](crate::BROKEN_FILE).
+fn broken_place(line: &str) -> Option<(&str, &str)> {
+    line.strip_prefix('`')?.split_once("` is broken: ")?.0.rsplit_once(", byte ")
+}
+
+/// Whether a name is that of a file, with or without the folders before it, or that and the place behind a `#`.
+fn means(wanted: &str, file: &str, place: &str) -> bool {
+    let ends = |long: &str, short: &str| {
+        long.strip_suffix(short).is_some_and(|front| front.is_empty() || front.ends_with('/'))
+    };
+    let of_file = |wanted: &str| {
+        [file, &id_of(file)].iter().any(|file| ends(wanted, file) || !wanted.is_empty() && ends(file, wanted))
+    };
+    of_file(wanted) || wanted.rsplit_once('#').is_some_and(|(wanted, at)| at == place && of_file(wanted))
 }
 
 fn dropped(record: &DroppedRecord) -> Fate {

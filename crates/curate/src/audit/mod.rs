@@ -20,7 +20,9 @@ pub use fate::{Fate, Found, MAX_MATCHES, Outcome, Place};
 pub use rows::Row;
 pub use sample::{Kept, Pick, Sampled};
 
-use crate::{CurateError, CurateReport, DROPPED_FILE, DroppedRecord, MIX_FILE, MixReport, REPORT_FILE};
+use crate::{
+    BROKEN_FILE, CurateError, CurateReport, DROPPED_FILE, DroppedRecord, MIX_FILE, MixReport, REPORT_FILE,
+};
 
 /// A finished curation.
 #[derive(Debug, Clone)]
@@ -67,6 +69,30 @@ impl Corpus {
     pub fn mix(&self) -> Result<BTreeMap<String, MixReport>, CurateError> {
         let path = self.folder.join(MIX_FILE);
         if path.exists() { json(&path) } else { Ok(BTreeMap::new()) }
+    }
+
+    /// Calls `each` with every part of an input that could not be read, in words.
+    ///
+    /// # Errors
+    /// [`CurateError::DamagedOutput`] where there are not as many as the report says.
+    pub fn broken(&self, mut each: impl FnMut(&str)) -> Result<(), CurateError> {
+        let expected = self.report.broken.count;
+        if expected == 0 {
+            return Ok(());
+        }
+        let path = self.folder.join(BROKEN_FILE);
+        let mut number = 0_u64;
+        for line in
+            BufReader::new(File::open(&path).map_err(|error| CurateError::read(&path, error))?).lines()
+        {
+            each(&line.map_err(|error| CurateError::read(&path, error))?);
+            number += 1;
+        }
+        if number == expected {
+            return Ok(());
+        }
+        let problem = format!("it has {number} lines, but `{REPORT_FILE}` counts {expected} broken parts");
+        Err(CurateError::DamagedOutput { path, problem })
     }
 
     /// Calls `each` with every dropped document, by id.

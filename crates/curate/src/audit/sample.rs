@@ -158,17 +158,18 @@ impl Corpus {
     }
 
     fn nothing_dropped(&self, pick: &Pick) -> CurateError {
-        let name = |what, name: &Option<String>| name.as_ref().map(|name| format!("{what} `{name}`"));
-        let wanted: Vec<_> =
-            [name("for", &pick.reason), name("by", &pick.step)].into_iter().flatten().collect();
-        let steps = self.report().steps.iter().filter(|step| step.before.documents > step.after.documents);
-        let steps: Vec<_> = steps
-            .map(|step| format!("{} by `{}`", step.before.documents - step.after.documents, step.step))
-            .collect();
-        let there_is = if steps.is_empty() {
-            "nothing was dropped at all".to_owned()
-        } else {
-            format!("there are {}; {}", self.report().reasons(), steps.join(", "))
+        let steps = &self.report().steps;
+        let by = |name: &String| match steps.iter().any(|step| step.step == *name) {
+            true => format!("by `{name}`"),
+            false => format!("by `{name}`, which is no step of this run"),
+        };
+        let reason = pick.reason.as_ref().map(|name| format!("for `{name}`"));
+        let wanted: Vec<_> = [reason, pick.step.as_ref().map(by)].into_iter().flatten().collect();
+        let by_step: Vec<_> =
+            steps.iter().map(|step| format!("{} by `{}`", step.dropped(), step.step)).collect();
+        let there_is = match self.report().reasons() {
+            reasons if reasons.is_empty() => "nothing was dropped at all".to_owned(),
+            reasons => format!("there are {reasons}; {}", by_step.join(", ")),
         };
         CurateError::NothingDropped { wanted: wanted.join(" "), there_is }
     }

@@ -91,11 +91,59 @@ fn a_sample_is_drawn_by_ids_and_seed() {
         unknown.contains("dropped for `short`") && unknown.contains("2 `exact_duplicate`, 1 `too_short`"),
         "{unknown}"
     );
+    let step = Pick { reason: None, ..pick("", Some("heuristics")) };
+    let step = corpus.sample_dropped(&step).unwrap_err().to_string();
+    assert!(
+        step.contains("by `heuristics`, which is no step of this run")
+            && step.contains("1 by `too_short`, 0 by `long_lines`"),
+        "{step}"
+    );
     let both = corpus.sample_dropped(&pick("too_short", Some("exact_duplicates"))).unwrap_err().to_string();
     assert!(
         both.contains("for `too_short` by `exact_duplicates`") && both.contains("2 by `exact_duplicates`"),
         "{both}"
     );
+}
+
+#[test]
+fn documents_are_found_by_the_ids_they_came_with_and_broken_parts_by_their_files() {
+    let line = |id: &str, text: &str| serde_json::json!({"id": id, "text": text}).to_string();
+    let cut = "{\"id\": \"c\", \"text\": \"cut sh";
+    let lines = [line("a", &prose(1)), line("b", "Short."), cut.to_owned(), line("d \"4\"", &prose(4))];
+    let root = folder(&[("odd#.jsonl", lines.join("\n").as_bytes())]);
+    let config = CurateConfig { read: Some(Default::default()), ..config_for(&[root.path()]) };
+    let inventory = inventory(&config, &()).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    curate(&config, &inventory, out.path(), &()).unwrap();
+    let corpus = Corpus::open(out.path()).unwrap();
+    let is_kept = |name: &str| {
+        let found = find(&corpus, name).unwrap();
+        let kept = |fate: &Fate| matches!(fate.outcome, Outcome::Kept { .. });
+        (found.documents.iter().map(kept).collect::<Vec<_>>(), found.broken.len())
+    };
+    assert_eq!(is_kept("a"), (vec![true], 0));
+    assert_eq!(is_kept("b"), (vec![false], 0));
+    assert_eq!(is_kept("d \"4\""), (vec![true], 0));
+    assert_eq!(is_kept("c"), (vec![], 0));
+    let at = lines[0].len() + lines[1].len() + 2;
+    for (name, parts) in [
+        ("odd#.jsonl".to_owned(), 1),
+        (format!("odd#.jsonl#{at}"), 1),
+        (format!("{}/odd#.jsonl#{at}", root.path().display()), 1),
+        (format!("odd%23.jsonl#{at}"), 1),
+        (format!("odd%23.jsonl#{}", at + 1), 0),
+        ("dd#.jsonl".to_owned(), 0),
+    ] {
+        assert_eq!(is_kept(&name), (vec![], parts), "{name}");
+    }
+    // Of a file alone the ids of its documents are no names, though they begin with it.
+    let name = find(&corpus, "a").unwrap().documents[0].id.split_once('#').unwrap().0.to_owned();
+    assert_eq!(is_kept(&name), (vec![], 1), "{name}");
+    let part = &find(&corpus, "odd#.jsonl").unwrap().broken[0];
+    assert!(part.contains(&format!("odd#.jsonl, byte {at}` is broken: ")), "{part}");
+    std::fs::write(out.path().join(BROKEN_FILE), "").unwrap();
+    let error = find(&corpus, "a").unwrap_err().to_string();
+    assert!(error.contains("broken.txt` is damaged: it has 0 lines, but `report.json` counts 1"), "{error}");
 }
 
 #[test]
@@ -149,15 +197,31 @@ fn the_documentation_names_every_key_and_step() {
     }))
     .unwrap();
     let text = include_str!("../../../../docs/curation.md");
+    // A step is called as its section in the recipe, but for those that have none.
+    let sections = serde_json::to_value(&all).unwrap();
+    let steps = crate::pipeline::steps(&crate::plan(&all).unwrap());
+    let without: Vec<_> =
+        steps.iter().map(String::as_str).filter(|step| sections.get(step).is_none()).collect();
+    assert_eq!(
+        without.join(" "),
+        "kind plain_text huge too_short long_lines low_letters repeated_lines generated domain exact_duplicates too_little_left"
+    );
+    let plain =
+        sections.as_object().unwrap().iter().filter(|(_, value)| value.is_number() || value.is_boolean());
+    for (key, _) in plain {
+        assert!(text.contains(&format!("`curate.{key}`")), "{key}");
+    }
     let mut names = Vec::new();
     keys(&serde_json::to_value(&all).unwrap(), &mut names);
     names.extend(crate::pipeline::steps(&crate::plan(&all).unwrap()));
     assert!(names.len() > 80, "{names:?}");
-    let missing: Vec<_> = names.iter().filter(|name| !text.contains(&format!("`{name}`"))).collect();
+    let is_there =
+        |name: &&String| text.contains(&format!("`{name}`")) || text.contains(&format!("`curate.{name}`"));
+    let missing: Vec<_> = names.iter().filter(|name| !is_there(name)).collect();
     assert!(missing.is_empty(), "{missing:?}");
     for (limit, key) in
         [("1048576", "max_document_bytes"), ("240", "excerpt_bytes"), ("67108864", "max_record_bytes")]
     {
-        assert!(text.contains(&format!("`{key}` = {limit}")), "{key}");
+        assert!(text.contains(&format!("{key}` = {limit}")), "{key}");
     }
 }

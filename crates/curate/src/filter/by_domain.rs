@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
-use serde_json::Value;
 
+use super::heuristics::HEURISTICS;
 use super::{HeuristicsConfig, filter};
 use crate::domain::{MATHS, MULTILINGUAL};
 use crate::plan::{Registry, Step};
 use crate::rules::{CODE, PROSE};
-use crate::{CurateError, Document, Dropped, Filter};
+use crate::{CurateError, Document, Dropped, Filter, Item};
 
 pub(super) fn register(registry: &mut Registry) {
     registry.filter(NOT_CODE, |found, _| {
@@ -41,19 +41,26 @@ pub(crate) fn heuristics(prose: &HeuristicsConfig) -> Result<Step, CurateError> 
     multilingual.gopher_quality.iter_mut().for_each(|gopher| gopher.min_stop_words = None);
     let mut steps = BTreeMap::new();
     for (domain, config) in [(PROSE, prose), (MATHS, &maths), (MULTILINGUAL, &multilingual)] {
-        steps.insert(domain, Step::with("heuristics", config)?);
+        steps.insert(domain, Step::with(HEURISTICS, config)?);
     }
     Step::with(BY_DOMAIN, &steps)
 }
 
-/// The step's own name, or that of the filter which it asks.
-pub(crate) fn name_of(step: &Step) -> &str {
-    let inner = match step.name.as_str() {
-        NOT_CODE => step.parameters.get("name"),
-        BY_DOMAIN => step.parameters.get(PROSE).and_then(|step| step.get("name")),
+/// What a step of a plan is called in reports: its own name, that of the filter which it asks, or those of the heuristics in it.
+pub(crate) fn names_of(step: &Step) -> Vec<String> {
+    let asked = match step.name.as_str() {
+        NOT_CODE => Some(&step.parameters),
+        BY_DOMAIN => step.parameters.get(PROSE),
+        HEURISTICS => {
+            let config = serde_json::from_value::<HeuristicsConfig>(step.parameters.clone());
+            return config.unwrap_or_default().names().map(str::to_owned).collect();
+        }
         _ => None,
     };
-    inner.and_then(Value::as_str).unwrap_or(&step.name)
+    match asked.and_then(|asked| serde_json::from_value(asked.clone()).ok()) {
+        Some(asked) => names_of(&asked),
+        None => vec![step.name.clone()],
+    }
 }
 
 struct NotCode(Box<dyn Filter>);
@@ -66,9 +73,20 @@ impl Filter for NotCode {
     fn apply(&self, document: &mut Document) -> Option<Dropped> {
         if document.domain == CODE { None } else { self.0.apply(document) }
     }
+
+    fn pass(&self, item: &mut Item) -> Result<(), CurateError> {
+        if item.document.domain == CODE { Ok(()) } else { self.0.pass(item) }
+    }
 }
 
 struct ByDomain(BTreeMap<String, Box<dyn Filter>>);
+
+impl ByDomain {
+    fn of(&self, document: &Document) -> Option<&dyn Filter> {
+        let domain = if document.domain.is_empty() { PROSE } else { document.domain.as_str() };
+        self.0.get(domain).map(|filter| &**filter)
+    }
+}
 
 impl Filter for ByDomain {
     fn name(&self) -> &'static str {
@@ -76,7 +94,10 @@ impl Filter for ByDomain {
     }
 
     fn apply(&self, document: &mut Document) -> Option<Dropped> {
-        let domain = if document.domain.is_empty() { PROSE } else { document.domain.as_str() };
-        self.0.get(domain)?.apply(document)
+        self.of(document)?.apply(document)
+    }
+
+    fn pass(&self, item: &mut Item) -> Result<(), CurateError> {
+        self.of(&item.document).map_or(Ok(()), |filter| filter.pass(item))
     }
 }

@@ -4,7 +4,16 @@ use serde::{Deserialize, Serialize};
 
 use super::analysis::Analysis;
 use super::{C4, FineWeb, GopherQuality, GopherRepetition, NgramCoverage, Rule};
-use crate::{CurateError, Document, Dropped, Filter};
+use crate::{CurateError, Document, Dropped, Filter, Item};
+
+/// The name of all of them in one, in plans. Recipes and reports know the sets of rules alone.
+pub(super) const HEURISTICS: &str = "heuristics";
+
+const GOPHER_REPETITION: &str = "gopher_repetition";
+const GOPHER_QUALITY: &str = "gopher_quality";
+const NGRAM_COVERAGE: &str = "ngram_coverage";
+const C4_RULES: &str = "c4";
+const FINEWEB: &str = "fineweb";
 
 /// Which sets of rules are asked; `false` switches one off. The default is FineWeb's: everything but n-gram coverage, and C4 without its rule
 /// on the ends of lines, which costs it a third of the tokens (Penedo et al. 2024, section 3.5).
@@ -46,6 +55,18 @@ impl HeuristicsConfig {
     pub fn none() -> Self {
         Self { gopher_repetition: None, gopher_quality: None, ngram_coverage: None, c4: None, fineweb: None }
     }
+
+    /// The names of the sets of rules that are on, in the order in which they are asked.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        let sets = [
+            (GOPHER_REPETITION, self.gopher_repetition.is_some()),
+            (GOPHER_QUALITY, self.gopher_quality.is_some()),
+            (NGRAM_COVERAGE, self.ngram_coverage.is_some()),
+            (C4_RULES, self.c4.is_some()),
+            (FINEWEB, self.fineweb.is_some()),
+        ];
+        sets.into_iter().filter_map(|(name, is_on)| is_on.then_some(name))
+    }
 }
 
 /// The filter of [`HeuristicsConfig`].
@@ -66,40 +87,79 @@ impl Heuristics {
         Ok(Heuristics { config })
     }
 
-    /// What is left of a text, if that is less than all of it, or why it is dropped.
-    fn judge(&self, text: &str) -> Result<Option<String>, Dropped> {
-        fn ask(rule: Option<&impl Rule>, analysis: &Analysis) -> Result<(), Dropped> {
-            rule.and_then(|rule| rule.judge(analysis)).map_or(Ok(()), Err)
-        }
+    /// What each set of rules makes of a text, in order, until one drops it.
+    fn judge(&self, text: &str) -> Judged {
         let config = &self.config;
         let analysis = Analysis::new(text);
-        ask(config.gopher_repetition.as_ref(), &analysis)?;
-        ask(config.gopher_quality.as_ref(), &analysis)?;
-        let covered = config.ngram_coverage.as_ref().map_or(Ok(None), |rule| rule.apply(&analysis))?;
+        let covered = match self.repeats(&analysis) {
+            Ok(covered) => covered,
+            Err(dropped) => return Judged { dropped: Some(dropped), ..Judged::default() },
+        };
         let again = covered.as_deref().map(Analysis::new);
         let analysis = again.as_ref().unwrap_or(&analysis);
-        let prose = config.c4.as_ref().map_or(Ok(None), |rule| rule.apply(analysis))?;
-        if config.fineweb.is_some() {
-            let again = prose.as_deref().map(Analysis::new);
-            ask(config.fineweb.as_ref(), again.as_ref().unwrap_or(analysis))?;
-        }
-        Ok(prose.or(covered))
+        let (cleaned, dropped) = match config.c4.as_ref().map_or(Ok(None), |rule| rule.apply(analysis)) {
+            Err(dropped) => (None, Some((C4_RULES, dropped))),
+            Ok(cleaned) => {
+                let again = cleaned.as_deref().filter(|_| config.fineweb.is_some()).map(Analysis::new);
+                let analysis = again.as_ref().unwrap_or(analysis);
+                let dropped = ask(FINEWEB, config.fineweb.as_ref(), analysis).err();
+                (cleaned, dropped)
+            }
+        };
+        Judged { covered, cleaned, dropped }
     }
+
+    /// The text without lines that repeat themselves, where there are some, or why it is dropped.
+    fn repeats(&self, analysis: &Analysis) -> Result<Option<String>, ByStep> {
+        let config = &self.config;
+        ask(GOPHER_REPETITION, config.gopher_repetition.as_ref(), analysis)?;
+        ask(GOPHER_QUALITY, config.gopher_quality.as_ref(), analysis)?;
+        let covered = config.ngram_coverage.as_ref().map_or(Ok(None), |rule| rule.apply(analysis));
+        covered.map_err(|dropped| (NGRAM_COVERAGE, dropped))
+    }
+}
+
+/// What became of a text.
+#[derive(Default)]
+struct Judged {
+    /// What [`NGRAM_COVERAGE`] left of it, if that is less than all.
+    covered: Option<String>,
+    /// What [`C4_RULES`] left of that, if it is less.
+    cleaned: Option<String>,
+    dropped: Option<ByStep>,
+}
+
+/// Why a document is dropped, and the step that says so.
+type ByStep = (&'static str, Dropped);
+
+fn ask(step: &'static str, rule: Option<&impl Rule>, analysis: &Analysis) -> Result<(), ByStep> {
+    rule.and_then(|rule| rule.judge(analysis)).map_or(Ok(()), |dropped| Err((step, dropped)))
 }
 
 impl Filter for Heuristics {
     fn name(&self) -> &'static str {
-        "heuristics"
+        HEURISTICS
     }
 
     fn apply(&self, document: &mut Document) -> Option<Dropped> {
-        match self.judge(&document.text) {
-            Ok(None) => None,
-            Ok(Some(text)) => {
-                document.text = text;
-                None
-            }
-            Err(dropped) => Some(dropped),
+        let Judged { covered, cleaned, dropped } = self.judge(&document.text);
+        if let (Some(text), None) = (cleaned.or(covered), &dropped) {
+            document.text = text;
         }
+        dropped.map(|(_, dropped)| dropped)
+    }
+
+    fn pass(&self, item: &mut Item) -> Result<(), CurateError> {
+        let Judged { covered, cleaned, dropped } = self.judge(&item.document.text);
+        for (step, text) in [(NGRAM_COVERAGE, covered), (C4_RULES, cleaned)] {
+            if let Some(text) = text {
+                item.document.text = text;
+                item.edited(step);
+            }
+        }
+        if let Some((step, dropped)) = dropped {
+            item.drop_for(step, dropped);
+        }
+        Ok(())
     }
 }

@@ -13,7 +13,7 @@
 //! | `pii` | addresses, numbers and keys: dropped or replaced |
 //! | `language` | tags the language, keeps some |
 //! | `quality` | a trained classifier |
-//! | `contamination` | overlap with evaluation sets |
+//! | `decontaminate` | overlap with evaluation sets |
 //!
 //! In a plan there is also `kl_outliers`: `unigram_divergence` with the words of the corpus at hand, which the plan counts.
 
@@ -47,7 +47,7 @@ use crate::{CurateError, Dropped, Filter};
 use analysis::Analysis;
 
 pub(crate) use analysis::hash;
-pub(crate) use by_domain::{heuristics, name_of, not_code};
+pub(crate) use by_domain::{heuristics, names_of, not_code};
 pub use c4::C4;
 pub use coverage::NgramCoverage;
 pub use dirty::{DirtyWords, DirtyWordsConfig};
@@ -111,7 +111,7 @@ pub fn filter(name: &str, settings: &Value) -> Result<Box<dyn Filter>, CurateErr
         "pii" => Box::new(Pii::new(&parse::<PiiConfig>(name, settings)?)?),
         "language" => Box::new(Language::new(&parse::<LanguageConfig>(name, settings)?)?),
         "quality" => Box::new(Quality::new(&parse::<QualityConfig>(name, settings)?)?),
-        "contamination" => Box::new(Contamination::new(&parse::<ContaminationConfig>(name, settings)?)?),
+        "decontaminate" => Box::new(Contamination::new(&parse::<ContaminationConfig>(name, settings)?)?),
         other => {
             return Err(CurateError::BadFilter {
                 key: "filter".to_owned(),
@@ -148,7 +148,7 @@ pub const FILTERS: [&str; 13] = [
     "pii",
     "language",
     "quality",
-    "contamination",
+    "decontaminate",
 ];
 
 pub(crate) fn parse<T: DeserializeOwned>(name: &str, settings: &Value) -> Result<T, CurateError> {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check_share;
 use crate::dedup::is_word_alone;
-use crate::{CurateError, Document, Dropped, Filter};
+use crate::{CurateError, Document, Dropped, Filter, Item};
 
 /// What was found.
 #[derive(Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -111,6 +111,9 @@ pub struct Finding {
     pub range: Range<usize>,
 }
 
+/// The tag with the number of findings.
+const TAG: &str = "pii";
+
 /// The filter of [`PiiConfig`]. Tags documents with the number of findings, `pii`.
 pub struct Pii {
     config: PiiConfig,
@@ -156,6 +159,11 @@ impl Pii {
             }
         }
         found
+    }
+
+    /// Whether words take the place of what was found in a document.
+    fn redacts(&self, document: &Document) -> bool {
+        self.config.action == PiiAction::Redact && document.tags.get(TAG).is_some_and(|&count| count > 0.0)
     }
 
     fn number(&self, text: &str, at: usize) -> Option<(Kind, Range<usize>)> {
@@ -331,6 +339,16 @@ impl Filter for Pii {
         "pii"
     }
 
+    fn pass(&self, item: &mut Item) -> Result<(), CurateError> {
+        match self.apply(&mut item.document) {
+            Some(dropped) => item.drop_for(self.name(), dropped),
+            // `[EMAIL]` may be as long as what it stands for.
+            None if self.redacts(&item.document) => item.changed(self.name()),
+            None => {}
+        }
+        Ok(())
+    }
+
     fn apply(&self, document: &mut Document) -> Option<Dropped> {
         let found = self.find(&document.text);
         let count = found.len() as u64;
@@ -349,7 +367,8 @@ impl Filter for Pii {
                 format!("{}: {density:.2} per 1,000 characters, limit {limit}", summary()),
             ));
         }
-        if self.config.action == PiiAction::Redact && !found.is_empty() {
+        document.tags.insert(TAG.to_owned(), count as f64);
+        if self.redacts(document) {
             let mut text = String::with_capacity(document.text.len());
             let mut copied = 0;
             for finding in &found {
@@ -360,7 +379,6 @@ impl Filter for Pii {
             text.push_str(&document.text[copied..]);
             document.text = text;
         }
-        document.tags.insert("pii".to_owned(), count as f64);
         None
     }
 }

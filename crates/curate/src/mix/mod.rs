@@ -14,7 +14,8 @@ mod tests;
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::domain::{DOMAINS, MATHS, MULTILINGUAL};
 use crate::item::{Item, decode, encode};
@@ -34,7 +35,7 @@ pub(crate) const MIX: &str = "mix";
 #[serde(deny_unknown_fields, default)]
 pub struct Draw {
     /// Bytes of text to draw; as many as there are when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "bytes")]
     pub size: Option<u64>,
     /// Parts of the domains `prose`, `maths`, `code` and `multilingual`; they need not add up to 1 or 100. A domain that is not
     /// named has none. The default is that of Llama 3 (section 3.1.2): 50, 25, 17, 8.
@@ -56,6 +57,27 @@ impl Default for Draw {
             require: BTreeMap::new(),
         }
     }
+}
+
+/// A size; who gives another thing than a number learns the unit.
+fn bytes<'de, D: Deserializer<'de>>(input: D) -> Result<Option<u64>, D::Error> {
+    struct Bytes;
+    impl Visitor<'_> for Bytes {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+            f.write_str("a whole number of bytes, such as 1_000_000_000")
+        }
+
+        fn visit_u64<E: Error>(self, found: u64) -> Result<u64, E> {
+            Ok(found)
+        }
+
+        fn visit_i64<E: Error>(self, found: i64) -> Result<u64, E> {
+            u64::try_from(found).map_err(|_| E::invalid_value(Unexpected::Signed(found), &self))
+        }
+    }
+    input.deserialize_u64(Bytes).map(Some)
 }
 
 /// A topic of which there is too much, such as entertainment on the web.
@@ -81,7 +103,7 @@ fn sure() -> f64 {
 #[serde(deny_unknown_fields, default)]
 pub struct MixConfig {
     /// See [`Draw::size`].
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "bytes")]
     pub size: Option<u64>,
     /// See [`Draw::proportions`].
     pub proportions: BTreeMap<String, f64>,

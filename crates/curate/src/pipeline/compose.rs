@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::dedup::{SketchOf, Verdicts, exact, url};
 use crate::domain::{DOMAINS, Domain};
 use crate::files::{FILES, FileSource, Files};
-use crate::filter::{self, HeuristicsConfig, name_of, not_code};
+use crate::filter::{self, HeuristicsConfig, names_of, not_code};
 use crate::inputs::{Inputs, ReadSource};
 use crate::item::FILTERS;
 use crate::mix::MIX;
@@ -257,7 +257,7 @@ fn texts(plan: &mut Plan, config: &CurateConfig, last: &mut String) -> Result<()
 fn at_last(config: &CurateConfig) -> Result<Vec<Step>, CurateError> {
     let mut steps = Vec::new();
     if let Some(sets) = &config.decontaminate {
-        steps.push(Step::with("contamination", sets)?);
+        steps.push(Step::with("decontaminate", sets)?);
     }
     if tells_domains(config) && config.quality.iter().any(|quality| DOMAINS.contains(&quality.tag.as_str())) {
         steps.push(domain(config)?);
@@ -296,7 +296,7 @@ pub(crate) fn steps(plan: &Plan) -> Vec<String> {
             _ => None,
         }) {
             let steps = filters.iter().filter_map(|step| serde_json::from_value::<Step>(step.clone()).ok());
-            names.extend(steps.map(|step| name_of(&step).to_owned()));
+            names.extend(steps.flat_map(|step| names_of(&step)));
         }
         let own = match stage.name.as_str() {
             "url" => "url_duplicates",

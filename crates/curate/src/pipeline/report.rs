@@ -46,7 +46,7 @@ pub struct DroppedTally {
 /// What a step left.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Passage {
-    /// Its name in the recipe, or that of the rule.
+    /// Its name, which is its key in the recipe where it has one of its own.
     pub step: String,
     /// Documents that came to it, and the bytes of their text then.
     pub before: Tally,
@@ -54,6 +54,13 @@ pub struct Passage {
     pub after: Tally,
     /// Documents whose text it changed.
     pub edited: u64,
+}
+
+impl Passage {
+    /// Documents that it dropped.
+    pub fn dropped(&self) -> u64 {
+        self.before.documents.saturating_sub(self.after.documents)
+    }
 }
 
 /// A number of documents before and after curation.

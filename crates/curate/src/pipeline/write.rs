@@ -35,7 +35,9 @@ pub(super) fn write(
     }
     std::fs::create_dir_all(&stage).map_err(|error| CurateError::write(&stage, error))?;
     progress.phase("write", done.last_bytes());
-    let broken: Vec<String> = done.stages.values().flat_map(|stage| stage.broken.clone()).collect();
+    let broken = done.stages.values().flat_map(|stage| &stage.broken);
+    // Each has a line of its own, whatever a file is called.
+    let broken: Vec<String> = broken.map(|part| part.replace(['\n', '\r'], " ")).collect();
     let mut report = CurateReport::new(inventory, steps, &broken);
     report.evaluation_sets = evaluation_sets;
     let mut dropped = LineWriter::create(stage.join(DROPPED_FILE))?;

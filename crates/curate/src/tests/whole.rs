@@ -275,12 +275,15 @@ fn every_filter_has_its_say() {
     assert_eq!(
         steps.join(" "),
         "url_block extract kind plain_text huge too_short long_lines low_letters repeated_lines generated pii language \
-         domain url_duplicates exact_duplicates near_duplicates common_lines heuristics dirty_words too_little_left kl_outliers quality \
-         contamination"
+         domain url_duplicates exact_duplicates near_duplicates common_lines gopher_repetition gopher_quality ngram_coverage c4 fineweb \
+         dirty_words too_little_left kl_outliers quality decontaminate"
     );
     let passage = |step: &str| report.steps.iter().find(|passage| passage.step == step).unwrap();
     assert!(passage("extract").after.bytes < passage("extract").before.bytes);
     assert_eq!((passage("pii").edited, passage("common_lines").edited), (1, 8));
+    let dropped =
+        ["gopher_repetition", "gopher_quality", "decontaminate"].map(|step| passage(step).dropped());
+    assert_eq!(dropped, [1, 0, 1]);
 }
 
 /// What must hold for every report.

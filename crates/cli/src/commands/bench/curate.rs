@@ -49,8 +49,8 @@ pub(crate) struct CurateArgs {
     /// Folder for partitions, removed at the end; one of the system's for temporary files when absent.
     #[arg(long)]
     work: Option<PathBuf>,
-    /// Memory for buffers, in MiB.
-    #[arg(long, default_value_t = 256)]
+    /// Memory for buffers, in MiB; at least one for each thread.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
     memory_mib: u64,
     /// Partitions of a shuffle.
     #[arg(long, default_value_t = 1)]
@@ -118,6 +118,8 @@ pub(super) fn curate(args: &CurateArgs) -> Result<()> {
 }
 
 fn run(args: &CurateArgs) -> Result<Report> {
+    let memory_bytes = args.memory_mib << 20;
+    crate::pipeline::check_memory("--memory-mib", memory_bytes, args.common.threads())?;
     let work = match &args.work {
         Some(path) => path.clone(),
         None => std::env::temp_dir().join(format!("llamero-bench-curate-{}", std::process::id())),
@@ -130,7 +132,7 @@ fn run(args: &CurateArgs) -> Result<Report> {
     };
     let source = build_source(&source(&config, &inventory(&config, &())?)?)?;
     let local = Local {
-        memory_bytes: args.memory_mib << 20,
+        memory_bytes,
         threads: args.common.threads(),
         partitions: args.partitions,
         restart: true,

@@ -32,31 +32,31 @@ pub(crate) struct ClassifierArgs {
     #[command(flatten)]
     pub(super) head: HeadArgs,
     /// Passes over the examples.
-    #[arg(long, default_value_t = TrainConfig::default().epochs, conflicts_with = "model")]
+    #[arg(long, default_value_t = TrainConfig::default().epochs, conflicts_with = "model", allow_negative_numbers = true)]
     epochs: u32,
     /// Learning rate of the first step; it falls to 0.
-    #[arg(long, default_value_t = TrainConfig::default().learning_rate, conflicts_with = "model")]
+    #[arg(long, default_value_t = TrainConfig::default().learning_rate, conflicts_with = "model", allow_negative_numbers = true)]
     learning_rate: f32,
     /// Numbers of the hidden state.
-    #[arg(long, default_value_t = TrainConfig::default().dim, conflicts_with = "model")]
+    #[arg(long, default_value_t = TrainConfig::default().dim, conflicts_with = "model", allow_negative_numbers = true)]
     dim: u32,
     /// Longest n-gram of words.
-    #[arg(long, default_value_t = TrainConfig::default().word_ngrams, conflicts_with = "model")]
+    #[arg(long, default_value_t = TrainConfig::default().word_ngrams, conflicts_with = "model", allow_negative_numbers = true)]
     word_ngrams: u32,
     /// Rows that n-grams are hashed into.
-    #[arg(long, default_value_t = TrainConfig::default().buckets, conflicts_with = "model")]
+    #[arg(long, default_value_t = TrainConfig::default().buckets, conflicts_with = "model", allow_negative_numbers = true)]
     buckets: u32,
     /// Words that are seen less often have no row of their own.
-    #[arg(long, default_value_t = TrainConfig::default().min_count, conflicts_with = "model")]
+    #[arg(long, default_value_t = TrainConfig::default().min_count, conflicts_with = "model", allow_negative_numbers = true)]
     min_count: u32,
     /// Of the initial values and of the order of the examples.
-    #[arg(long, default_value_t = TrainConfig::default().seed, conflicts_with = "model")]
+    #[arg(long, default_value_t = TrainConfig::default().seed, conflicts_with = "model", allow_negative_numbers = true)]
     seed: u64,
     /// The label whose probability is tested.
     #[arg(long)]
     pub(super) positive: Option<String>,
     /// Print the ROC-AUC of cross-validation with so many parts.
-    #[arg(long, requires = "positive")]
+    #[arg(long, requires = "positive", allow_negative_numbers = true)]
     pub(super) folds: Option<usize>,
     /// Print the ROC-AUC on these examples, which are not trained on.
     #[arg(long, requires = "positive")]

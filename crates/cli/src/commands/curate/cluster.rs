@@ -19,10 +19,10 @@ pub(crate) struct SchedulerArgs {
     #[arg(long, default_value = "127.0.0.1")]
     bind_host: String,
     /// Port to listen on; 0 for one that is free.
-    #[arg(long, default_value_t = 50050)]
+    #[arg(long, default_value_t = 50050, allow_negative_numbers = true)]
     port: u16,
     /// Seconds without a word after which an executor counts as dead and its tasks go to others.
-    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(8..=86400))]
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(8..=86400), allow_negative_numbers = true)]
     executor_timeout: u64,
     /// What of Ballista's log is said.
     #[arg(long, value_enum, default_value_t = LogArg::Warn)]
@@ -42,13 +42,13 @@ pub(crate) struct ExecutorArgs {
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_place, default_value = "127.0.0.1:50050")]
     scheduler: (String, u16),
     /// Seconds to wait for a scheduler that is not there yet.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, allow_negative_numbers = true)]
     wait: u16,
     /// Address to listen on, where other executors fetch records.
     #[arg(long, default_value = "127.0.0.1")]
     bind_host: String,
     /// Port to listen on; 0 for one that is free.
-    #[arg(long, default_value_t = 50051)]
+    #[arg(long, default_value_t = 50051, allow_negative_numbers = true)]
     port: u16,
     /// Name under which other executors reach this one; the address that it calls the scheduler from when absent.
     #[arg(long)]
@@ -57,10 +57,10 @@ pub(crate) struct ExecutorArgs {
     #[arg(long)]
     work_dir: PathBuf,
     /// Tasks at a time; all cores when absent.
-    #[arg(long, value_parser = crate::machine::parse_threads)]
+    #[arg(long, value_parser = crate::machine::parse_threads, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Most memory for buffers, e.g. `512MiB`; models and the documents at hand come on top.
-    #[arg(long, value_parser = crate::machine::parse_size, default_value = "1GiB")]
+    #[arg(long, value_parser = crate::machine::parse_size, default_value = "1GiB", allow_negative_numbers = true)]
     memory: u64,
     /// What of Ballista's log is said.
     #[arg(long, value_enum, default_value_t = LogArg::Warn)]

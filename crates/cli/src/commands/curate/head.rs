@@ -26,19 +26,19 @@ pub(super) struct HeadArgs {
     pooling: PoolingArg,
     /// Most tokens that the model reads together; longer texts are read in windows of like length, and their vector is the mean
     /// over them.
-    #[arg(long, default_value_t = Encoder::WINDOW, requires = "model", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = Encoder::WINDOW, requires = "model", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     window: u32,
     /// Tokens of a text that count, from its first on; all when absent.
-    #[arg(long, requires = "model", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, requires = "model", value_parser = clap::value_parser!(u32).range(1..), allow_negative_numbers = true)]
     max_tokens: Option<u32>,
     /// The penalty on squared weights, of standardised vectors; by cross-validation when absent.
-    #[arg(long, requires = "model", value_parser = penalty)]
+    #[arg(long, requires = "model", value_parser = penalty, allow_negative_numbers = true)]
     l2: Option<f64>,
     /// What the model computes in; f32 gives the same vectors on every processor.
     #[arg(long, value_enum, default_value_t = DtypeArg::F32, requires = "model")]
     dtype: DtypeArg,
     /// Threads that the model computes with; all cores when absent.
-    #[arg(long, requires = "model", value_parser = crate::machine::parse_threads)]
+    #[arg(long, requires = "model", value_parser = crate::machine::parse_threads, allow_negative_numbers = true)]
     threads: Option<usize>,
     /// Replace the folder at OUT.
     #[arg(long, requires = "model")]

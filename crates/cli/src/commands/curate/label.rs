@@ -36,10 +36,10 @@ pub(crate) struct LabelArgs {
     #[arg(long = "label")]
     labels: Vec<String>,
     /// Longer documents are shown up to here.
-    #[arg(long, default_value_t = LabelTask::default().max_characters)]
+    #[arg(long, default_value_t = LabelTask::default().max_characters, allow_negative_numbers = true)]
     max_characters: usize,
     /// Longest answer, in tokens.
-    #[arg(long, default_value_t = 16)]
+    #[arg(long, default_value_t = 16, allow_negative_numbers = true)]
     max_tokens: usize,
     /// Print the counts as JSON.
     #[arg(long)]

@@ -22,7 +22,7 @@ pub(crate) struct LangArgs {
     #[arg(long)]
     model: Option<PathBuf>,
     /// How many languages to print, the most probable first. The built-in identifier knows one.
-    #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..), allow_negative_numbers = true)]
     top: usize,
     /// Judge each line that is not blank by itself.
     #[arg(long)]

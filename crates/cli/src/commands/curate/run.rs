@@ -27,14 +27,19 @@ pub(crate) struct RunArgs {
     /// Set a value of the recipe, e.g. `curate.mix={}`; may be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
-    /// Most memory for buffers, e.g. `512MiB`; models and the document at hand come on top. 1 GiB when absent.
-    #[arg(long, value_parser = crate::machine::parse_size)]
+    /// Make the corpus anew where RUN/curate has a finished one of another recipe or other inputs.
+    #[arg(long, conflicts_with = "estimate")]
+    replace: bool,
+    /// Most memory for buffers, e.g. `512MiB`, at least 1 MiB a thread; models and the document at hand come on top. 1 GiB when
+    /// absent.
+    #[arg(long, value_parser = crate::machine::parse_size, allow_negative_numbers = true)]
     memory: Option<u64>,
     /// Tasks at a time; all cores when absent.
-    #[arg(long, value_parser = crate::machine::parse_threads)]
+    #[arg(long, value_parser = crate::machine::parse_threads, allow_negative_numbers = true)]
     threads: Option<usize>,
-    /// Partitions of a shuffle; by the size of the input when absent.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    /// Partitions of a shuffle, 4096 at most, and above 256 one for each 64 KiB of input at most: each stage writes a file for each,
+    /// and notes of each in every one of them. One for each 64 MiB of input when absent.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=4096), allow_negative_numbers = true)]
     partitions: Option<u32>,
     /// Run on the cluster of this scheduler, whose executors see the inputs and RUN under the same paths; the build needs the
     /// feature `ballista`.
@@ -55,6 +60,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         partitions: args.partitions,
         cluster: args.cluster.as_deref(),
         announce: args.cluster.is_none(),
+        keep: !args.replace,
     };
     if args.estimate {
         let found = pipeline::estimate(&args.recipe, &args.sets, options)?;
@@ -95,20 +101,33 @@ fn print_mix(curated: &Curated) -> Result<()> {
     Ok(())
 }
 
+/// How often documents are written where a mix repeats them or leaves them out.
+fn print_copies(curated: &Curated) -> Result<()> {
+    let report = &curated.report;
+    let copies: u64 = report.files.values().map(|tally| tally.documents).sum();
+    let written: u64 = report.files.values().map(|tally| tally.bytes).sum();
+    if copies == report.documents_kept {
+        return Ok(());
+    }
+    let times = copies as f64 / report.documents_kept.max(1) as f64;
+    print(format!(
+        "the mix writes these {} documents {} times in all, {times:.2} times each on average: {}",
+        grouped(report.documents_kept),
+        grouped(copies),
+        bytes(written)
+    ))
+}
+
 fn print_summary(curated: &Curated) -> Result<()> {
     let report = &curated.report;
-    print(format!("{:<20} {:>12} {:>12} {:>12}", "step", "documents", "dropped", "text left"))?;
+    let row = |step: &str, rest: [String; 4]| {
+        print(format!("{step:<18} {:>13} {:>13} {:>13} {:>11}", rest[0], rest[1], rest[2], rest[3]))
+    };
+    row("step", ["documents in", "dropped", "edited", "text left"].map(str::to_owned))?;
     for passage in &report.steps {
-        let (before, after) = (passage.before.documents, passage.after.documents);
-        if before > after || passage.edited > 0 {
-            print(format!(
-                "{:<20} {:>12} {:>12} {:>12}",
-                passage.step,
-                grouped(after),
-                grouped(before - after),
-                bytes(passage.after.bytes)
-            ))?;
-        }
+        let counts = [passage.before.documents, passage.dropped(), passage.edited].map(grouped);
+        let [documents, dropped, edited] = counts;
+        row(&passage.step, [documents, dropped, edited, bytes(passage.after.bytes)])?;
     }
     for (domain, tally) in &report.domains {
         print(format!("domain {domain}: {} documents, {}", grouped(tally.documents), bytes(tally.bytes)))?;
@@ -142,5 +161,6 @@ fn print_summary(curated: &Curated) -> Result<()> {
         bytes(report.bytes_kept),
         duration(curated.seconds)
     ))?;
+    print_copies(curated)?;
     print(format!("corpus: {}", curated.folder.display()))
 }

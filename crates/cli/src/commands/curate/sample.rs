@@ -27,20 +27,21 @@ pub(crate) struct SampleArgs {
     /// Documents that were dropped for this reason.
     #[arg(long)]
     reason: Option<String>,
-    /// Documents that were dropped by this step, as the report calls it.
+    /// Documents that were dropped by this step, as the recipe and the report call it.
     #[arg(long, value_name = "STEP")]
     filter: Option<String>,
     /// Documents that were kept.
     #[arg(long, conflicts_with_all = ["reason", "filter"])]
     kept: bool,
     /// How many documents.
-    #[arg(short = 'n', long = "count", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(short = 'n', long = "count", default_value_t = 10, allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u32).range(1..=100_000))]
     count: u32,
     /// Another seed draws others.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
     /// Bytes of text that are shown of a document.
-    #[arg(long, value_name = "BYTES", default_value_t = 240)]
+    #[arg(long, value_name = "BYTES", default_value_t = 240, allow_negative_numbers = true)]
     text: u32,
     /// Print one JSON object: how many there are, and the documents that were drawn.
     #[arg(long)]

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use llamero_curate::BROKEN_FILE;
 use llamero_curate::audit::{Corpus, Fate, Found, Outcome, Place};
 
 use super::words::{indented, line};
@@ -11,8 +12,8 @@ use crate::commands::{print, print_json};
 
 #[derive(Args)]
 #[command(
-    after_help = "A document is named by its id, the beginning of its id, its URL or its path. The ids that documents came with \
-    are written down for dropped documents only.\n\n\
+    after_help = "A document is named by its id, the beginning of its id, the id that it came with, its URL or its path; a part of an \
+    input that could not be read, by its file, or by file and byte.\n\n\
     Examples:\n  \
     llamero curate why-dropped runs/quickstart serde-1.0.228/LICENSE-MIT\n  \
     llamero curate why-dropped runs/crawl https://example.com/page 3f9a01 --json\n  \
@@ -33,7 +34,7 @@ pub(crate) fn why_dropped(args: &WhyDroppedArgs) -> Result<()> {
     let corpus = Corpus::open(&args.folder)?;
     let found = corpus.find(&args.documents)?;
     let missing: Vec<_> =
-        found.iter().filter(|own| own.documents.is_empty()).map(|own| format!("`{}`", own.wanted)).collect();
+        found.iter().filter(|own| is_missing(own)).map(|own| format!("`{}`", own.wanted)).collect();
     let any = missing.len() < found.len();
     if args.json && any {
         print_json(&found)?;
@@ -43,15 +44,38 @@ pub(crate) fn why_dropped(args: &WhyDroppedArgs) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
+    let broken = match corpus.report().broken.count {
+        0 => String::new(),
+        count => format!(
+            ". {count} parts of inputs could not be read: `{}`",
+            corpus.folder().join(BROKEN_FILE).display()
+        ),
+    };
     bail!(
-        "no document of `{}` is called {}: it was neither kept nor dropped\nhint: names are ids, beginnings of ids, URLs, and paths \
-         below a source; `llamero curate sample` shows some. A file that no source takes, or a record that is no document, has none",
+        "no document of `{}` is called {}: it was neither kept nor dropped\nhint: names are ids, beginnings of ids, ids that documents came \
+         with, URLs, and paths below a source; `llamero curate sample` shows some. A file that no source takes, or a record that is no document, has none{broken}",
         corpus.folder().display(),
         missing.join(", ")
     );
 }
 
+fn is_missing(found: &Found) -> bool {
+    found.documents.is_empty() && found.broken.is_empty()
+}
+
+/// Broken parts that are shown of a file.
+const BROKEN: usize = 20;
+
 fn show(found: &Found) -> Result<()> {
+    if !found.broken.is_empty() {
+        print(format!("{}: {} broken parts", line(&found.wanted), found.broken.len()))?;
+    }
+    for part in found.broken.iter().take(BROKEN) {
+        print(format!("  {}", line(part)))?;
+    }
+    if found.broken.len() > BROKEN {
+        print(format!("  and {} more, in {BROKEN_FILE}", found.broken.len() - BROKEN))?;
+    }
     for document in &found.documents {
         heading(document)?;
         tell(document, "")?;

@@ -10,7 +10,7 @@ use crate::contamination::{Contamination, EvalSet};
 use crate::filter::{
     Divergence, DivergenceConfig, FILTERS, HeuristicsConfig, Kind, Pii, PiiConfig, Unigrams, filter,
 };
-use crate::{Document, Dropped, Filter};
+use crate::{Document, Dropped, Filter, Item};
 
 fn document(text: &str) -> Document {
     Document { text: text.to_owned(), ..Document::default() }
@@ -33,7 +33,7 @@ fn wrong_settings_name_their_key() {
         ("dirty_words", json!({}), "dirty_words.lists"),
         ("url_block", json!({"built_in": false}), "one list at least"),
         ("pii", json!({"kinds": ["names"]}), "names"),
-        ("contamination", json!({}), "contamination.sets"),
+        ("decontaminate", json!({}), "decontaminate.sets"),
         ("quality", json!({}), "model"),
         ("gopher", json!({}), "gopher_quality"),
     ] {
@@ -239,8 +239,8 @@ fn hashes_keep_out_what_texts_keep_out() {
     assert!(!String::from_utf8_lossy(&stored).contains("llama"));
     assert_eq!(EvalSet::load(&hashes).unwrap(), set);
 
-    let by_text = filter("contamination", &json!({"sets": [{"name": "quiz", "text": text}]})).unwrap();
-    let by_hash = filter("contamination", &json!({"sets": [{"hashes": hashes}]})).unwrap();
+    let by_text = filter("decontaminate", &json!({"sets": [{"name": "quiz", "text": text}]})).unwrap();
+    let by_hash = filter("decontaminate", &json!({"sets": [{"hashes": hashes}]})).unwrap();
     let long = "Nobody had seen them since the storm. ".repeat(40);
     for (text, dropped) in [
         (
@@ -267,11 +267,49 @@ fn hashes_keep_out_what_texts_keep_out() {
     for end in 0..stored.len() {
         assert!(EvalSet::from_bytes(&stored[..end]).is_err());
     }
-    let error = filter("contamination", &json!({"ngram": 5, "sets": [{"hashes": hashes}]}))
+    let error = filter("decontaminate", &json!({"ngram": 5, "sets": [{"hashes": hashes}]}))
         .err()
         .unwrap()
         .to_string();
     assert!(error.contains("hashes of 8 words"), "{error}");
+}
+
+#[test]
+fn an_address_as_long_as_its_word_is_an_edit() {
+    let pii = filter("pii", &Value::Null).unwrap();
+    for (text, edits) in [("Write to a@bb.cc now.", 1), ("Write to nobody now.", 0)] {
+        let mut item = Item::new(document(text), text.len() as u64);
+        pii.pass(&mut item).unwrap();
+        assert_eq!((item.edits.len(), item.text_bytes), (edits, text.len() as u64), "{}", item.document.text);
+    }
+}
+
+#[test]
+fn each_set_of_rules_is_a_step_of_its_own() {
+    let again = "the llama met the herd ".repeat(4) + "\n";
+    let good =
+        "The shepherd has twelve llamas. He sells five of them at the market. Nobody had seen them since.\n";
+    let rules = filter(
+        "heuristics",
+        &json!({"gopher_repetition": false, "gopher_quality": false, "ngram_coverage": {}, "fineweb": false,
+            "c4": {"min_sentences": 4}}),
+    )
+    .unwrap();
+    let pass = |text: &str| {
+        let mut item = Item::new(document(text), 0);
+        rules.pass(&mut item).unwrap();
+        (item.edits, item.step, item.document.text)
+    };
+    let four = good.repeat(2) + "no end\n";
+    let (edits, step, text) = pass(&(four.clone() + &again));
+    let left = |step: &str, text: &str| (step.to_owned(), text.len() as u64);
+    assert_eq!(edits, [left("ngram_coverage", &(four + "\n")), left("c4", &text)]);
+    assert_eq!((step.as_str(), text.trim_end()), ("", good.repeat(2).trim_end()));
+    // Dropped by the second, behind what the first took away.
+    let (edits, step, _) = pass(&(good.to_owned() + &again));
+    assert_eq!((edits, step.as_str()), (vec![left("ngram_coverage", &format!("{good}\n"))], "c4"));
+    let (edits, step, _) = pass(&again);
+    assert_eq!((edits, step.as_str()), (vec![], "ngram_coverage"));
 }
 
 proptest! {
