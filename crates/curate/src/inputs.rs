@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::dedup::VERSION;
 use crate::files::splits;
 use crate::item::{Item, Value};
-use crate::plan::{Broken, Emit, Source};
-use crate::read::{Listed, ReadConfig, id_at, id_of};
+use crate::plan::{self, Emit, Source};
+use crate::read::{Broken, Listed, OnError, ReadConfig, Record, id_at, id_of};
 use crate::{CurateError, Document, date};
 
 /// The key of [`Document::meta`](crate::Document::meta) for the id that a document came with.
@@ -34,6 +34,18 @@ pub(crate) struct Inputs {
     pub(crate) fingerprint: String,
 }
 
+/// The document of a record of the input `name` with the id that it has in a corpus: that of its place. An id that it came with
+/// goes to its metadata, as [`OWN_ID`].
+pub fn in_corpus(record: Record, name: &str, is_whole: bool) -> Document {
+    let Record { mut document, place } = record;
+    let id = if is_whole { id_of(name) } else { id_at(name, place.position) };
+    let own = std::mem::replace(&mut document.id, id);
+    if own != document.id && !own.is_empty() {
+        document.meta.insert(OWN_ID.to_owned(), own);
+    }
+    document
+}
+
 impl ReadSource {
     pub(crate) fn new(inputs: Inputs) -> Self {
         let splits = splits(inputs.inputs.iter().map(|input| input.bytes));
@@ -44,34 +56,41 @@ impl ReadSource {
         &self,
         listed: &Listed,
         emit: &mut Emit,
-        broken: &mut Broken,
+        broken: &mut plan::Broken,
         tick: &dyn Fn(u64),
     ) -> Result<(), CurateError> {
-        let whole = self.inputs.read.is_whole(&listed.name);
         let (mut told, mut unread) = (0, 0);
         let mut records = listed.input()?.records(&self.inputs.read);
+        // The first broken part waits: where nothing else is in the input, it is the reason why all of it is lost.
+        let (mut first, mut parts, mut documents) = (None, 0_u64, 0_u64);
         for record in records.by_ref() {
             let record = match record {
                 Ok(record) => record,
                 Err(part) => {
-                    let input = format!("{}, byte {}", part.file, part.place.offset);
-                    broken(CurateError::BrokenInput { input, problem: part.reason })?;
+                    parts += 1;
+                    if parts == 1 && self.inputs.read.on_error == OnError::Skip {
+                        first = Some(part);
+                    } else {
+                        broken(broken_part(part))?;
+                    }
                     continue;
                 }
             };
+            documents += 1;
             let at = record.place.offset.min(listed.bytes);
             tick(at.saturating_sub(told));
             told = told.max(at);
-            let mut document = record.document;
-            let id = if whole { id_of(&listed.name) } else { id_at(&listed.name, record.place.position) };
+            let is_whole = self.inputs.read.is_whole(&listed.name);
+            let mut document = in_corpus(record, &listed.name, is_whole);
             tidy(&mut document, &mut unread);
-            let own = std::mem::replace(&mut document.id, id.clone());
-            if own != id && !own.is_empty() {
-                document.meta.insert(OWN_ID.to_owned(), own);
-            }
+            let id = document.id.clone();
             let bytes = document.text.len() as u64;
             let item = Item::new(document, bytes).with_excerpt(self.inputs.excerpt_bytes);
             emit(id.as_bytes(), &Value::Item(Box::new(item)).encode()?)?;
+        }
+        if let Some(first) = first {
+            let is_lost = documents == 0 && records.passed().is_empty();
+            broken(if is_lost { lost(first, parts) } else { broken_part(first) })?;
         }
         let passed = records.passed().iter().map(|(kind, count)| ((*kind).to_owned(), *count));
         let unread = (unread > 0).then(|| (UNREAD_DATES.to_owned(), unread));
@@ -82,6 +101,23 @@ impl ReadSource {
         tick(listed.bytes.saturating_sub(told));
         Ok(())
     }
+}
+
+fn broken_part(part: Broken) -> CurateError {
+    let input = format!("{}, byte {}", part.file, part.place.offset);
+    CurateError::BrokenInput { input, problem: part.reason }
+}
+
+/// What is said of an input of which nothing but `parts` broken parts was found.
+fn lost(first: Broken, parts: u64) -> CurateError {
+    let problem = match parts {
+        1 => first.reason,
+        _ => format!(
+            "none of its {parts} parts can be read, that at byte {} because it {}",
+            first.place.offset, first.reason
+        ),
+    };
+    CurateError::LostInput { input: first.file, problem }
 }
 
 /// What is counted, beside the records that are no documents, of those that are: the document stays, without a date.
@@ -115,7 +151,7 @@ impl Source for ReadSource {
         &self,
         split: usize,
         emit: &mut Emit,
-        broken: &mut Broken,
+        broken: &mut plan::Broken,
         tick: &dyn Fn(u64),
     ) -> Result<(), CurateError> {
         let inputs = &self.inputs.inputs[self.splits[split].clone()];
