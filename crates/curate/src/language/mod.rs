@@ -80,7 +80,7 @@ impl Identifier {
 }
 
 /// Which languages are kept.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct LanguageConfig {
     /// A fastText model; the built-in identifier when absent.
@@ -95,12 +95,6 @@ pub struct LanguageConfig {
     /// A line of another language, of at least so many characters and as sure as `min_score`, is taken out.
     #[serde(with = "crate::filter::off")]
     pub drop_lines_from: Option<usize>,
-}
-
-impl Default for LanguageConfig {
-    fn default() -> Self {
-        Self { model: None, keep: Vec::new(), min_score: None, drop_lines_from: None }
-    }
 }
 
 /// Reads a limit that is there.
