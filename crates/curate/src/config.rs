@@ -1,8 +1,11 @@
 //! The `[curate]` section of a recipe.
 
+use std::fmt;
+use std::marker::PhantomData;
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::contamination::ContaminationConfig;
 use crate::dedup::MinHash;
@@ -12,7 +15,7 @@ use crate::filter::{
     C4, DirtyWordsConfig, FineWeb, GopherQuality, GopherRepetition, KlOutliers, NgramCoverage, PiiConfig,
     UrlBlockConfig,
 };
-use crate::language::LanguageConfig;
+use crate::language::{LanguageConfig, is_language};
 use crate::mix::MixConfig;
 use crate::quality::QualityConfig;
 use crate::read::ReadConfig;
@@ -61,62 +64,101 @@ pub struct CurateConfig {
     #[serde(skip_serializing_if = "is_english")]
     pub main_language: String,
     /// Read the sources as WARC, WET, HTML, JSON Lines, Parquet or text, many documents a file; without it each file is one.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub read: Option<ReadConfig>,
     /// Drop documents by their address.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub url_block: Option<UrlBlockConfig>,
     /// Put the main text of HTML in its place.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub extract: Option<Article>,
     /// Find personal data and secrets.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub pii: Option<PiiConfig>,
     /// Tell the language of what is no code, and keep some.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub language: Option<LanguageConfig>,
     /// Keep the newest document of each address.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub url_duplicates: Option<UrlDuplicates>,
     /// Keep one of documents that are nearly the same, by MinHash; the others are dropped as `near_duplicate`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub near_duplicates: Option<MinHash>,
     /// Take lines out that many documents share; a document with no other lines is dropped as `common_lines`.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub common_lines: Option<CommonLines>,
     /// Texts that repeat themselves. This and the next six are not asked of code.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub gopher_repetition: Option<GopherRepetition>,
     /// Texts that are not made of words.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub gopher_quality: Option<GopherQuality>,
     /// Lines that repeat themselves.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub ngram_coverage: Option<NgramCoverage>,
     /// Lines that are not prose.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub c4: Option<C4>,
     /// Lists and menus.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub fineweb: Option<FineWeb>,
     /// Words of lists.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub dirty_words: Option<DirtyWordsConfig>,
     /// Documents whose words are not those of the corpus.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub kl_outliers: Option<KlOutliers>,
     /// Classifiers, in order. A tag called `maths` or `code` of 0.5 or more also says what a document's domain is.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "steps", skip_serializing_if = "Vec::is_empty")]
     pub quality: Vec<QualityConfig>,
     /// Keep one of documents that mean the same.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub semantic: Option<Semantic>,
     /// Keep examples of evaluation sets out.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub decontaminate: Option<ContaminationConfig>,
     /// Draw documents in given proportions.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "step", skip_serializing_if = "Option::is_none")]
     pub mix: Option<MixConfig>,
+}
+
+/// Reads the settings of a step. Who writes `false` or `true` is told what to write instead.
+fn step<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Option<T>, D::Error> {
+    input.deserialize_any(Settings(PhantomData))
+}
+
+/// The same of a step that has several.
+fn steps<'de, T: Deserialize<'de>, D: Deserializer<'de>>(input: D) -> Result<Vec<T>, D::Error> {
+    step(input).map(Option::unwrap_or_default)
+}
+
+struct Settings<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for Settings<T> {
+    type Value = Option<T>;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("the settings of a step, `{}` for its defaults")
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Self::Value, E> {
+        Err(E::custom(match value {
+            true => "`true` is no setting of a step: write `{}` to turn it on with its defaults",
+            false => "`false` is no setting of a step: it is off where its key is left out",
+        }))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+
+    fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+        T::deserialize(de::value::MapAccessDeserializer::new(map)).map(Some)
+    }
+
+    fn visit_seq<A: de::SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+        T::deserialize(de::value::SeqAccessDeserializer::new(list)).map(Some)
+    }
 }
 
 const ENGLISH: &str = "en";
@@ -211,6 +253,15 @@ impl CurateConfig {
         share("max_control_share", self.max_control_share)?;
         share("min_letter_share", self.min_letter_share)?;
         share("max_repeated_share", self.max_repeated_share)?;
+        if !is_language(&self.main_language) {
+            return Err(CurateError::OutOfRange {
+                key: "main_language",
+                found: self.main_language.clone(),
+                allowed:
+                    "a language: a code of ISO 639 such as `en`, `eng` or `eng_Latn`, or its English name"
+                        .to_owned(),
+            });
+        }
         self.near_duplicates.as_ref().map_or(Ok(()), MinHash::validate)?;
         self.common_lines.as_ref().map_or(Ok(()), CommonLines::validate)?;
         self.semantic.as_ref().map_or(Ok(()), Semantic::validate)?;

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::dedup::is_word_alone;
-use crate::filter::{check_share, hash};
+use crate::filter::{check_share, hash, is_inside_word};
 use crate::{CurateError, Document, Dropped, Filter};
 
 /// The n-grams of the examples of one evaluation set, as hashes.
@@ -61,7 +61,7 @@ pub const MAX_NGRAM: usize = 64;
 const FACTOR: u64 = 0x9FB2_1C65_1E98_DF25;
 
 /// Begins a file of hashes.
-const MAGIC: &[u8; 8] = b"evalhsh2";
+const MAGIC: &[u8; 8] = b"evalhsh3";
 
 /// Hashes of the words of a text.
 fn words(text: &str) -> Vec<u64> {
@@ -80,7 +80,7 @@ fn words(text: &str) -> Vec<u64> {
             end(&mut lower);
         } else if c.is_alphanumeric() {
             lower.extend(c.to_lowercase());
-        } else {
+        } else if !is_inside_word(c) {
             end(&mut lower);
         }
     }
@@ -201,7 +201,7 @@ impl EvalSet {
                 take(rest, bytes)?.iter().rev().fold(0_u64, |value, &byte| value << 8 | u64::from(byte));
             usize::try_from(value).map_err(|_| format!("a count of {value}"))
         }
-        if bytes.starts_with(b"evalhsh1") {
+        if [&b"evalhsh1"[..], b"evalhsh2"].iter().any(|old| bytes.starts_with(old)) {
             return Err(
                 "hashes as an older version made them\nhint: make them again: llamero curate hash-eval"
                     .to_owned(),

@@ -2,6 +2,25 @@
 
 use std::path::PathBuf;
 
+/// What is said of an input of which all is lost.
+const LOST: &str = "gave no document";
+
+/// Whether these are the words of [`CurateError::LostInput`]: between processes and steps the broken parts of inputs are words.
+pub(crate) fn is_lost(said: &str) -> bool {
+    said.contains(&format!("` {LOST}: "))
+}
+
+/// Broken parts of inputs told in an error.
+const MAX_TOLD: usize = 8;
+
+/// The number of broken parts, and the first of them, those that are whole inputs before others.
+pub(crate) fn told(parts: &[String]) -> String {
+    let mut listed: Vec<_> = parts.iter().collect();
+    listed.sort_by_key(|part| (!is_lost(part), *part));
+    let listed: String = listed.iter().take(MAX_TOLD).map(|part| format!("\n  {part}")).collect();
+    format!("{} parts that cannot be read:{listed}", parts.len())
+}
+
 /// What can go wrong in curation. Each message names the key or path, what was found, and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -135,11 +154,21 @@ pub enum CurateError {
         /// What was found.
         problem: String,
     },
+    /// Nothing in an input is a document, and parts of it are broken. A runner counts it and goes on.
+    #[error("`{input}` {LOST}: {problem}")]
+    LostInput {
+        /// The file or address.
+        input: String,
+        /// What was found.
+        problem: String,
+    },
     /// A stage had no records where there must be some.
-    #[error("`{stage}` came out empty\nhint: look at what the steps before it dropped")]
+    #[error("`{stage}` came out empty{broken}\nhint: look at what the steps before it dropped")]
     EmptyOutput {
         /// The stage.
         stage: String,
+        /// The broken parts of the inputs, with a separator before them; empty where there are none.
+        broken: String,
     },
     /// The work folder belongs to something else.
     #[error("the work folder `{}` {problem}\nhint: {hint}", path.display())]

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::dedup::VERSION;
 use crate::files::splits;
 use crate::item::{Item, Value};
-use crate::plan::{Broken, Emit, Source};
-use crate::read::{Listed, ReadConfig, id_at, id_of};
+use crate::plan::{self, Emit, Source};
+use crate::read::{Broken, Listed, OnError, ReadConfig, Record, WHOLE, id_at, id_of};
 use crate::{CurateError, Document, date};
 
 /// The key of [`Document::meta`](crate::Document::meta) for the id that a document came with.
@@ -41,6 +41,18 @@ pub(crate) struct Inputs {
     pub(crate) fingerprint: String,
 }
 
+/// The document of a record of the input `name` with the id that it has in a corpus: that of its place. An id that it came with
+/// goes to its metadata, as [`OWN_ID`].
+pub fn in_corpus(record: Record, name: &str, is_whole: bool) -> Document {
+    let Record { mut document, place } = record;
+    let id = if is_whole { id_of(name) } else { id_at(name, place.position) };
+    let own = std::mem::replace(&mut document.id, id);
+    if own != document.id && !own.is_empty() {
+        document.meta.insert(OWN_ID.to_owned(), own);
+    }
+    document
+}
+
 impl ReadSource {
     pub(crate) fn new(inputs: Inputs) -> Self {
         let Inputs { inputs: all, read, .. } = &inputs;
@@ -56,7 +68,7 @@ impl ReadSource {
             }
             if split.start < last {
                 let before = split.start..last;
-                cut.push(Split { bytes: size(before.clone()), inputs: before, range: 0..u64::MAX });
+                cut.push(Split { bytes: size(before.clone()), inputs: before, range: WHOLE });
             }
             cut.extend(ranges.into_iter().map(|range| {
                 let bytes = range.end.min(all[last].bytes) - range.start;
@@ -70,35 +82,42 @@ impl ReadSource {
         &self,
         (listed, split): (&Listed, &Split),
         emit: &mut Emit,
-        broken: &mut Broken,
+        broken: &mut plan::Broken,
         tick: &dyn Fn(u64),
     ) -> Result<(), CurateError> {
-        let whole = self.inputs.read.is_whole(&listed.name);
         let (mut told, mut unread) = (split.range.start, 0);
         let end = split.range.end.min(listed.bytes);
         let mut records = listed.input(&split.range)?.records_in(split.range.clone(), &self.inputs.read);
+        // The first broken part waits: where nothing else is in the input, it is the reason why all of it is lost.
+        let (mut first, mut parts, mut documents) = (None, 0_u64, 0_u64);
         for record in records.by_ref() {
             let record = match record {
                 Ok(record) => record,
                 Err(part) => {
-                    let input = format!("{}, byte {}", part.file, part.place.offset);
-                    broken(CurateError::BrokenInput { input, problem: part.reason })?;
+                    parts += 1;
+                    if parts == 1 && self.inputs.read.on_error == OnError::Skip {
+                        first = Some(part);
+                    } else {
+                        broken(broken_part(part))?;
+                    }
                     continue;
                 }
             };
+            documents += 1;
             let at = record.place.offset.clamp(told, end);
             tick(at - told);
             told = at;
-            let mut document = record.document;
-            let id = if whole { id_of(&listed.name) } else { id_at(&listed.name, record.place.position) };
+            let is_whole = self.inputs.read.is_whole(&listed.name);
+            let mut document = in_corpus(record, &listed.name, is_whole);
             tidy(&mut document, &mut unread);
-            let own = std::mem::replace(&mut document.id, id.clone());
-            if own != id && !own.is_empty() {
-                document.meta.insert(OWN_ID.to_owned(), own);
-            }
+            let id = document.id.clone();
             let bytes = document.text.len() as u64;
             let item = Item::new(document, bytes).with_excerpt(self.inputs.excerpt_bytes);
             emit(id.as_bytes(), &Value::Item(Box::new(item)).encode()?)?;
+        }
+        if let Some(first) = first {
+            let is_lost = documents == 0 && records.passed().is_empty();
+            broken(if is_lost { lost(first, parts, &split.range) } else { broken_part(first) })?;
         }
         let passed = records.passed().iter().map(|(kind, count)| ((*kind).to_owned(), *count));
         let unread = (unread > 0).then(|| (UNREAD_DATES.to_owned(), unread));
@@ -109,6 +128,28 @@ impl ReadSource {
         tick(end.saturating_sub(told));
         Ok(())
     }
+}
+
+fn broken_part(part: Broken) -> CurateError {
+    let input = format!("{}, byte {}", part.file, part.place.offset);
+    CurateError::BrokenInput { input, problem: part.reason }
+}
+
+/// What is said of an input, or of a range of a large one, in which nothing but `parts` broken parts was found.
+fn lost(first: Broken, parts: u64, range: &Range<u64>) -> CurateError {
+    let problem = match parts {
+        1 => first.reason,
+        _ => format!(
+            "none of its {parts} parts can be read, that at byte {} because it {}",
+            first.place.offset, first.reason
+        ),
+    };
+    let input = match range {
+        _ if *range == WHOLE => first.file,
+        Range { start, end: u64::MAX } => format!("{}, from byte {start} on", first.file),
+        Range { start, end } => format!("{}, bytes {start} to {end}", first.file),
+    };
+    CurateError::LostInput { input, problem }
 }
 
 /// What is counted, beside the records that are no documents, of those that are: the document stays, without a date.
@@ -142,7 +183,7 @@ impl Source for ReadSource {
         &self,
         split: usize,
         emit: &mut Emit,
-        broken: &mut Broken,
+        broken: &mut plan::Broken,
         tick: &dyn Fn(u64),
     ) -> Result<(), CurateError> {
         let split = &self.splits[split];

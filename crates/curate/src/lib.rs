@@ -51,7 +51,7 @@ pub use domain::DOMAINS;
 pub use encoder::{Embed, Encoder, model_hash};
 pub use error::CurateError;
 pub use extract::{Article, Extract, Extracted, Extraction};
-pub use inputs::OWN_ID;
+pub use inputs::{OWN_ID, in_corpus};
 pub use inventory::{Inventory, SourceFile, inventory};
 pub use item::{FILTERS, Item, Sketch, Value, decode, encode};
 pub use mix::{MixConfig, MixReport};

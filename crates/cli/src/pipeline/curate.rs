@@ -6,14 +6,14 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use llamero_artifact::{Artifact, InputRef, Outcome, StageKey, WORK_STATE};
 use llamero_curate::local::MIN_MEMORY_BYTES;
-use llamero_curate::{CurateConfig, CurateReport, Estimate, Inventory, RunOptions};
+use llamero_curate::{BROKEN_FILE, BrokenParts, CurateConfig, CurateReport, Estimate, Inventory, RunOptions};
 use serde::Serialize;
 
 use super::changes::changes;
 use super::plan::settle_crates;
 use super::{Run, open, stage_key};
 use crate::progress::CurateProgress;
-use crate::report::format::{bytes as size, duration};
+use crate::report::format::{bytes as size, duration, grouped};
 
 /// Name and kind of the stage.
 const STAGE: &str = "curate";
@@ -192,7 +192,10 @@ pub(crate) fn curate(path: &Path, sets: &[String], options: CurateOptions) -> Re
 impl Run {
     /// Sources → documents that a model can be trained on.
     pub(super) fn curate(&mut self) -> Result<Artifact> {
-        self.curated(CurateOptions::default(), MIN_DOCUMENTS)
+        let artifact = self.curated(CurateOptions::default(), MIN_DOCUMENTS)?;
+        let report: CurateReport = serde_json::from_value(artifact.manifest().metrics.clone())?;
+        lost(&report.broken).iter().for_each(|line| say!("{line}"));
+        Ok(artifact)
     }
 
     /// Refuses where there is a finished corpus that another one would take the place of.
@@ -243,6 +246,24 @@ impl Run {
         progress.finish();
         artifact
     }
+}
+
+/// Most inputs whose loss is told one by one.
+const MAX_LOST: usize = 8;
+
+/// Lines that name the inputs that gave nothing at all: their loss is seen in no figure.
+pub(crate) fn lost(broken: &BrokenParts) -> Vec<String> {
+    if broken.lost == 0 {
+        return Vec::new();
+    }
+    let told = usize::try_from(broken.lost).unwrap_or(MAX_LOST).min(MAX_LOST);
+    let mut lines = vec![format!("warning: {} of the inputs gave no document:", grouped(broken.lost))];
+    lines.extend(broken.examples.iter().take(told).map(|part| format!("  {part}")));
+    let more = broken.lost - told as u64;
+    if more > 0 {
+        lines.push(format!("  and {} more, in {BROKEN_FILE}", grouped(more)));
+    }
+    lines
 }
 
 /// What of the section is part of the id: not where anything lies.

@@ -30,7 +30,7 @@ use llamero_tensor::Backend;
 use llamero_train::{Kernels, TrainConfig};
 use serde::Serialize;
 
-pub(crate) use self::curate::{CurateOptions, Curated, check_memory, curate, estimate};
+pub(crate) use self::curate::{CurateOptions, Curated, check_memory, curate, estimate, lost};
 pub(crate) use self::follow::{Order, follow};
 use crate::processes::Processes;
 use crate::recipe::{Recipe, Transport};

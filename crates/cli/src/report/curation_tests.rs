@@ -102,7 +102,7 @@ fn with_every(text: Option<&str>) -> CurationData {
         },
         duplicates: [(s("near_duplicate"), duplicates)].into(),
         evaluation_sets: vec![EvalSetTally { name: s("gsm8k"), examples: 1_319, too_short: 27 }],
-        broken: BrokenParts { count: 130, examples: vec![s("`a.warc`, byte 7: is cut")] },
+        broken: BrokenParts { count: 130, lost: 0, examples: vec![s("`a.warc`, byte 7: is cut")] },
         passed: [(s("requests"), 17), (s("redirects (3xx)"), 4)].into(),
         files: [(s("documents.parquet"), tally(11_020, 61 << 20))].into(),
     };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::world::{Dice, arg, command, llamero, prose, recipe as world_recipe, write};
+use crate::world::{Dice, arg, command, llamero, llamero_reading, prose, recipe as world_recipe, write};
 
 /// A recipe over JSON Lines of so many texts, of which every fifth is nearly another one.
 fn recipe(folder: &Path, texts: usize) -> PathBuf {
@@ -289,4 +289,58 @@ fn evaluation_sets_say_how_many_examples_they_have() {
     args.push("--json".to_owned());
     let sets = llamero(&args).json()["report"]["evaluation_sets"].clone();
     assert_eq!(sets, json!([{"name": "quiz", "examples": 2, "too_short": 1}]));
+}
+
+/// A file whose texts are in another field is lost whole, which the count of documents does not show.
+#[test]
+fn a_lost_file_is_named_in_the_last_lines() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (recipe, run) = (recipe(tmp.path(), 20), tmp.path().join("run"));
+    let other = tmp.path().join("other.jsonl");
+    write(&other, "{\"body\": \"a\"}\n{\"body\": \"b\"}\n");
+    let sources = format!("curate.sources=[{:?}, {:?}]", arg(&tmp.path().join("texts.jsonl")), arg(&other));
+    let mut args = run_args(&recipe, &run);
+    args.extend(["--set".to_owned(), sources]);
+    let said = llamero(&args).ok();
+    let lines: Vec<_> = said.lines().rev().take(3).collect();
+    assert!(lines[0].starts_with("corpus: "), "{said}");
+    assert_eq!(
+        lines[1],
+        "  `other.jsonl` gave no document: none of its 2 records has a string in the field `text` (`read.fields.text`); \
+         the fields of the first are `body`"
+    );
+    assert_eq!(lines[2], "warning: 1 of the inputs gave no document:");
+    args.push("--json".to_owned());
+    assert_eq!(llamero(&args).json()["report"]["broken"]["lost"], 1);
+}
+
+/// What `curate extract` prints of an input has the ids of the corpus, and documents are set apart.
+#[test]
+fn extract_tells_documents_apart() {
+    let tmp = tempfile::tempdir().unwrap();
+    let (texts, page) = (tmp.path().join("a.jsonl"), tmp.path().join("page.html"));
+    let lines = "{\"id\": 7, \"text\": \"one\", \"url\": \"http://a.example/\"}\n{\"text\": \"two\"}\n";
+    write(&texts, lines);
+    write(&page, "<article><h1>Head</h1><p>Words.</p></article><footer>Copyright 2024</footer>");
+    let headed = "=== http://a.example/\none\n\n=== a.jsonl#53\ntwo\n";
+    assert_eq!(llamero(["curate", "extract", arg(&texts)]).ok(), headed);
+    let piped = llamero_reading(["curate", "extract", "-"], lines).ok();
+    assert_eq!(piped, headed.replace("a.jsonl", "-"));
+    assert_eq!(llamero(["curate", "extract", arg(&page)]).ok(), "Head\n\nWords.\n");
+    let json = llamero(["curate", "extract", "--json", arg(&texts), arg(&page)]).ok();
+    let rows: Vec<serde_json::Value> = json.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let ids: Vec<_> =
+        rows.iter().map(|row| (row["id"].as_str().unwrap(), row["own_id"].as_str().unwrap())).collect();
+    assert_eq!(ids, [("a.jsonl#0", "7"), ("a.jsonl#53", ""), ("page.html", "")]);
+    assert_eq!((&rows[2]["title"], &rows[2]["date"]), (&json!("Head"), &json!("")));
+    llamero(["curate", "extract", "--format", "html", arg(&texts)])
+        .fails(1, &["`a.jsonl`, byte 0: begins like JSON Lines, but its format is given as HTML"]);
+}
+
+#[test]
+fn a_step_that_is_false_is_told_how_it_is_turned_off() {
+    let tmp = tempfile::tempdir().unwrap();
+    let recipe = recipe(tmp.path(), 20);
+    llamero(["curate", "run", arg(&recipe), "--set", "curate.gopher_quality=false"])
+        .fails(1, &["gopher_quality", "it is off where its key is left out"]);
 }

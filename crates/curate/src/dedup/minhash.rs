@@ -13,6 +13,7 @@ use twox_hash::XxHash3_64;
 
 use super::label::{id_of, id_text};
 use super::{Verdicts, components};
+use crate::filter::is_inside_word;
 use crate::item::Value;
 use crate::plan::{Emit, Input, Map, Reduce, Registry, Step, Values};
 use crate::{CurateError, Dropped};
@@ -208,7 +209,8 @@ const LETTER: [u8; 128] = {
 };
 
 /// Hashes of the words of a text: runs of letters and digits in lower case. In scripts without spaces every character is a
-/// word. Accents that stand alone are skipped, so a composed and a decomposed letter differ but both stay in their word.
+/// word. Signs on a letter that are no letters, such as accents and viramas, are skipped: a composed and a decomposed letter differ,
+/// but both stay in their word.
 fn word_hashes(text: &str, words: &mut Vec<u64>) {
     words.clear();
     let bytes = text.as_bytes();
@@ -230,7 +232,7 @@ fn word_hashes(text: &str, words: &mut Vec<u64>) {
             } else if c.is_alphanumeric() {
                 hash = c.to_lowercase().fold(hash, |hash, c| step(hash, u64::from(c)));
                 continue;
-            } else if ('\u{300}'..='\u{36f}').contains(&c) {
+            } else if is_inside_word(c) {
                 continue;
             }
         }

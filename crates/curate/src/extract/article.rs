@@ -1,12 +1,14 @@
 //! The main text of a page, by the rules of trafilatura.
 
+use std::cmp::Reverse;
+use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use serde::{Deserialize, Serialize};
 use trafilatura::dom::{Document, NodeId};
-use trafilatura::{Options, TrafilaturaError, extract_document};
+use trafilatura::{Config, HtmlDateMode, Options, TrafilaturaError, extract_document};
 
-use super::{Extract, Extracted, depth, preserve, render};
+use super::{Extract, Extracted, depth, preserve, render, stated};
 use crate::Dropped;
 
 /// Elements within one another; browsers allow no more.
@@ -20,6 +22,12 @@ const MAX_ATTRIBUTES: usize = 1024;
 
 /// Elements of a page. Some rules compare many of them, and no page for people has so many.
 const MAX_ELEMENTS: usize = 100_000;
+
+/// A text of fewer characters may be less than the page says.
+const SHORT: usize = 250;
+
+/// Bytes from which on all that a page says is more than an article, if its rules find but a short one.
+const MAX_WHOLE: usize = 1000;
 
 /// Finds the article of a page: what it is about, without navigation, comments and notices around it.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
@@ -55,29 +63,52 @@ impl Article {
         let mut page = Document::parse(&preserve::without_marks(html));
         check(&page)?;
         preserve::preserve(&mut page, self.alt_text);
-        let mut options = Options::default().with_fallback(true).with_exclude_comments(true);
+        // The library's last resort for a text that it deems too short is the text of the page without its structure: headings run
+        // into paragraphs. A short text with its structure is better, so that is left for pages where nothing else is found.
+        let mut options = Options::default()
+            .with_fallback(true)
+            .with_exclude_comments(true)
+            .with_config(Config::default().with_min_extracted_size(1));
+        options.html_date_mode = HtmlDateMode::Disabled;
         if let Some(url) = url.and_then(|url| url.parse().ok()) {
             options = options.with_url(url);
         }
-        let no_text = || {
-            let detail = format!("{} bytes of HTML hold no main text", html.len());
-            Dropped::new("no_main_text", detail)
-        };
-        let found = extract_document(page, &options).map_err(|error| match error {
-            TrafilaturaError::InsufficientContent { .. } => no_text(),
-            error => Dropped::new("extraction_failed", error.to_string()),
-        })?;
-        let text = preserve::restore(&render::text(&Document::parse(&found.content_html)));
-        let meta = found.metadata;
-        if text.is_empty() {
-            return Err(no_text());
+        let date = stated::date(&page, &options);
+        let whole = page.body().map(|body| page.inner_html(body)).unwrap_or_default();
+        let mut found = extracted(page, &options)?;
+        // A page that does not say where its text is loses all but paragraphs, which is most of a short page.
+        if found.text.chars().count() < SHORT {
+            let page = format!("<html><body><div class=post>{whole}</div></body></html>");
+            let again = extracted(Document::parse(&page), &options)?;
+            if again.text.len() <= MAX_WHOLE && says(&again.text) > says(&found.text) {
+                found = Extracted { title: found.title, ..again };
+            }
         }
-        Ok(Extracted {
-            title: meta.title,
-            text,
-            date: meta.date.map(|date| date.to_string()).unwrap_or_default(),
-            lang: meta.language,
-        })
+        if found.text.is_empty() {
+            let detail = format!("{} bytes of HTML hold no main text", html.len());
+            return Err(Dropped::new("no_main_text", detail));
+        }
+        Ok(Extracted { date, ..found })
+    }
+}
+
+/// How much a text says: different lines, of which none should be there twice.
+fn says(text: &str) -> (usize, Reverse<usize>) {
+    let lines = || text.lines().filter(|line| !line.is_empty());
+    (lines().collect::<HashSet<_>>().len(), Reverse(lines().count()))
+}
+
+/// What the rules find in a page; no text where that is nothing.
+fn extracted(page: Document, options: &Options) -> Result<Extracted, Dropped> {
+    match extract_document(page, options) {
+        Ok(found) => Ok(Extracted {
+            title: found.metadata.title,
+            text: preserve::restore(&render::text(&Document::parse(&found.content_html))),
+            date: String::new(),
+            lang: found.metadata.language,
+        }),
+        Err(TrafilaturaError::InsufficientContent { .. }) => Ok(Extracted::default()),
+        Err(error) => Err(Dropped::new("extraction_failed", error.to_string())),
     }
 }
 

@@ -9,6 +9,7 @@ mod depth;
 mod mathematics;
 mod preserve;
 mod render;
+mod stated;
 #[cfg(test)]
 mod tests;
 

@@ -80,6 +80,71 @@ fn lists_and_tables_have_lines() {
     );
 }
 
+/// A page of this body between a menu and a notice.
+fn page(body: &str) -> String {
+    format!(
+        "<html><head><title>T</title></head><body><nav><a href=/>Home</a> <a href=/b>Blog</a></nav>{body}\
+         <footer>Copyright 2024 Example Ltd. All rights reserved</footer></body></html>"
+    )
+}
+
+#[test]
+fn short_pages_keep_their_headings_and_lists_apart() {
+    let prose = "This is a paragraph of the page, and it says something about the town and its river.";
+    for (body, text) in [
+        (format!("<article><h1>Head</h1><p>{prose}</p></article>"), format!("Head\n\n{prose}")),
+        (
+            format!("<article><h1>Head</h1><p>{prose} {prose}</p></article>"),
+            format!("Head\n\n{prose} {prose}"),
+        ),
+        (
+            format!("<article><h1>Head</h1><p>{prose}</p><h2>More</h2><p>Else.</p></article>"),
+            format!("Head\n\n{prose}\n\nMore\n\nElse."),
+        ),
+        (
+            format!("<main><h1>Tea</h1><p>{prose}</p><ul><li>water</li><li>leaves</li></ul></main>"),
+            format!("Tea\n\n{prose}\n\nwater\nleaves"),
+        ),
+        (format!("<article><p>{prose}</p></article>"), prose.to_owned()),
+        (format!("<main><h1>Tea</h1><article><p>{prose}</p></article></main>"), format!("Tea\n\n{prose}")),
+        // Nothing says where the text of these is.
+        (
+            format!(
+                "<h1>Open</h1><ul><li>Monday 9 to 12</li><li>Tuesday 9 to 17</li></ul><p>{prose} {prose}</p>"
+            ),
+            format!("Open\n\nMonday 9 to 12\nTuesday 9 to 17\n\n{prose} {prose}"),
+        ),
+        (
+            "<h1>Tea</h1><p>A word.</p><ol><li>water</li></ol>".to_owned(),
+            "Tea\n\nA word.\n\nwater".to_owned(),
+        ),
+    ] {
+        let found = Article::default().extract(&page(&body), None).unwrap();
+        assert_eq!(found.text, text, "{body}");
+    }
+}
+
+#[test]
+fn a_date_is_what_the_page_states() {
+    let date = |head: &str, body: &str, url: &str| {
+        let html = page(&format!("<article><h1>Head</h1><p>Words of the article.</p>{body}</article>"));
+        let html = html.replace("<head>", &format!("<head>{head}"));
+        Article::default().extract(&html, Some(url)).unwrap().date
+    };
+    let url = "http://example.com/a";
+    assert_eq!(date("", "<p>© 2019–2023, first seen on 3 May 2021</p>", url), "");
+    assert_eq!(date("<meta itemprop=copyrightYear content=2022>", "", url), "");
+    assert_eq!(date("<meta property=og:image content=http://example.com/2021/03/04/x.png>", "", url), "");
+    assert_eq!(
+        date("<meta property=article:published_time content=2021-03-04T05:06:07Z>", "", url),
+        "2021-03-04"
+    );
+    let json = "<script type=application/ld+json>{\"datePublished\": \"2020-02-03\"}</script>";
+    assert_eq!(date(json, "", url), "2020-02-03");
+    assert_eq!(date("", "<time datetime=2018-07-06>a day</time>", url), "2018-07-06");
+    assert_eq!(date("", "", "http://example.com/2017/05/04/a"), "2017-05-04");
+}
+
 #[test]
 fn pages_without_text_and_pages_too_deep_give_nothing() {
     let article = Article::default();

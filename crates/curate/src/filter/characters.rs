@@ -2,6 +2,8 @@
 
 use std::cmp::Ordering;
 
+use unicode_normalization::char::is_combining_mark;
+
 /// Characters that end a sentence in some script: Unicode's `Sentence_Terminal` and three Khmer signs, as FineWeb takes them.
 const TERMINAL: [(u32, u32); 82] = [
     (0x21, 0x21),
@@ -145,6 +147,12 @@ pub(crate) fn is_attached(c: char) -> bool {
     matches!(c, '\u{e31}' | '\u{e34}'..='\u{e3a}' | '\u{e47}'..='\u{e4e}' | '\u{eb1}' | '\u{eb4}'..='\u{ebc}'
         | '\u{ec8}'..='\u{ece}' | '\u{102b}'..='\u{103e}' | '\u{17b4}'..='\u{17d3}' | '\u{17dd}'
         | '\u{3099}'..='\u{309a}')
+}
+
+/// A sign on the letter before it (an accent, a virama, the vowel of an abugida), or an invisible joiner: neither is a letter, and
+/// neither ends a word.
+pub(crate) fn is_inside_word(c: char) -> bool {
+    !c.is_ascii() && (is_combining_mark(c) || matches!(c, '\u{200c}' | '\u{200d}'))
 }
 
 /// Thai and Lao: they have no mark for the end of a sentence, and a space between two of their words is the end of a clause.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use aho_corasick::AhoCorasick;
 use serde::{Deserialize, Serialize};
 
+use super::characters::is_inside_word;
 use super::check_share;
 use super::lists::read_list;
 use crate::{CurateError, Document, Dropped, Filter};
@@ -69,7 +70,8 @@ impl DirtyWords {
         for hit in self.finder.find_overlapping_iter(&lower) {
             let (before, after) =
                 (lower[..hit.start()].chars().next_back(), lower[hit.end()..].chars().next());
-            let word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+            let word =
+                |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_' || is_inside_word(c));
             let spaced = lower[hit.range()].chars().all(|c| (c as u32) < 0xE00);
             count += u64::from(!spaced || !word(before) && !word(after));
         }

@@ -49,6 +49,7 @@ use analysis::Analysis;
 pub(crate) use analysis::hash;
 pub(crate) use by_domain::{heuristics, names_of, not_code};
 pub use c4::C4;
+pub(crate) use characters::is_inside_word;
 pub use coverage::NgramCoverage;
 pub use dirty::{DirtyWords, DirtyWordsConfig};
 pub use fineweb::FineWeb;
@@ -59,6 +60,8 @@ pub use pii::{Finding, Kind, Pii, PiiAction, PiiConfig};
 pub use unigrams::{Divergence, DivergenceConfig, Unigrams};
 pub(crate) use url::host;
 pub use url::{UrlBlock, UrlBlockConfig};
+#[cfg(test)]
+pub(crate) use words::words;
 
 /// A set of rules that looks at a text and leaves it as it is.
 trait Rule {

@@ -76,6 +76,11 @@ const SHORT: [(&str, &str); 70] = [
     ("zul", "zu"),
 ];
 
+/// See [`super::Identifier::min_score`]. Measured on texts of known language (manual pages in 22 languages, articles, notes in English):
+/// of those of 100 characters that are told rightly 96 % have at least this, and 83 to 89 % have 0.65; of those of 300 characters 99 %
+/// have this. Of 30 texts of random letters 2 have it, and 9 have 0.1. Scores of wrong answers are no lower than those of right ones.
+pub(super) const MIN_SCORE: f64 = 0.2;
+
 /// The most probable language, if the text has letters at all.
 pub(super) fn identify(text: &str) -> Option<Guess> {
     let found = whatlang::detect(text)?;

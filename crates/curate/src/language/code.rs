@@ -219,3 +219,9 @@ pub(crate) fn normalise(language: &str) -> Cow<'_, str> {
         Cow::Owned(lower)
     }
 }
+
+/// Whether it names a language: in one of the ways above, or by a code of ISO 639-3.
+pub(crate) fn is_language(name: &str) -> bool {
+    let code = normalise(name);
+    matches!(code.len(), 2 | 3) && code.bytes().all(|byte| byte.is_ascii_lowercase())
+}

@@ -7,12 +7,12 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-pub(crate) use code::normalise;
+pub(crate) use code::{is_language, normalise};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::fasttext::{FastText, Prediction};
-use crate::filter::check_share;
+use crate::filter::{check_share, off};
 use crate::{CurateError, Document, Dropped, Filter};
 
 /// Tells languages.
@@ -43,6 +43,17 @@ impl Identifier {
         Ok(Identifier::Model(Box::new(FastText::open(path)?), name))
     }
 
+    /// The score below which a text is not surely in its language, where the recipe does not say. Scores of a fastText model are
+    /// probabilities, and 0.65 is FineWeb's limit for English. Those of the built-in identifier say how far the
+    /// best language is ahead of the next: 1 for any clear text of some length, little for a short one, so there it is 0.2.
+    #[must_use]
+    pub fn min_score(&self) -> f64 {
+        match self {
+            Identifier::Model(..) => 0.65,
+            Identifier::BuiltIn => built_in::MIN_SCORE,
+        }
+    }
+
     /// What it is, for reports.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -69,32 +80,39 @@ impl Identifier {
 }
 
 /// Which languages are kept.
-#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct LanguageConfig {
     /// A fastText model; the built-in identifier when absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<PathBuf>,
-    /// Languages that are kept, as the model calls them; all when empty.
+    /// Languages that are kept, as the model calls them or as anybody else does: `en`, `eng_Latn`, `English`; all when empty.
     pub keep: Vec<String>,
-    /// A text that is less surely in its language is dropped as `language_unsure`. 0.65 is FineWeb's value for English.
-    #[serde(with = "crate::filter::off")]
-    pub min_score: Option<f64>,
+    /// A text that is less surely in its language is dropped as `language_unsure`; none are with `Some(None)`. When absent it is
+    /// what suits the scores of the identifier: [`Identifier::min_score`].
+    #[serde(deserialize_with = "limit", serialize_with = "said", skip_serializing_if = "Option::is_none")]
+    pub min_score: Option<Option<f64>>,
     /// A line of another language, of at least so many characters and as sure as `min_score`, is taken out.
     #[serde(with = "crate::filter::off")]
     pub drop_lines_from: Option<usize>,
 }
 
-impl Default for LanguageConfig {
-    fn default() -> Self {
-        Self { model: None, keep: Vec::new(), min_score: Some(0.65), drop_lines_from: None }
-    }
+/// Reads a limit that is there.
+fn limit<'de, D: Deserializer<'de>>(input: D) -> Result<Option<Option<f64>>, D::Error> {
+    off::deserialize(input).map(Some)
+}
+
+fn said<S: Serializer>(limit: &Option<Option<f64>>, out: S) -> Result<S::Ok, S::Error> {
+    off::serialize(&limit.flatten(), out)
 }
 
 /// Sets a document's language and its tag `lang.score`, and keeps some languages.
 pub struct Language {
     config: LanguageConfig,
     identifier: Identifier,
+    /// What the identifier calls the languages that are kept; all when empty.
+    kept: Vec<String>,
+    min_score: Option<f64>,
 }
 
 impl Language {
@@ -103,29 +121,31 @@ impl Language {
     /// # Errors
     /// A model that cannot be read, a score out of range, a language that the model does not know.
     pub fn new(config: &LanguageConfig) -> Result<Language, CurateError> {
-        check_share("language.min_score", config.min_score, 1.0)?;
         let identifier = Identifier::open(config.model.as_deref())?;
+        let min_score = config.min_score.unwrap_or(Some(identifier.min_score()));
+        check_share("language.min_score", min_score, 1.0)?;
         let known: Vec<&str> = match &identifier {
             Identifier::Model(model, _) => model.labels().collect(),
             Identifier::BuiltIn => built_in::languages().collect(),
         };
-        if let Some(unknown) = config.keep.iter().find(|keep| !known.contains(&keep.as_str())) {
-            return Err(CurateError::BadFilter {
-                key: "language.keep".to_owned(),
-                found: unknown.clone(),
-                allowed: format!(
-                    "languages of {}, such as {}",
-                    identifier.name(),
-                    known[..known.len().min(8)].join(", ")
-                ),
-            });
+        let mut kept = Vec::new();
+        for keep in &config.keep {
+            let before = kept.len();
+            // A model may tell more than the code does, such as scripts: what is one of its names means that alone.
+            let is_name = known.contains(&keep.as_str());
+            let means =
+                |label: &str| if is_name { label == keep } else { normalise(label) == normalise(keep) };
+            kept.extend(known.iter().filter(|label| means(label)).map(|label| (*label).to_owned()));
+            if kept.len() == before {
+                return Err(unknown(keep, &identifier, known));
+            }
         }
-        Ok(Language { config: config.clone(), identifier })
+        Ok(Language { config: config.clone(), identifier, kept, min_score })
     }
 
     /// The text without lines that are surely of another language.
     fn without_foreign_lines(&self, text: &str, language: &str, least: usize) -> String {
-        let sure = self.config.min_score.unwrap_or(0.0);
+        let sure = self.min_score.unwrap_or(0.0);
         let is_other = |guess: &Guess| guess.language != language && guess.score >= sure;
         let is_foreign = |line: &str| {
             line.chars().count() >= least && self.identifier.identify(line, 1).first().is_some_and(is_other)
@@ -133,6 +153,25 @@ impl Language {
         text.split_inclusive('\n').filter(|line| !is_foreign(line.trim_end())).collect()
     }
 }
+
+/// What is said of a language that the identifier does not know.
+fn unknown(keep: &str, identifier: &Identifier, mut known: Vec<&str>) -> CurateError {
+    known.sort_unstable();
+    let first = keep.trim().to_lowercase().chars().next();
+    let alike: Vec<&str> = known.iter().copied().filter(|label| label.chars().next() == first).collect();
+    let (which, listed) = if alike.is_empty() { ("", &known) } else { (" that begin like it", &alike) };
+    let more = if listed.len() > MAX_LISTED { ", …" } else { "" };
+    let allowed = format!(
+        "one of the {} languages of {}, as a code or in English; those{which}: {}{more}",
+        known.len(),
+        identifier.name(),
+        listed[..listed.len().min(MAX_LISTED)].join(", ")
+    );
+    CurateError::BadFilter { key: "language.keep".to_owned(), found: keep.to_owned(), allowed }
+}
+
+/// Languages listed in an error.
+const MAX_LISTED: usize = 80;
 
 impl Filter for Language {
     fn name(&self) -> &'static str {
@@ -147,12 +186,12 @@ impl Filter for Language {
         // Models such as GlotLID say `eng_Latn`.
         document.lang = normalise(&language).into_owned();
         document.tags.insert("lang.score".to_owned(), score);
-        if !self.config.keep.is_empty() && !self.config.keep.contains(&language) {
+        if !self.kept.is_empty() && !self.kept.contains(&language) {
             let kept = self.config.keep.join("`, `");
             let detail = format!("`{language}` with {score:.3}, only `{kept}` is kept");
             return Some(Dropped::new("language", detail));
         }
-        if let Some(limit) = self.config.min_score.filter(|&limit| score < limit) {
+        if let Some(limit) = self.min_score.filter(|&limit| score < limit) {
             return Some(Dropped::new(
                 "language_unsure",
                 format!("`{language}` with {score:.3}, at least {limit} wanted"),

@@ -77,8 +77,20 @@ fn languages_are_tagged_and_kept() {
     assert_eq!(document.text, format!("{english}\n{english}\n{english}"));
     let mut document = Document { text: german.to_owned(), ..Document::default() };
     assert_eq!(rules.apply(&mut document).unwrap().reason, "language");
-    let error = filter("language", &serde_json::json!({"keep": ["eng"]})).err().unwrap().to_string();
-    assert!(error.contains("`language.keep` is `eng`"), "{error}");
+    for keep in ["en", "eng", "eng_Latn", "en-US", "English"] {
+        let rules = filter("language", &serde_json::json!({"keep": [keep]})).unwrap();
+        let mut document = Document { text: english.to_owned(), ..Document::default() };
+        assert_eq!(rules.apply(&mut document), None, "{keep}");
+    }
+    let error = filter("language", &serde_json::json!({"keep": ["Englisch"]})).err().unwrap().to_string();
+    assert!(
+        error.contains("`language.keep` is `Englisch`")
+            && error.contains("one of the 70 languages of built-in")
+            && error.contains("those that begin like it: el, en, eo, es, et"),
+        "{error}"
+    );
+    let error = filter("language", &serde_json::json!({"keep": ["Quenya"]})).err().unwrap().to_string();
+    assert!(error.contains("those: af, ak, am,") && error.ends_with("yi, zh, zu"), "{error}");
 }
 
 #[test]

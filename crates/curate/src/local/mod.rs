@@ -15,6 +15,7 @@ pub(crate) mod work;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::error::told;
 use crate::plan::{Plan, Registry, Repeat, Source, Stage, Task};
 use crate::{CurateError, Progress};
 use file::Totals;
@@ -146,7 +147,9 @@ pub(crate) fn walk(
             done.last.clone_from(&finished.files);
             done.last_bytes = finished.totals.bytes;
             if finished.totals.records == 0 {
-                return Err(CurateError::EmptyOutput { stage: task.name().to_owned() });
+                let broken: Vec<_> = done.stages.values().flat_map(|stage| stage.broken.clone()).collect();
+                let broken = if broken.is_empty() { String::new() } else { format!(": {}", told(&broken)) };
+                return Err(CurateError::EmptyOutput { stage: task.name().to_owned(), broken });
             }
         }
         data.insert(task.name().to_owned(), Data::Files(finished));

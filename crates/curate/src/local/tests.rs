@@ -343,7 +343,7 @@ fn nothing_is_not_a_result() {
     for lines in [Lines(vec![]), Lines(vec![vec![], vec!["?".to_owned()]])] {
         let local = Local { restart: true, ..Local::new(work.path()) };
         let error = run(&local, &plan_of(&["words"], "count"), &functions(), &lines).err().unwrap();
-        assert!(matches!(&error, CurateError::EmptyOutput { stage } if stage == "reduced"), "{error}");
+        assert!(matches!(&error, CurateError::EmptyOutput { stage, .. } if stage == "reduced"), "{error}");
     }
 }
 

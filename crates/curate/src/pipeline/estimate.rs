@@ -131,7 +131,7 @@ impl Source for Sample<'_> {
         let read = AtomicU64::new(0);
         let mut some = |key: &[u8], value: &[u8]| {
             if read.load(Ordering::Relaxed) >= self.each {
-                return Err(CurateError::EmptyOutput { stage: ENOUGH.to_owned() });
+                return Err(CurateError::EmptyOutput { stage: ENOUGH.to_owned(), broken: String::new() });
             }
             let is_document = Value::document(value)?.is_some();
             self.documents.fetch_add(is_document.into(), Ordering::Relaxed);
@@ -144,7 +144,7 @@ impl Source for Sample<'_> {
         let result = self.whole.read(self.splits[split], &mut some, broken, &count);
         self.read.fetch_add(read.into_inner(), Ordering::Relaxed);
         match result {
-            Err(CurateError::EmptyOutput { stage }) if stage == ENOUGH => Ok(()),
+            Err(CurateError::EmptyOutput { stage, .. }) if stage == ENOUGH => Ok(()),
             other => other,
         }
     }

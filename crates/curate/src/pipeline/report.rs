@@ -9,6 +9,7 @@ use super::clusters::Duplicates;
 use super::origins::Origins;
 use crate::CurateError;
 use crate::contamination::EvalSetTally;
+use crate::error::is_lost;
 use crate::item::Item;
 
 /// Number and size of some documents.
@@ -77,7 +78,10 @@ pub struct BeforeAfter {
 pub struct BrokenParts {
     /// How many.
     pub count: u64,
-    /// File, offset and cause of the first hundred, sorted; all of them are in [`crate::BROKEN_FILE`].
+    /// Those that are whole inputs: nothing in them is a document.
+    #[serde(default)]
+    pub lost: u64,
+    /// File, offset and cause of the first hundred, whole inputs first; all of them are in [`crate::BROKEN_FILE`].
     pub examples: Vec<String>,
 }
 
@@ -136,13 +140,14 @@ const UNKNOWN: &str = "unknown";
 impl CurateReport {
     pub(crate) fn new(inventory: &crate::Inventory, steps: Vec<String>, broken: &[String]) -> CurateReport {
         let steps = steps.into_iter().map(|step| Passage { step, ..Passage::default() }).collect();
+        let lost = broken.iter().filter(|part| is_lost(part)).count() as u64;
         let examples = broken.iter().take(MAX_BROKEN).cloned().collect();
         CurateReport {
             inventory: inventory.id.clone(),
             bytes_in: inventory.bytes,
             steps,
             passed: inventory.passed.clone(),
-            broken: BrokenParts { count: broken.len() as u64, examples },
+            broken: BrokenParts { count: broken.len() as u64, lost, examples },
             ..CurateReport::default()
         }
     }

@@ -7,6 +7,7 @@ use super::clusters::Collecting;
 use super::origins::Counting;
 use super::report::{CurateReport, Tally};
 use crate::contamination::EvalSetTally;
+use crate::error::{is_lost, told};
 use crate::inputs::OWN_ID;
 use crate::item::{Item, Value};
 use crate::local::Done;
@@ -37,7 +38,8 @@ pub(super) fn write(
     progress.phase("write", done.last_bytes());
     let broken = done.stages.values().flat_map(|stage| &stage.broken);
     // Each has a line of its own, whatever a file is called.
-    let broken: Vec<String> = broken.map(|part| part.replace(['\n', '\r'], " ")).collect();
+    let mut broken: Vec<String> = broken.map(|part| part.replace(['\n', '\r'], " ")).collect();
+    broken.sort_by_cached_key(|part| (!is_lost(part), part.clone()));
     let mut report = CurateReport::new(inventory, steps, &broken);
     report.evaluation_sets = evaluation_sets;
     let mut dropped = LineWriter::create(stage.join(DROPPED_FILE))?;
@@ -83,7 +85,7 @@ pub(super) fn write(
     })?;
     (report.origins, report.duplicates) = (origins.finish(), clusters.finish()?);
     if report.documents_kept == 0 {
-        return Err(nothing(&report, config));
+        return Err(nothing(&report, config, &broken));
     }
     if let Some(at) = shards.iter().position(|shards| shards.files.is_empty()) {
         let short = mix.as_ref().and_then(|mix| mix.reports().remove(names[at]));
@@ -114,13 +116,14 @@ pub(super) fn write(
 }
 
 /// Why there is no corpus.
-fn nothing(report: &CurateReport, config: &CurateConfig) -> CurateError {
+fn nothing(report: &CurateReport, config: &CurateConfig, broken: &[String]) -> CurateError {
     if report.documents_in > 0 {
         let what = if config.read.is_some() { "documents" } else { "files" };
         return CurateError::NothingKept { count: report.documents_in, what, reasons: report.reasons() };
     }
-    let passed: Vec<_> = report.passed.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-    CurateError::NoDocuments { passed: passed.join(", ") }
+    let passed = report.passed.iter().map(|(kind, count)| format!("{count} {kind}"));
+    let broken = (!broken.is_empty()).then(|| told(broken));
+    CurateError::NoDocuments { passed: passed.chain(broken).collect::<Vec<_>>().join(", ") }
 }
 
 /// The folder of a draw: the first is what training begins with.

@@ -7,6 +7,7 @@ use std::ops::Range;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
+use super::store::WHOLE;
 use super::stream::Stream;
 use super::warc::Flaw;
 use super::{Fields, Found, Place, ReadConfig, Record, Room, id_at};
@@ -23,6 +24,20 @@ pub(super) struct Lines {
     fields: Fields,
     limit: u64,
     ended: bool,
+    /// The records without a text since the last that was anything else.
+    textless: Option<Textless>,
+    /// Whether anything but records without a text was found.
+    has_others: bool,
+    /// What came behind records without a text.
+    held: Option<Result<Found, Flaw>>,
+}
+
+/// Records in a row that have no text. They are one part of the file: where the name of the field is wrong, that is all of it.
+struct Textless {
+    place: Place,
+    count: u64,
+    /// Names of fields of the first.
+    names: BTreeSet<String>,
 }
 
 impl Lines {
@@ -39,6 +54,10 @@ impl Lines {
             fields: config.fields.clone(),
             limit: config.max_record_bytes,
             ended: !starts,
+            textless: None,
+            // Of others than those of the range nothing is known.
+            has_others: range != WHOLE,
+            held: None,
         }
     }
 
@@ -62,6 +81,23 @@ impl Lines {
                 }
             }
         }
+    }
+
+    /// Ends the row of records without a text.
+    fn end_textless(&mut self, is_end: bool) -> Option<Flaw> {
+        let Textless { place, count, names } = self.textless.take()?;
+        let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
+        let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        let (which, whose) = match count {
+            1 => ("has no string".to_owned(), "its fields"),
+            _ if is_end && !self.has_others => {
+                (format!("none of its {count} records has a string"), "the fields of the first")
+            }
+            _ => (format!("{count} records in a row have no string"), "the fields of the first"),
+        };
+        let reason =
+            format!("{which} in the field `{}` (`read.fields.text`); {whose} are {names}", self.fields.text);
+        Some(Flaw { place, reason })
     }
 
     /// The next line, its end included, up to the limit; nothing at the end of the file.
@@ -114,11 +150,11 @@ impl Lines {
         Flaw { place: Place { length, ..start }, reason }
     }
 
-    fn document(&self, line: &[u8], position: u64) -> Result<Document, String> {
-        let no_json = |error: serde_json::Error| format!("is no JSON: {error}");
+    fn document(&self, line: &[u8], position: u64) -> Result<Document, NoDocument> {
+        let no_json = |error: serde_json::Error| NoDocument::Flawed(format!("is no JSON: {error}"));
         if line.first() != Some(&b'{') {
             serde_json::from_slice::<IgnoredAny>(line).map_err(no_json)?;
-            return Err("is JSON, but no object".to_owned());
+            return Err(NoDocument::Flawed("is JSON, but no object".to_owned()));
         }
         let mut document = Document { source: self.name.clone(), ..Document::default() };
         let object = Object { fields: &self.fields, document: &mut document };
@@ -126,15 +162,58 @@ impl Lines {
         let names =
             object.deserialize(&mut json).and_then(|names| json.end().map(|()| names)).map_err(no_json)?;
         if let Some(names) = names {
-            let names: Vec<_> = names.iter().map(|name| format!("`{name}`")).collect();
-            let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            return Err(format!("has no string in the field `{}`; its fields are {names}", self.fields.text));
+            return Err(NoDocument::Textless(names));
         }
         if document.id.is_empty() {
             document.id = id_at(&self.name, position);
         }
         Ok(document)
     }
+
+    /// The next line that is not blank and either has a text or is no record at all.
+    fn found(&mut self) -> Option<Result<Found, Flaw>> {
+        loop {
+            if std::mem::take(&mut self.inside)
+                && !self.ended
+                && let Err(flaw) = self.pass_rest()
+            {
+                return Some(Err(flaw));
+            }
+            if self.ended || self.stream.position() >= self.end {
+                return None;
+            }
+            let length = match self.line() {
+                Ok(length) => length?,
+                Err(flaw) => return Some(Err(flaw)),
+            };
+            let place = Place {
+                offset: self.stream.offset(),
+                position: self.stream.position(),
+                length: length as u64,
+            };
+            let line = &self.stream.window()[..length];
+            let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii();
+            let document = (!line.is_empty()).then(|| self.document(line, place.position));
+            self.stream.consume(length);
+            match document {
+                None => {}
+                Some(Ok(document)) => return Some(Ok(Found::Document(Box::new(Record { document, place })))),
+                Some(Err(NoDocument::Flawed(reason))) => return Some(Err(Flaw { place, reason })),
+                Some(Err(NoDocument::Textless(names))) => {
+                    let textless = self.textless.get_or_insert(Textless { place, count: 0, names });
+                    textless.count += 1;
+                    textless.place.length = place.position + place.length - textless.place.position;
+                }
+            }
+        }
+    }
+}
+
+/// Why a line is no document.
+enum NoDocument {
+    Flawed(String),
+    /// It has no text, but fields of these names.
+    Textless(BTreeSet<String>),
 }
 
 /// Reads an object into a document as it comes: a tree of a hostile line would be many times as large as the line. Gives the
@@ -304,34 +383,18 @@ impl Iterator for Lines {
     type Item = Result<Found, Flaw>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        loop {
-            if std::mem::take(&mut self.inside)
-                && !self.ended
-                && let Err(flaw) = self.pass_rest()
-            {
-                return Some(Err(flaw));
+        if let Some(held) = self.held.take() {
+            return Some(held);
+        }
+        let found = self.found();
+        let flaw = self.end_textless(found.is_none());
+        self.has_others |= found.is_some();
+        match flaw {
+            Some(flaw) => {
+                self.held = found;
+                Some(Err(flaw))
             }
-            if self.ended || self.stream.position() >= self.end {
-                return None;
-            }
-            let length = match self.line() {
-                Ok(length) => length?,
-                Err(flaw) => return Some(Err(flaw)),
-            };
-            let place = Place {
-                offset: self.stream.offset(),
-                position: self.stream.position(),
-                length: length as u64,
-            };
-            let line = &self.stream.window()[..length];
-            let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii();
-            let document = (!line.is_empty()).then(|| self.document(line, place.position));
-            self.stream.consume(length);
-            match document {
-                None => {}
-                Some(Ok(document)) => return Some(Ok(Found::Document(Box::new(Record { document, place })))),
-                Some(Err(reason)) => return Some(Err(Flaw { place, reason })),
-            }
+            None => found,
         }
     }
 }

@@ -41,8 +41,8 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 pub use http::Response;
-pub(crate) use store::find_all;
 pub use store::{Input, Listed, find};
+pub(crate) use store::{WHOLE, find_all};
 pub use warc::{Headers, WarcRecord};
 
 use crate::{CurateError, Document};
@@ -89,7 +89,7 @@ const MAX_RECORD_LIMIT: u64 = 1 << 30;
 impl ReadConfig {
     /// Whether the input of this name is one document.
     pub(crate) fn is_whole(&self, name: &str) -> bool {
-        matches!(self.format.unwrap_or_else(|| Format::of_name(name)), Format::Html | Format::Text)
+        self.format.unwrap_or_else(|| Format::of_name(name)).is_whole()
     }
 
     /// Whether the input of this name can be read from the middle: lines, if they are not compressed, and groups of rows.
@@ -159,6 +159,22 @@ impl Format {
             "parquet" => Format::Parquet,
             _ => Format::Text,
         }
+    }
+
+    /// What it is called in words.
+    fn title(self) -> &'static str {
+        match self {
+            Format::Warc => "WARC",
+            Format::Html => "HTML",
+            Format::Jsonl => "JSON Lines",
+            Format::Parquet => "Parquet",
+            Format::Text => "text",
+        }
+    }
+
+    /// Whether a file of it is one document.
+    fn is_whole(self) -> bool {
+        matches!(self, Format::Html | Format::Text)
     }
 
     /// The format of bytes without a name, from how they begin.
@@ -328,15 +344,24 @@ pub struct Records {
     reader: Option<Reader>,
     file: String,
     on_error: OnError,
+    is_whole: bool,
     passed: BTreeMap<&'static str, u64>,
 }
 
 impl Records {
     /// Reads an input; what cannot be opened is one broken part.
     fn open(input: &Input, range: Range<u64>, config: &ReadConfig) -> Records {
-        let reader = reader(input, range, config).unwrap_or_else(|flaw| Box::new(std::iter::once(Err(flaw))));
+        let (reader, is_whole) = match reader(input, range, config) {
+            Ok((reader, format)) => (reader, format.is_whole()),
+            Err(flaw) => (Box::new(std::iter::once(Err(flaw))) as Reader, true),
+        };
         let file = input.name().to_owned();
-        Records { reader: Some(reader), file, on_error: config.on_error, passed: BTreeMap::new() }
+        Records { reader: Some(reader), file, on_error: config.on_error, is_whole, passed: BTreeMap::new() }
+    }
+
+    /// Whether the input is one document, and not a row of them.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
     }
 
     /// How many records so far were passed over because they are meant to be no documents, and what they are.
@@ -364,20 +389,37 @@ impl Iterator for Records {
     }
 }
 
-fn reader(input: &Input, range: Range<u64>, config: &ReadConfig) -> Result<Reader, Flaw> {
+fn begins_like(stream: &mut Stream) -> Format {
+    stream.look_ahead(1024);
+    Format::of_content(stream.window())
+}
+
+fn reader(input: &Input, range: Range<u64>, config: &ReadConfig) -> Result<(Reader, Format), Flaw> {
     let unreadable = |reason: String| Flaw { place: Place::default(), reason };
+    let rows = || {
+        rows::open(input, range.clone(), config).map(|reader| (reader, Format::Parquet)).map_err(unreadable)
+    };
     let format = config.format.or_else(|| (!input.nameless()).then(|| Format::of_name(input.name())));
     if format == Some(Format::Parquet) {
-        return rows::open(input, range, config).map_err(unreadable);
+        return rows();
     }
     let opened = input.open().map_err(|error| unreadable(format!("cannot be opened: {error}")))?;
     let mut stream = Stream::new(opened).map_err(|damage| unreadable(damage.reason))?;
-    let format = format.unwrap_or_else(|| {
-        stream.look_ahead(1024);
-        Format::of_content(stream.window())
-    });
+    let format = match config.format {
+        // Anything can be read as HTML: what is no page would become nonsense.
+        Some(Format::Html) => match begins_like(&mut stream) {
+            found if found.is_whole() => Format::Html,
+            found => {
+                return Err(unreadable(format!(
+                    "begins like {}, but its format is given as HTML; leave `format` out, or name only pages",
+                    found.title()
+                )));
+            }
+        },
+        _ => format.unwrap_or_else(|| begins_like(&mut stream)),
+    };
     let (name, limit) = (input.name().to_owned(), config.max_record_bytes);
-    Ok(match format {
+    let reader: Reader = match format {
         Format::Warc => {
             let records = WarcReader::new(stream, limit, config.check_digests);
             Box::new(records.map(move |record| page::document(record?, &name, limit)))
@@ -386,8 +428,9 @@ fn reader(input: &Input, range: Range<u64>, config: &ReadConfig) -> Result<Reade
         Format::Html | Format::Text => {
             Box::new(std::iter::once_with(move || page::whole(stream, &name, limit, format == Format::Html)))
         }
-        Format::Parquet => return rows::open(input, range, config).map_err(unreadable),
-    })
+        Format::Parquet => return rows(),
+    };
+    Ok((reader, format))
 }
 
 /// The id of a part of a file that brings none.

@@ -44,7 +44,10 @@ pub(super) fn open(input: &Input, range: Range<u64>, config: &ReadConfig) -> Res
     if !columns.iter().any(is_text) {
         let names: Vec<_> =
             schema.fields().iter().take(16).map(|field| format!("`{}`", field.name())).collect();
-        return Err(format!("has no column of strings `{text}`; its columns are {}", names.join(", ")));
+        return Err(format!(
+            "has no column of strings `{text}` (`read.fields.text`); its columns are {}",
+            names.join(", ")
+        ));
     }
     let mask = ProjectionMask::roots(metadata.parquet_schema(), columns);
     let (name, fields, limit) = (input.name().to_owned(), config.fields.clone(), config.max_record_bytes);

@@ -27,7 +27,7 @@ pub struct Input {
 }
 
 /// The range of a whole file.
-pub(super) const WHOLE: Range<u64> = 0..u64::MAX;
+pub(crate) const WHOLE: Range<u64> = 0..u64::MAX;
 
 /// An input as data, from which another process makes the same [`Input`], if it can reach the location.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]

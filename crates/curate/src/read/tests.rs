@@ -171,7 +171,10 @@ fn json_lines_give_documents_or_reasons() {
         assert_eq!(records[0].document.meta, meta);
         assert_eq!((records[2].document.url.as_str(), records[2].document.lang.as_str()), ("http://x", "de"));
         let reasons: Vec<_> = broken.iter().map(|b| (b.place.position, b.reason.as_str())).collect();
-        assert_eq!(reasons[0], (93, "has no string in the field `text`; its fields are `text`"));
+        assert_eq!(
+            reasons[0],
+            (93, "has no string in the field `text` (`read.fields.text`); its fields are `text`")
+        );
         assert!(reasons[1].1.starts_with("is no JSON"));
         assert_eq!(reasons[2].1, "is JSON, but no object");
     }
@@ -180,6 +183,53 @@ fn json_lines_give_documents_or_reasons() {
     let (records, broken) = read("a.jsonl", long.as_bytes(), &small);
     assert_eq!((records.len(), broken.len()), (1, 1));
     assert_eq!(broken[0].reason, "a line of 200013 bytes, more than the 20 allowed");
+}
+
+#[test]
+fn records_without_a_text_are_told_once() {
+    let lines = "{\"id\": 1, \"content\": \"a\"}\n".repeat(12);
+    for on_error in [OnError::Skip, OnError::Stop] {
+        let mut config = ReadConfig { on_error, ..ReadConfig::default() };
+        config.fields.text = "body".into();
+        let (records, broken) = read("a.jsonl", lines.as_bytes(), &config);
+        assert_eq!((records.len(), broken.len()), (0, 1));
+        assert_eq!(
+            broken[0].reason,
+            "none of its 12 records has a string in the field `body` (`read.fields.text`); \
+             the fields of the first are `content`, `id`"
+        );
+        assert_eq!(broken[0].place.length, lines.len() as u64);
+    }
+    let mixed = format!("{lines}{{\"text\": \"b\"}}\n{lines}broken\n{{}}");
+    let (records, broken) = read("a.jsonl", mixed.as_bytes(), &ReadConfig::default());
+    let reasons: Vec<_> = broken.iter().map(|part| part.reason.as_str()).collect();
+    assert_eq!((records.len(), reasons.len()), (1, 4), "{reasons:?}");
+    for row in &reasons[..2] {
+        assert!(
+            row.starts_with("12 records in a row have no string in the field `text` (`read.fields.text`)"),
+            "{row}"
+        );
+    }
+    assert!(reasons[2].starts_with("is no JSON"));
+    assert_eq!(reasons[3], "has no string in the field `text` (`read.fields.text`); its fields are none");
+}
+
+#[test]
+fn what_is_no_page_is_not_read_as_one() {
+    let config = ReadConfig { format: Some(Format::Html), ..ReadConfig::default() };
+    for (bytes, title) in
+        [(&b"{\"text\": \"a\"}\n"[..], "JSON Lines"), (b"WARC/1.0\r\n", "WARC"), (b"PAR1", "Parquet")]
+    {
+        let (records, broken) = read("a.jsonl", bytes, &config);
+        assert_eq!(records.len(), 0);
+        assert!(
+            broken[0].reason.starts_with(&format!("begins like {title}, but its format is given as HTML")),
+            "{broken:?}"
+        );
+    }
+    for page in ["<p>a", "plain words"] {
+        assert_eq!(read("a.jsonl", page.as_bytes(), &config).0.len(), 1);
+    }
 }
 
 #[test]
@@ -232,7 +282,10 @@ fn rows_of_parquet() {
     let other =
         ReadConfig { fields: Fields { text: "body".into(), ..Fields::default() }, ..ReadConfig::default() };
     let (_, broken) = read("a.parquet", &bytes, &other);
-    assert_eq!(broken[0].reason, "has no column of strings `body`; its columns are `text`, `id`, `kind`");
+    assert_eq!(
+        broken[0].reason,
+        "has no column of strings `body` (`read.fields.text`); its columns are `text`, `id`, `kind`"
+    );
 }
 
 #[test]
@@ -507,6 +560,9 @@ fn fields_of_a_line_are_kept_as_text_up_to_a_limit() {
         read("a.jsonl", b"[1]\n{\"a\": 1, \"text\": 2}\n{\"text\": \"x\"} y\n", &ReadConfig::default());
     let reasons: Vec<_> = broken.iter().map(|part| part.reason.as_str()).collect();
     assert_eq!(reasons[0], "is JSON, but no object");
-    assert_eq!(reasons[1], "has no string in the field `text`; its fields are `a`, `text`");
+    assert_eq!(
+        reasons[1],
+        "has no string in the field `text` (`read.fields.text`); its fields are `a`, `text`"
+    );
     assert!(reasons[2].starts_with("is no JSON: trailing characters"), "{}", reasons[2]);
 }

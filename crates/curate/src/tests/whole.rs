@@ -454,3 +454,74 @@ fn a_sample_tells_what_the_whole_takes() {
     let capped = estimate(&config, &inventory, &registry(), &tight, (bytes, &scratch), &|| None).unwrap();
     assert!(capped.memory_bytes <= MIN_MEMORY_BYTES, "{capped:?}");
 }
+
+#[test]
+fn a_file_that_is_lost_is_named() {
+    let root = TempDir::new().unwrap();
+    let write = |name: &str, text: String| fs::write(root.path().join(name), text).unwrap();
+    let prose =
+        "The herd crossed the river before the winter came, and nobody was lost on the way to the village.";
+    write("good.jsonl", format!("{{\"text\": \"{prose}\"}}\n"));
+    write("other.jsonl", format!("{{\"content\": \"{prose}\"}}\n").repeat(3));
+    write("torn.parquet", "PAR1".to_owned());
+    write("torn.jsonl", "{\n[]\n".to_owned());
+    let sources = ["good.jsonl", "other.jsonl", "torn.jsonl", "torn.parquet"];
+    let sources = sources.map(|name| root.path().join(name).to_string_lossy().into_owned()).to_vec();
+    let config = CurateConfig { sources, read: Some(Default::default()), ..CurateConfig::default() };
+    let (report, written) = files(&config, 1, 1).unwrap();
+    assert_eq!(
+        (report.documents_in, report.broken.count, report.broken.lost),
+        (1, 4, 3),
+        "{:?}",
+        report.broken
+    );
+    let examples = &report.broken.examples;
+    assert_eq!(
+        examples[0],
+        "`other.jsonl` gave no document: none of its 3 records has a string in the field `text` (`read.fields.text`); \
+         the fields of the first are `content`"
+    );
+    assert!(
+        examples[1]
+            .starts_with("`torn.jsonl` gave no document: none of its 2 parts can be read, that at byte 0")
+    );
+    assert!(
+        examples[2].starts_with("`torn.parquet` gave no document: cannot be read as Parquet"),
+        "{examples:?}"
+    );
+    assert!(examples[3].starts_with("`torn.jsonl, byte 2` is broken"), "{examples:?}");
+    assert_eq!(String::from_utf8_lossy(&written[BROKEN_FILE]).lines().collect::<Vec<_>>(), *examples);
+
+    let mut lost = config.clone();
+    lost.sources.remove(0);
+    let error = files(&lost, 1, 1).unwrap_err().to_string();
+    assert!(
+        error.contains("4 parts that cannot be read:\n  `other.jsonl` gave no document: none of"),
+        "{error}"
+    );
+    let mut strict = config;
+    strict.read.as_mut().unwrap().on_error = crate::read::OnError::Stop;
+    let error = files(&strict, 1, 1).unwrap_err().to_string();
+    assert!(error.contains("`other.jsonl, byte 0` is broken: none of its 3 records has"), "{error}");
+}
+
+#[test]
+fn steps_and_languages_that_are_none_are_refused_with_what_to_write() {
+    let fails =
+        |section: serde_json::Value| serde_json::from_value::<CurateConfig>(section).unwrap_err().to_string();
+    for step in ["read", "extract", "pii", "gopher_quality", "quality", "mix"] {
+        let error = fails(json!({ step: false }));
+        assert!(error.contains("off where its key is left out"), "{step}: {error}");
+        let error = fails(json!({ step: true }));
+        assert!(error.contains("write `{}` to turn it on"), "{step}: {error}");
+        let error = fails(json!({ step: 7 }));
+        assert!(error.contains("expected the settings of a step"), "{step}: {error}");
+    }
+    assert!(fails(json!({ "gopher_quality": { "min_wrods": 3 } })).contains("min_wrods"));
+    for (name, is_good) in
+        [("English", true), ("eng_Latn", true), ("ceb", true), ("Englisch", false), ("", false)]
+    {
+        let config = CurateConfig { main_language: name.to_owned(), ..CurateConfig::default() };
+        assert_eq!(config.validate().is_ok(), is_good, "{name}");
+    }
+}

@@ -5,8 +5,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use llamero_curate::read::{Format, Input, ReadConfig, Record, find};
-use llamero_curate::{Article, Extraction, Filter};
+use llamero_curate::read::{Format, Input, ReadConfig, find};
+use llamero_curate::{Article, Document, Extraction, Filter, OWN_ID, in_corpus};
 use serde::Serialize;
 
 use crate::commands::{print, print_json};
@@ -21,7 +21,9 @@ pub(crate) struct ExtractArgs {
     /// HTML, WARC, WET, JSON Lines, Parquet or text; files, folders, globs or URLs of an object store. `-` is standard input.
     #[arg(required = true)]
     files: Vec<String>,
-    /// Print one JSON object per document: id, url, title, date, lang, offset, text.
+    /// Print one JSON object per document: id, own_id (that it came with), url, title, date (of the source, else of the page), lang,
+    /// offset, text. Id and url are those of the corpus that a recipe makes whose `sources` name the file in the same way; the
+    /// path of a page is its url and begins at what is named, so at the folder of `folder` and at the file of `folder/page.html`.
     #[arg(long)]
     json: bool,
     /// Leave out the alternative text of images.
@@ -58,6 +60,7 @@ impl FormatArg {
 #[derive(Serialize)]
 struct Line<'a> {
     id: &'a str,
+    own_id: &'a str,
     url: &'a str,
     title: &'a str,
     date: &'a str,
@@ -79,14 +82,19 @@ pub(crate) fn extract(args: &ExtractArgs) -> Result<()> {
     let config = ReadConfig { format: args.format.map(FormatArg::format), ..ReadConfig::default() };
     let article = Extraction(Article { alt_text: !args.no_alt_text });
     let inputs = inputs(&args.files)?;
-    // A page alone needs no name above it.
-    let headed = inputs.len() > 1 || inputs.iter().any(|input| Format::of_name(input.name()) == Format::Warc);
     let mut counts = Counts::default();
     for input in &inputs {
         let mut records = input.records(&config);
+        // A page alone needs no name above it.
+        let is_whole = records.is_whole();
+        let headed = inputs.len() > 1 || !is_whole;
         for record in records.by_ref() {
             match record {
-                Ok(record) => show(record, &article, args.json, headed, &mut counts)?,
+                Ok(record) => {
+                    let offset = record.place.offset;
+                    let document = in_corpus(record, input.name(), is_whole);
+                    show(document, offset, &article, args.json, headed, &mut counts)?;
+                }
                 Err(broken) => {
                     say!("warning: {broken}");
                     counts.broken += 1;
@@ -124,15 +132,16 @@ fn inputs(files: &[String]) -> Result<Vec<Input>> {
 }
 
 fn show(
-    record: Record,
+    mut document: Document,
+    offset: u64,
     article: &Extraction<Article>,
     json: bool,
     headed: bool,
     counts: &mut Counts,
 ) -> Result<()> {
-    let Record { mut document, place } = record;
     if let Some(dropped) = article.apply(&mut document) {
-        say!("warning: `{}`: {}", document.url, dropped.detail);
+        let name = if document.url.is_empty() { &document.id } else { &document.url };
+        say!("warning: `{name}`: {}", dropped.detail);
         counts.without_text += 1;
         return Ok(());
     }
@@ -142,17 +151,19 @@ fn show(
         let date = if document.date.is_empty() { meta("written") } else { &document.date };
         return print_json(&Line {
             id: &document.id,
+            own_id: meta(OWN_ID),
             url: &document.url,
             title: meta("title"),
             date,
             lang: &document.lang,
-            offset: place.offset,
+            offset,
             text: &document.text,
         });
     }
     if headed {
         let gap = if counts.printed > 1 { "\n" } else { "" };
-        print(format_args!("{gap}=== {}", document.url))?;
+        let name = if document.url.is_empty() { &document.id } else { &document.url };
+        print(format_args!("{gap}=== {name}"))?;
     }
     print(&document.text)
 }

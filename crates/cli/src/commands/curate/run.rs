@@ -67,7 +67,11 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         return if args.json { print_json(&found) } else { print_estimate(&found) };
     }
     let curated = pipeline::curate(&args.recipe, &args.sets, options)?;
-    if args.json { print_json(&curated) } else { print_summary(&curated) }
+    if !args.json {
+        return print_summary(&curated);
+    }
+    pipeline::lost(&curated.report.broken).iter().for_each(|line| say!("{line}"));
+    print_json(&curated)
 }
 
 fn print_estimate(found: &Estimate) -> Result<()> {
@@ -162,5 +166,6 @@ fn print_summary(curated: &Curated) -> Result<()> {
         duration(curated.seconds)
     ))?;
     print_copies(curated)?;
+    pipeline::lost(&report.broken).iter().try_for_each(print)?;
     print(format!("corpus: {}", curated.folder.display()))
 }

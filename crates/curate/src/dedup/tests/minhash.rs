@@ -115,3 +115,22 @@ fn values_out_of_range_are_refused() {
         assert!(registry().build_map(&step, &[]).is_err());
     }
 }
+
+/// Viramas, the signs that take a vowel away, and joiners are no letters, but they stand inside words.
+#[test]
+fn signs_inside_words_do_not_end_them() {
+    for (text, words) in [
+        ("हिन्दी भाषा में क्षेत्र", 4),
+        ("বাংলা ভাষায় বিজ্ঞান", 3),
+        ("தமிழ் மொழியில் புத்தகம்", 3),
+        ("తెలుగు భాషలో పుస్తకం", 3),
+        ("ශ්‍රී ලංකාව", 2),
+        ("می\u{200c}خواهم بروم", 2),
+        ("cafe\u{301} a\u{300} Paris", 3),
+    ] {
+        assert_eq!(shingle_set(text, 1).len(), words, "{text}");
+        let mut found = 0;
+        crate::filter::words(text, &mut |_, _| found += 1);
+        assert_eq!(found, words, "{text}");
+    }
+}
