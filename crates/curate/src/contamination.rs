@@ -13,10 +13,12 @@
 
 mod examples;
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 use crate::dedup::is_word_alone;
 use crate::filter::{check_share, hash, is_inside_word};
@@ -72,6 +74,11 @@ fn words(text: &str) -> Vec<u64> {
             words.push(hash(lower.as_bytes()));
             lower.clear();
         }
+    };
+    // A letter with its accent is one character or two.
+    let text = match is_nfc_quick(text.chars()) {
+        IsNormalized::Yes => Cow::Borrowed(text),
+        _ => Cow::Owned(text.nfc().collect::<String>()),
     };
     for c in text.chars() {
         if is_word_alone(c) {

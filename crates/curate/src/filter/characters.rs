@@ -149,10 +149,10 @@ pub(crate) fn is_attached(c: char) -> bool {
         | '\u{3099}'..='\u{309a}')
 }
 
-/// A sign on the letter before it (an accent, a virama, the vowel of an abugida), or an invisible joiner: neither is a letter, and
-/// neither ends a word.
+/// A sign on the letter before it (an accent, a virama, the vowel of an abugida), an invisible joiner, or a hyphen that shows only
+/// where a line ends: none is a letter, and none ends a word.
 pub(crate) fn is_inside_word(c: char) -> bool {
-    !c.is_ascii() && (is_combining_mark(c) || matches!(c, '\u{200c}' | '\u{200d}'))
+    !c.is_ascii() && (is_combining_mark(c) || matches!(c, '\u{ad}' | '\u{200c}' | '\u{200d}'))
 }
 
 /// Thai and Lao: they have no mark for the end of a sentence, and a space between two of their words is the end of a clause.

@@ -109,7 +109,7 @@ pub struct CurateReport {
     pub steps: Vec<Passage>,
     /// Documents by the number of bits of their size in bytes, as read and as kept: 11 is 1,024 to 2,047 bytes.
     pub lengths: BTreeMap<u32, BeforeAfter>,
-    /// Documents by language; `unknown` where none was told.
+    /// Documents by language; `unknown` where none was told, `others` where 256 languages come before it in the order of ids.
     pub languages: BTreeMap<String, BeforeAfter>,
     /// Documents by domain, those that were dropped among them.
     pub domains_before: BTreeMap<String, Tally>,
@@ -134,6 +134,12 @@ const MAX_EXAMPLES: usize = 5;
 /// Broken parts listed in the report.
 const MAX_BROKEN: usize = 100;
 
+/// Languages listed by themselves; sources may make up as many as they have documents.
+const MAX_LANGUAGES: usize = 256;
+
+/// What stands for all other languages.
+const OTHERS: &str = "others";
+
 /// What stands for a language or domain that is not known.
 const UNKNOWN: &str = "unknown";
 
@@ -156,7 +162,10 @@ impl CurateReport {
     pub(crate) fn count(&mut self, item: &Item) -> Result<(), CurateError> {
         self.documents_in += 1;
         let known = |name: &str| if name.is_empty() { UNKNOWN.to_owned() } else { name.to_owned() };
-        let (lang, domain) = (known(&item.document.lang), known(&item.document.domain));
+        let (mut lang, domain) = (known(&item.document.lang), known(&item.document.domain));
+        if self.languages.len() >= MAX_LANGUAGES && !self.languages.contains_key(&lang) {
+            OTHERS.clone_into(&mut lang);
+        }
         self.lengths.entry(bits(item.bytes)).or_default().before.add(item.bytes);
         self.languages.entry(lang.clone()).or_default().before.add(item.bytes);
         self.domains_before.entry(domain).or_default().add(item.bytes);

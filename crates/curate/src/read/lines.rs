@@ -1,6 +1,6 @@
 //! JSON Lines.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 
@@ -250,16 +250,11 @@ impl<'de> Visitor<'de> for Object<'_> {
             let mut text = String::new();
             let kind = map.next_value_seed(Plain { text: &mut text, limit, inside: false })?;
             has_text = if is_text { kind == Kind::String } else { has_text };
-            let entries = (kind == Kind::Object && name == self.fields.metadata && text.len() < limit)
-                .then(|| serde_json::from_str::<BTreeMap<String, Value>>(&text).ok());
+            let is_metadata = kind == Kind::Object && name == self.fields.metadata;
+            let entries = is_metadata.then(|| room.entries(&text));
             match (kind, entries.flatten()) {
                 (Kind::Null, _) => {}
-                (_, Some(entries)) => {
-                    for (name, value) in entries.into_iter().filter(|(_, value)| !value.is_null()) {
-                        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                        room.keep(self.document, &name, value);
-                    }
-                }
+                (_, Some(entries)) => room.keep_all(self.document, entries),
                 _ => self.fields.put(self.document, &mut room, &name, text),
             }
             names.insert(name);

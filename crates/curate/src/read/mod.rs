@@ -39,6 +39,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use http::Response;
 pub use store::{Input, Listed, find};
@@ -253,18 +254,28 @@ impl Fields {
             (&self.url, &mut document.url),
             (&self.date, &mut document.date),
             (&self.source, &mut document.source),
-            (&self.lang, &mut document.lang),
         ];
-        let value = match *name == self.lang {
-            true => crate::language::normalise(&value).into_owned(),
-            false => value,
-        };
-        let place = places.into_iter().find(|(field, _)| *field == name).map(|(_, place)| place);
-        match place {
-            Some(place) => *place = value,
-            None => room.keep(document, name, value),
+        // A field may be named for several.
+        let mut has_place = false;
+        for (_, place) in places.into_iter().filter(|(field, _)| *field == name) {
+            place.clone_from(&value);
+            has_place = true;
+        }
+        if *name == self.lang {
+            document.lang = language_of(&value);
+        } else if !has_place {
+            room.keep(document, name, value);
         }
     }
+}
+
+/// Most bytes of the name of a language that is none of ours. Longer ones are no names.
+const LANGUAGE_BYTES: usize = 35;
+
+/// A language as a source writes it, in its usual code; empty where it is none.
+fn language_of(value: &str) -> String {
+    let language = crate::language::normalise(value);
+    if language.len() > LANGUAGE_BYTES { String::new() } else { language.into_owned() }
 }
 
 /// Most bytes of names and values in [`Document::meta`] of one record.
@@ -282,6 +293,18 @@ struct Room {
 impl Room {
     fn new() -> Room {
         Room { bytes: META_BYTES, left_out: 0 }
+    }
+
+    /// The entries of an object in JSON. There are none where the text is something else, or larger than the room.
+    fn entries(&self, text: &str) -> Option<BTreeMap<String, Value>> {
+        (text.len() <= self.bytes).then(|| serde_json::from_str(text).ok()).flatten()
+    }
+
+    fn keep_all(&mut self, document: &mut Document, entries: BTreeMap<String, Value>) {
+        for (name, value) in entries.into_iter().filter(|(_, value)| !value.is_null()) {
+            let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            self.keep(document, &name, value);
+        }
     }
 
     /// Keeps an entry, or counts it where it is too large.

@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
-    Date32Type, Date64Type, Float32Type, Float64Type, Int32Type, Int64Type, TimestampMicrosecondType,
-    TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt32Type, UInt64Type,
+    Date32Type, Date64Type, Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type,
+    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType,
+    UInt8Type, UInt16Type, UInt32Type, UInt64Type,
 };
 use arrow_array::{Array, RecordBatch};
-use arrow_schema::{DataType, TimeUnit};
+use arrow_schema::{DataType, Field, TimeUnit};
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder,
@@ -34,11 +35,13 @@ const BATCH_BYTES: u64 = 64 << 20;
 pub(super) fn open(input: &Input, range: Range<u64>, config: &ReadConfig) -> Result<Reader, String> {
     let file = input.open().map_err(|error| format!("cannot be opened: {error}"))?;
     let chunks = Chunks::new(file);
-    let metadata = ArrowReaderMetadata::load(&chunks, ArrowReaderOptions::default())
+    // Types as Parquet has them: Arrow's would also be dictionaries and views.
+    let options = ArrowReaderOptions::new().with_skip_arrow_metadata(true);
+    let metadata = ArrowReaderMetadata::load(&chunks, options)
         .map_err(|error| format!("cannot be read as Parquet: {error}"))?;
     let schema = Arc::clone(metadata.schema());
     let columns: Vec<usize> =
-        (0..schema.fields().len()).filter(|&at| is_scalar(schema.field(at).data_type())).collect();
+        (0..schema.fields().len()).filter(|&at| is_read(schema.field(at), &config.fields)).collect();
     let text = &config.fields.text;
     let is_text = |&at: &usize| schema.field(at).name() == text && is_string(schema.field(at).data_type());
     if !columns.iter().any(is_text) {
@@ -152,9 +155,19 @@ impl Rows {
         let mut document = Document { source: self.name.clone(), ..Document::default() };
         let (mut has_text, mut room) = (false, Room::new());
         for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
-            if let Some(value) = cell(column.as_ref(), self.row) {
+            if let Some(entries) = column.as_struct_opt().filter(|entries| entries.is_valid(self.row)) {
+                for (field, column) in entries.fields().iter().zip(entries.columns()) {
+                    if let Some(value) = cell(column.as_ref(), self.row) {
+                        room.keep(&mut document, field.name(), value);
+                    }
+                }
+            } else if let Some(value) = cell(column.as_ref(), self.row) {
                 has_text |= *field.name() == self.fields.text;
-                self.fields.put(&mut document, &mut room, field.name(), value);
+                let is_metadata = *field.name() == self.fields.metadata;
+                match is_metadata.then(|| room.entries(&value)).flatten() {
+                    Some(entries) => room.keep_all(&mut document, entries),
+                    None => self.fields.put(&mut document, &mut room, field.name(), value),
+                }
             }
         }
         if !has_text {
@@ -217,10 +230,16 @@ fn is_string(kind: &DataType) -> bool {
 }
 
 fn is_scalar(kind: &DataType) -> bool {
-    use DataType::{Boolean, Date32, Date64, Float32, Float64, Int32, Int64, Timestamp, UInt32, UInt64};
+    use DataType::{Boolean, Date32, Date64, Float32, Float64, Timestamp};
     is_string(kind)
-        || matches!(kind, Boolean | Int32 | Int64 | UInt32 | UInt64 | Float32 | Float64)
-        || matches!(kind, Date32 | Date64 | Timestamp(..))
+        || kind.is_integer()
+        || matches!(kind, Boolean | Float32 | Float64 | Date32 | Date64 | Timestamp(..))
+}
+
+/// Whether a column is read: text, numbers, dates and truth values, and the metadata if it is a structure of such.
+fn is_read(column: &Field, fields: &Fields) -> bool {
+    is_scalar(column.data_type())
+        || *column.name() == fields.metadata && matches!(column.data_type(), DataType::Struct(_))
 }
 
 /// Bytes of a cell of strings.
@@ -232,6 +251,9 @@ fn cell_bytes(column: &dyn Array, row: usize) -> usize {
         DataType::Utf8 => column.as_string::<i32>().value(row).len(),
         DataType::LargeUtf8 => column.as_string::<i64>().value(row).len(),
         DataType::Utf8View => column.as_string_view().value(row).len(),
+        DataType::Struct(_) => {
+            column.as_struct().columns().iter().map(|column| cell_bytes(column.as_ref(), row)).sum()
+        }
         _ => 0,
     }
 }
@@ -246,6 +268,10 @@ fn cell(column: &dyn Array, row: usize) -> Option<String> {
         DataType::LargeUtf8 => column.as_string::<i64>().value(row).to_owned(),
         DataType::Utf8View => column.as_string_view().value(row).to_owned(),
         DataType::Boolean => column.as_boolean().value(row).to_string(),
+        DataType::Int8 => column.as_primitive::<Int8Type>().value(row).to_string(),
+        DataType::Int16 => column.as_primitive::<Int16Type>().value(row).to_string(),
+        DataType::UInt8 => column.as_primitive::<UInt8Type>().value(row).to_string(),
+        DataType::UInt16 => column.as_primitive::<UInt16Type>().value(row).to_string(),
         DataType::Int32 => column.as_primitive::<Int32Type>().value(row).to_string(),
         DataType::Int64 => column.as_primitive::<Int64Type>().value(row).to_string(),
         DataType::UInt32 => column.as_primitive::<UInt32Type>().value(row).to_string(),

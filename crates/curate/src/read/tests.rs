@@ -474,6 +474,69 @@ proptest! {
     }
 }
 
+#[test]
+fn columns_of_all_kinds_are_read() {
+    use arrow_array::types::Int8Type;
+    use arrow_array::{
+        ArrayRef, DictionaryArray, Int8Array, RecordBatch, StringArray, StringViewArray, StructArray,
+        UInt16Array,
+    };
+    let text = |values: &[&str]| Arc::new(StringArray::from(values.to_vec())) as ArrayRef;
+    let structure = StructArray::from(vec![
+        (
+            Arc::new(arrow_schema::Field::new("licence", arrow_schema::DataType::Utf8, true)),
+            text(&["mit", "bsd"]),
+        ),
+        (
+            Arc::new(arrow_schema::Field::new("stars", arrow_schema::DataType::UInt16, true)),
+            Arc::new(UInt16Array::from(vec![Some(7), None])) as ArrayRef,
+        ),
+    ]);
+    let lang: DictionaryArray<Int8Type> = ["German", "en-GB"].into_iter().collect();
+    let write = |metadata: ArrayRef| {
+        let batch = RecordBatch::try_from_iter([
+            ("text", Arc::new(StringViewArray::from(vec!["one", "two"])) as ArrayRef),
+            ("lang", Arc::new(lang.clone()) as ArrayRef),
+            ("small", Arc::new(Int8Array::from(vec![-3, 4])) as ArrayRef),
+            ("metadata", metadata),
+        ])
+        .unwrap();
+        let mut bytes = Vec::new();
+        let mut writer = parquet::arrow::ArrowWriter::try_new(&mut bytes, batch.schema(), None).unwrap();
+        writer.write(&batch).unwrap();
+        writer.close().unwrap();
+        bytes
+    };
+    let json = text(&[r#"{"licence": "mit", "stars": 7}"#, r#"{"licence": "bsd", "stars": null}"#]);
+    for bytes in [write(Arc::new(structure)), write(json)] {
+        let (records, broken) = read("a.parquet", &bytes, &ReadConfig::default());
+        assert!(broken.is_empty(), "{broken:?}");
+        let of = |record: &Record| {
+            (record.document.text.clone(), record.document.lang.clone(), record.document.meta.clone())
+        };
+        let meta = |entries: &[(&str, &str)]| {
+            entries.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+        };
+        assert_eq!(
+            records.iter().map(of).collect::<Vec<_>>(),
+            [
+                ("one".into(), "de".into(), meta(&[("licence", "mit"), ("small", "-3"), ("stars", "7")])),
+                ("two".into(), "en".into(), meta(&[("licence", "bsd"), ("small", "4")])),
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_field_may_be_named_twice() {
+    let fields = Fields { id: "url".into(), ..Fields::default() };
+    let config = ReadConfig { fields, ..ReadConfig::default() };
+    let line = format!(r#"{{"text": "a", "url": "u", "lang": "{}"}}"#, "x".repeat(99));
+    let (records, _) = read("a.jsonl", line.as_bytes(), &config);
+    let document = &records[0].document;
+    assert_eq!((&*document.id, &*document.url, &*document.lang), ("u", "u", ""));
+}
+
 /// A Parquet file of a column `text`, each row written by itself.
 pub(super) fn parquet_of(rows: &[&str], dictionary: bool, rows_of_group: usize) -> Vec<u8> {
     use arrow_array::{RecordBatch, StringArray};

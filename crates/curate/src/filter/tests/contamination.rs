@@ -116,4 +116,10 @@ fn signs_inside_words_do_not_end_them() {
     let hindi = "क्या हिन्दी में प्रश्न";
     assert!(EvalSet::new("quiz", 8, [hindi]).is_err(), "four words are too short to be found");
     assert!(EvalSet::new("quiz", 8, [format!("{hindi} {hindi}").as_str()]).is_ok());
+    // Written in another way it is the same example.
+    let example = "Où était né le célèbre écrivain français à la fin du siècle ?";
+    let set = EvalSet::new("quiz", 8, [example]).unwrap();
+    let rules = Contamination::with(vec![(set, 0.5)]).unwrap();
+    let text = example.replace('é', "e\u{301}").replace("français", "fran\u{ad}çais");
+    assert_eq!(rules.worst(&text), Some((0, 0, 1.0)));
 }
