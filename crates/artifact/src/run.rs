@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -116,12 +117,13 @@ impl RunDir {
         let is_ours = !fsutil::exists(&path)? || has_lock_alone(&path);
         fsutil::create_dir_all(&path)?;
         let lock_path = path.join(LOCK);
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(|e| ArtifactError::io("open", &lock_path, e))?;
+        let lock = match File::options().create(true).truncate(false).write(true).open(&lock_path) {
+            // The process that had it has just taken the folder away.
+            Err(error) if error.kind() == ErrorKind::NotFound && !fsutil::exists(&path)? => {
+                return Self::create(path);
+            }
+            opened => opened.map_err(|e| ArtifactError::io("open", &lock_path, e))?,
+        };
         match lock.try_lock() {
             // The process that had it may have taken the folder away.
             Ok(())

@@ -2,23 +2,18 @@
 
 use std::path::PathBuf;
 
-/// What is said of an input of which all is lost.
-const LOST: &str = "gave no document";
-
-/// Whether these are the words of [`CurateError::LostInput`]: between processes and steps the broken parts of inputs are words.
-pub(crate) fn is_lost(said: &str) -> bool {
-    said.contains(&format!("` {LOST}: "))
-}
+use crate::plan::BrokenPart;
 
 /// Broken parts of inputs told in an error.
 const MAX_TOLD: usize = 8;
 
-/// The number of broken parts, and the first of them, those that are whole inputs before others.
-pub(crate) fn told(parts: &[String]) -> String {
-    let mut listed: Vec<_> = parts.iter().collect();
-    listed.sort_by_key(|part| (!is_lost(part), *part));
+/// The number of broken parts, and the first of them, whole inputs before others.
+pub(crate) fn told(broken: &[BrokenPart]) -> String {
+    let mut listed: Vec<_> = broken.iter().collect();
+    listed.sort_by_key(|part| (!part.lost, *part));
     let listed: String = listed.iter().take(MAX_TOLD).map(|part| format!("\n  {part}")).collect();
-    format!("{} parts that cannot be read:{listed}", parts.len())
+    let count: u64 = broken.iter().map(|part| part.parts).sum();
+    format!("{count} parts that cannot be read:{listed}")
 }
 
 /// What can go wrong in curation. Each message names the key or path, what was found, and what to do.
@@ -147,21 +142,8 @@ pub enum CurateError {
         problem: String,
     },
     /// An input is broken. A runner counts it and goes on, unless it is told to stop.
-    #[error("`{input}` is broken: {problem}")]
-    BrokenInput {
-        /// The file or address, with the place in it.
-        input: String,
-        /// What was found.
-        problem: String,
-    },
-    /// Nothing in an input is a document, and parts of it are broken. A runner counts it and goes on.
-    #[error("`{input}` {LOST}: {problem}")]
-    LostInput {
-        /// The file or address.
-        input: String,
-        /// What was found.
-        problem: String,
-    },
+    #[error("{0}")]
+    BrokenInput(BrokenPart),
     /// A stage had no records where there must be some.
     #[error("`{stage}` came out empty{broken}\nhint: look at what the steps before it dropped")]
     EmptyOutput {

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use crate::dedup::VERSION;
 use crate::files::splits;
 use crate::item::{Item, Value};
-use crate::plan::{self, Emit, Source};
-use crate::read::{Broken, Listed, OnError, ReadConfig, Record, WHOLE, id_at, id_of};
+use crate::plan::{Broken, BrokenPart, Emit, Source};
+use crate::read::{Listed, OnError, ReadConfig, Record, id_at, id_of};
 use crate::{CurateError, Document, date};
 
 /// The key of [`Document::meta`](crate::Document::meta) for the id that a document came with.
@@ -56,24 +56,25 @@ pub fn in_corpus(record: Record, name: &str, is_whole: bool) -> Document {
 impl ReadSource {
     pub(crate) fn new(inputs: Inputs) -> Self {
         let Inputs { inputs: all, read, .. } = &inputs;
-        let size = |range: Range<usize>| all[range].iter().map(|input| input.bytes).sum();
-        let mut cut = Vec::new();
-        for split in splits(all.iter().map(|input| input.bytes)) {
-            // A split ends with the first input that is large.
-            let (last, end) = (split.end - 1, split.end);
-            let ranges = all[last].ranges(read);
-            if let [whole] = &ranges[..] {
-                cut.push(Split { bytes: size(split.clone()), inputs: split, range: whole.clone() });
-                continue;
+        let ranges = |input: &Listed| input.ranges(read);
+        let (mut cut, mut start) = (Vec::new(), 0);
+        // Small inputs beside each other, and each large one.
+        for run in all.chunk_by(|one, next| ranges(one).len() == 1 && ranges(next).len() == 1) {
+            match &ranges(&run[0])[..] {
+                [whole] => {
+                    cut.extend(splits(run.iter().map(|input| input.bytes)).into_iter().map(|split| Split {
+                        bytes: run[split.clone()].iter().map(|input| input.bytes).sum(),
+                        inputs: start + split.start..start + split.end,
+                        range: whole.clone(),
+                    }))
+                }
+                pieces => cut.extend(pieces.iter().map(|piece| Split {
+                    bytes: piece.end.min(run[0].bytes) - piece.start,
+                    inputs: start..start + 1,
+                    range: piece.clone(),
+                })),
             }
-            if split.start < last {
-                let before = split.start..last;
-                cut.push(Split { bytes: size(before.clone()), inputs: before, range: WHOLE });
-            }
-            cut.extend(ranges.into_iter().map(|range| {
-                let bytes = range.end.min(all[last].bytes) - range.start;
-                Split { inputs: last..end, range, bytes }
-            }));
+            start += run.len();
         }
         Self { splits: cut, inputs }
     }
@@ -82,23 +83,23 @@ impl ReadSource {
         &self,
         (listed, split): (&Listed, &Split),
         emit: &mut Emit,
-        broken: &mut plan::Broken,
+        broken: &mut Broken,
         tick: &dyn Fn(u64),
     ) -> Result<(), CurateError> {
         let (mut told, mut unread) = (split.range.start, 0);
         let end = split.range.end.min(listed.bytes);
         let mut records = listed.input(&split.range)?.records_in(split.range.clone(), &self.inputs.read);
         // The first broken part waits: where nothing else is in the input, it is the reason why all of it is lost.
-        let (mut first, mut parts, mut documents) = (None, 0_u64, 0_u64);
+        let (mut first, mut documents) = (None, 0_u64);
         for record in records.by_ref() {
             let record = match record {
                 Ok(record) => record,
                 Err(part) => {
-                    parts += 1;
-                    if parts == 1 && self.inputs.read.on_error == OnError::Skip {
+                    let part = BrokenPart::new(&listed.name, Some(part.place.offset), &part.reason);
+                    if first.is_none() && self.inputs.read.on_error == OnError::Skip {
                         first = Some(part);
                     } else {
-                        broken(broken_part(part))?;
+                        broken(part)?;
                     }
                     continue;
                 }
@@ -116,8 +117,8 @@ impl ReadSource {
             emit(id.as_bytes(), &Value::Item(Box::new(item)).encode()?)?;
         }
         if let Some(first) = first {
-            let is_lost = documents == 0 && records.passed().is_empty();
-            broken(if is_lost { lost(first, parts, &split.range) } else { broken_part(first) })?;
+            let lost = documents == 0 && records.passed().is_empty();
+            broken(BrokenPart { lost, ..first })?;
         }
         let passed = records.passed().iter().map(|(kind, count)| ((*kind).to_owned(), *count));
         let unread = (unread > 0).then(|| (UNREAD_DATES.to_owned(), unread));
@@ -128,28 +129,6 @@ impl ReadSource {
         tick(end.saturating_sub(told));
         Ok(())
     }
-}
-
-fn broken_part(part: Broken) -> CurateError {
-    let input = format!("{}, byte {}", part.file, part.place.offset);
-    CurateError::BrokenInput { input, problem: part.reason }
-}
-
-/// What is said of an input, or of a range of a large one, in which nothing but `parts` broken parts was found.
-fn lost(first: Broken, parts: u64, range: &Range<u64>) -> CurateError {
-    let problem = match parts {
-        1 => first.reason,
-        _ => format!(
-            "none of its {parts} parts can be read, that at byte {} because it {}",
-            first.place.offset, first.reason
-        ),
-    };
-    let input = match range {
-        _ if *range == WHOLE => first.file,
-        Range { start, end: u64::MAX } => format!("{}, from byte {start} on", first.file),
-        Range { start, end } => format!("{}, bytes {start} to {end}", first.file),
-    };
-    CurateError::LostInput { input, problem }
 }
 
 /// What is counted, beside the records that are no documents, of those that are: the document stays, without a date.
@@ -183,7 +162,7 @@ impl Source for ReadSource {
         &self,
         split: usize,
         emit: &mut Emit,
-        broken: &mut plan::Broken,
+        broken: &mut Broken,
         tick: &dyn Fn(u64),
     ) -> Result<(), CurateError> {
         let split = &self.splits[split];

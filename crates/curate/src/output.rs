@@ -30,7 +30,7 @@ pub const DOCUMENTS_FILE: &str = "documents.parquet";
 /// The [`crate::MixReport`]s by name in JSON, where there is a mix.
 pub const MIX_FILE: &str = "mix.json";
 /// Parts of inputs that could not be read, one a line, sorted; absent where there are none.
-pub const BROKEN_FILE: &str = "broken.txt";
+pub const BROKEN_FILE: &str = "broken.jsonl";
 /// The dropped documents, one [`DroppedRecord`] in JSON per line, sorted by id.
 pub const DROPPED_FILE: &str = "dropped.jsonl";
 /// The [`crate::CurateReport`] in JSON.

@@ -200,8 +200,11 @@ impl Run {
 
     /// Refuses where there is a finished corpus that another one would take the place of.
     fn expect_no_other(&self, key: &StageKey) -> Result<()> {
-        // One that is damaged is nobody's loss.
-        let Ok(there) = self.dir.artifact(STAGE, STAGE) else { return Ok(()) };
+        let there = match self.dir.artifact(STAGE, STAGE) {
+            Ok(there) => there,
+            Err(error) if error.is_damage() || !self.dir.path().join(STAGE).exists() => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
         if there.id() == key.id() {
             return Ok(());
         }

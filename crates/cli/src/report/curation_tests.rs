@@ -135,7 +135,7 @@ fn the_page_of_a_corpus_is_well_formed_and_complete() {
         "maths: 10 of 20 bytes are missing",
         "2.50",
         "redirects (3xx)",
-        "and 129 more, in broken.txt",
+        "and 129 more, in broken.jsonl",
     ] {
         assert!(html.contains(text), "{text}");
     }

@@ -129,7 +129,7 @@ fn expected(recipe: &Path, folder: &Path) -> BTreeMap<String, Vec<u8>> {
         assert!(report["dropped"][reason]["count"].as_u64() > Some(0), "no {reason}: {report}");
     }
     assert_eq!(report["broken"]["count"], 3, "{report}");
-    assert!(files.contains_key("mix.json") && files.contains_key("broken.txt"), "{:?}", files.keys());
+    assert!(files.contains_key("mix.json") && files.contains_key("broken.jsonl"), "{:?}", files.keys());
     files
 }
 

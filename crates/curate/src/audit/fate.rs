@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::{Corpus, Row};
+use crate::plan::BrokenPart;
 use crate::read::id_of;
 use crate::{CurateError, DroppedRecord, OWN_ID};
 
@@ -67,9 +68,9 @@ pub struct Found {
     pub documents: Vec<Fate>,
     /// The documents that were kept in place of those, and in place of these in turn.
     pub survivors: Vec<Fate>,
-    /// Parts of inputs that it may mean and that could not be read: file, byte and cause.
+    /// Parts of inputs that it may mean and that could not be read.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub broken: Vec<String>,
+    pub broken: Vec<BrokenPart>,
 }
 
 /// Documents that a name may mean before it is too vague.
@@ -151,10 +152,9 @@ impl Corpus {
     pub fn find(&self, wanted: &[String]) -> Result<Vec<Found>, CurateError> {
         let mut found: Vec<Found> =
             wanted.iter().map(|name| Found { wanted: name.clone(), ..Found::default() }).collect();
-        self.broken(|line| {
-            let Some((file, place)) = broken_place(line) else { return };
-            for own in found.iter_mut().filter(|own| means(&own.wanted, file, place)) {
-                own.broken.push(line.to_owned());
+        self.broken(|part| {
+            for own in found.iter_mut().filter(|own| means(&own.wanted, &part)) {
+                own.broken.push(part.clone());
             }
         })?;
         for (own, matches) in found.iter_mut().zip(self.matches(wanted, false)?) {
@@ -271,20 +271,17 @@ fn own_id(metadata: &str) -> Option<String> {
     found.flatten()?.remove(OWN_ID)
 }
 
-/// File and byte of a line of [`BROKEN_FILE`](crate::BROKEN_FILE).
-fn broken_place(line: &str) -> Option<(&str, &str)> {
-    line.strip_prefix('`')?.split_once("` is broken: ")?.0.rsplit_once(", byte ")
-}
-
-/// Whether a name is that of a file, with or without the folders before it, or that and the place behind a `#`.
-fn means(wanted: &str, file: &str, place: &str) -> bool {
+/// Whether a name is that of a part's file, with or without the folders before it, or that and the place behind a `#`.
+fn means(wanted: &str, part: &BrokenPart) -> bool {
+    let (file, place) = (part.input.as_str(), part.byte.map(|byte| byte.to_string()));
     let ends = |long: &str, short: &str| {
         long.strip_suffix(short).is_some_and(|front| front.is_empty() || front.ends_with('/'))
     };
     let of_file = |wanted: &str| {
         [file, &id_of(file)].iter().any(|file| ends(wanted, file) || !wanted.is_empty() && ends(file, wanted))
     };
-    of_file(wanted) || wanted.rsplit_once('#').is_some_and(|(wanted, at)| at == place && of_file(wanted))
+    of_file(wanted)
+        || wanted.rsplit_once('#').is_some_and(|(wanted, at)| place.as_deref() == Some(at) && of_file(wanted))
 }
 
 fn dropped(record: &DroppedRecord) -> Fate {

@@ -20,6 +20,7 @@ pub use fate::{Fate, Found, MAX_MATCHES, Outcome, Place};
 pub use rows::Row;
 pub use sample::{Kept, Pick, Sampled};
 
+use crate::plan::BrokenPart;
 use crate::{
     BROKEN_FILE, CurateError, CurateReport, DROPPED_FILE, DroppedRecord, MIX_FILE, MixReport, REPORT_FILE,
 };
@@ -71,27 +72,31 @@ impl Corpus {
         if path.exists() { json(&path) } else { Ok(BTreeMap::new()) }
     }
 
-    /// Calls `each` with every part of an input that could not be read, in words.
+    /// Calls `each` with every part of an input that could not be read.
     ///
     /// # Errors
     /// [`CurateError::DamagedOutput`] where there are not as many as the report says.
-    pub fn broken(&self, mut each: impl FnMut(&str)) -> Result<(), CurateError> {
+    pub fn broken(&self, mut each: impl FnMut(BrokenPart)) -> Result<(), CurateError> {
         let expected = self.report.broken.count;
         if expected == 0 {
             return Ok(());
         }
         let path = self.folder.join(BROKEN_FILE);
-        let mut number = 0_u64;
-        for line in
-            BufReader::new(File::open(&path).map_err(|error| CurateError::read(&path, error))?).lines()
-        {
-            each(&line.map_err(|error| CurateError::read(&path, error))?);
-            number += 1;
+        let mut count = 0_u64;
+        let file = File::open(&path).map_err(|error| CurateError::read(&path, error))?;
+        for (at, line) in BufReader::new(file).lines().enumerate() {
+            let line = line.map_err(|error| CurateError::read(&path, error))?;
+            let part: BrokenPart = serde_json::from_str(&line).map_err(|error| {
+                let problem = format!("line {} is no broken part: {error}", at + 1);
+                CurateError::DamagedOutput { path: path.clone(), problem }
+            })?;
+            count += part.parts;
+            each(part);
         }
-        if number == expected {
+        if count == expected {
             return Ok(());
         }
-        let problem = format!("it has {number} lines, but `{REPORT_FILE}` counts {expected} broken parts");
+        let problem = format!("it has {count} broken parts, but `{REPORT_FILE}` counts {expected}");
         Err(CurateError::DamagedOutput { path, problem })
     }
 

@@ -140,10 +140,20 @@ fn documents_are_found_by_the_ids_they_came_with_and_broken_parts_by_their_files
     let name = find(&corpus, "a").unwrap().documents[0].id.split_once('#').unwrap().0.to_owned();
     assert_eq!(is_kept(&name), (vec![], 1), "{name}");
     let part = &find(&corpus, "odd#.jsonl").unwrap().broken[0];
-    assert!(part.contains(&format!("odd#.jsonl, byte {at}` is broken: ")), "{part}");
+    assert!(part.input.ends_with("odd#.jsonl") && part.byte == Some(at as u64), "{part}");
+    // A file that is lost as a whole is found as well.
+    let lost = folder(&[("a.jsonl", line("a", &prose(1)).as_bytes()), ("torn.parquet", b"PAR1")]);
+    let config = CurateConfig { sources: vec![lost.path().display().to_string()], ..config };
+    let there = tempfile::tempdir().unwrap();
+    curate(&config, &crate::inventory(&config, &()).unwrap(), there.path(), &()).unwrap();
+    let torn = find(&Corpus::open(there.path()).unwrap(), "torn.parquet").unwrap().broken;
+    assert!(torn.len() == 1 && torn[0].lost, "{torn:?}");
     std::fs::write(out.path().join(BROKEN_FILE), "").unwrap();
     let error = find(&corpus, "a").unwrap_err().to_string();
-    assert!(error.contains("broken.txt` is damaged: it has 0 lines, but `report.json` counts 1"), "{error}");
+    assert!(
+        error.contains("broken.jsonl` is damaged: it has 0 broken parts, but `report.json` counts 1"),
+        "{error}"
+    );
 }
 
 #[test]

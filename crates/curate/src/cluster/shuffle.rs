@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::CurateError;
 use crate::item::{decode, encode};
-use crate::plan::Emit;
+use crate::plan::{BrokenPart, Emit};
 
 /// Rows and bytes of a batch, about.
 const BATCH_ROWS: usize = 8192;
@@ -33,8 +33,8 @@ pub(super) const SLOT: &str = "slot";
 enum Note {
     /// The number of the partition that the slot stands for.
     Partition(u32),
-    /// An input is broken, in words.
-    Broken(String),
+    /// A part of an input is broken.
+    Broken(BrokenPart),
 }
 
 /// The columns of rows on their way.
@@ -104,7 +104,7 @@ impl<'a> Batches<'a> {
         self.row(slot, None, &encode("a note", &Note::Partition(partition))?)
     }
 
-    pub(super) fn broken(&mut self, slot: u64, what: String) -> Result<(), CurateError> {
+    pub(super) fn broken(&mut self, slot: u64, what: BrokenPart) -> Result<(), CurateError> {
         self.row(slot, None, &encode("a note", &Note::Broken(what))?)
     }
 
@@ -140,8 +140,8 @@ impl<'a> Batches<'a> {
 pub(super) struct Arrivals {
     slot: Option<u64>,
     partition: Option<u32>,
-    /// Inputs that were broken, in words.
-    pub(super) broken: Vec<String>,
+    /// What of inputs was broken.
+    pub(super) broken: Vec<BrokenPart>,
 }
 
 impl Arrivals {

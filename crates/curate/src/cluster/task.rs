@@ -11,7 +11,7 @@ use crate::CurateError;
 use crate::local::file::{self, Writer, is_whole};
 use crate::local::sort::{Merge, Sorter, reduce_all};
 use crate::local::stage::{Split, feed, part, partition_of};
-use crate::plan::Emit;
+use crate::plan::{BrokenPart, Emit};
 
 /// Asked now and then; its error ends a task that nobody waits for any more.
 pub(super) type Alive<'a> = dyn Fn() -> Result<(), CurateError> + 'a;
@@ -69,7 +69,7 @@ fn map(
     stage: &Opened,
     at: usize,
     emit: &mut Emit,
-) -> Result<Vec<String>, CurateError> {
+) -> Result<Vec<BrokenPart>, CurateError> {
     let no_task =
         || CurateError::Plan { name: stage.place.folder.clone(), problem: format!("has no task {at}") };
     let task = stage.file.tasks.get(at).ok_or_else(no_task)?;
@@ -151,8 +151,11 @@ impl Draft {
     }
 
     /// Gives the file its name. Who had it first has written the same.
-    fn keep(self) -> Result<(), CurateError> {
-        std::fs::rename(&self.own, &self.to).map_err(|error| CurateError::write(&self.to, error))
+    fn keep(mut self) -> Result<(), CurateError> {
+        std::fs::rename(&self.own, &self.to).map_err(|error| CurateError::write(&self.to, error))?;
+        // Nothing is left of it.
+        self.own = PathBuf::new();
+        Ok(())
     }
 }
 

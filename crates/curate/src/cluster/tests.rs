@@ -4,7 +4,7 @@ use super::shuffle::{Arrivals, Batches, slots};
 use crate::CurateError;
 
 fn broken(problem: &str) -> CurateError {
-    CurateError::BrokenInput { input: "a".to_owned(), problem: problem.to_owned() }
+    CurateError::Record { what: "a", problem: problem.to_owned() }
 }
 
 #[test]
@@ -60,7 +60,8 @@ fn rows_arrive_as_they_were_sent() {
     for (key, value) in [(&b""[..], &b"x"[..]), (b"k", &large), (b"k", b"")] {
         batches.record(9, key, value).unwrap();
     }
-    batches.broken(9, "torn".to_owned()).unwrap();
+    let torn = BrokenPart::new("a", Some(7), "torn");
+    batches.broken(9, torn.clone()).unwrap();
     batches.flush().unwrap();
     assert!(sent.len() > 1, "a large record has a batch of its own");
     let mut arrivals = Arrivals::default();
@@ -76,7 +77,7 @@ fn rows_arrive_as_they_were_sent() {
     let expected =
         [(b"".to_vec(), b"x".to_vec()), (b"k".to_vec(), large.clone()), (b"k".to_vec(), Vec::new())];
     assert!(found == expected);
-    assert_eq!(arrivals.broken, ["torn"]);
+    assert_eq!(arrivals.broken, [torn]);
     assert_eq!(arrivals.partition(&[4, 9]).unwrap(), 1);
     assert!(arrivals.partition(&[9, 4]).is_err());
 }

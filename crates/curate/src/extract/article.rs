@@ -23,6 +23,9 @@ const MAX_ATTRIBUTES: usize = 1024;
 /// Elements of a page. Some rules compare many of them, and no page for people has so many.
 const MAX_ELEMENTS: usize = 100_000;
 
+/// Bytes of attributes that any page may have.
+const ROOM: usize = 1 << 20;
+
 /// A text of fewer characters may be less than the page says.
 const SHORT: usize = 250;
 
@@ -61,7 +64,7 @@ impl Article {
         }
         depth::check(html, MAX_OPEN, MAX_ATTRIBUTES)?;
         let mut page = Document::parse(&preserve::without_marks(html));
-        check(&page)?;
+        check(&page, html.len())?;
         preserve::preserve(&mut page, self.alt_text);
         // The library's last resort for a text that it deems too short is the text of the page without its structure: headings run
         // into paragraphs. A short text with its structure is better, so that is left for pages where nothing else is found.
@@ -79,7 +82,9 @@ impl Article {
         // A page that does not say where its text is loses all but paragraphs, which is most of a short page.
         if found.text.chars().count() < SHORT {
             let page = format!("<html><body><div class=post>{whole}</div></body></html>");
-            let again = extracted(Document::parse(&page), &options)?;
+            // Whatever it meets, the first look has found what it has found.
+            let again = || extracted(Document::parse(&page), &options).unwrap_or_default();
+            let again = catch_unwind(AssertUnwindSafe(again)).unwrap_or_default();
             if again.text.len() <= MAX_WHOLE && says(&again.text) > says(&found.text) {
                 found = Extracted { title: found.title, ..again };
             }
@@ -117,8 +122,10 @@ fn too_large() -> Dropped {
     Dropped::new("page_too_large", detail)
 }
 
-/// Makes sure that the page is neither too deep nor too large.
-fn check(page: &Document) -> Result<(), Dropped> {
+/// Makes sure that the page, of so many bytes of HTML, is neither too deep nor too large.
+fn check(page: &Document, bytes: usize) -> Result<(), Dropped> {
+    // An element that is left open comes again in each paragraph, with all of its attributes.
+    let mut room = 2 * bytes + ROOM;
     let mut open: Vec<(NodeId, usize)> = vec![(page.root(), 0)];
     let mut seen = 0;
     while let Some((node, depth)) = open.pop() {
@@ -128,6 +135,13 @@ fn check(page: &Document) -> Result<(), Dropped> {
         }
         if seen > MAX_ELEMENTS {
             return Err(too_large());
+        }
+        for name in page.attribute_names(node) {
+            let length = page.get_attribute(node, &name).map_or(0, |value| value.len());
+            room = room.checked_sub(length).ok_or_else(|| {
+                let detail = format!("its attributes, repeated, have more than twice its {bytes} bytes");
+                Dropped::new("page_too_large", detail)
+            })?;
         }
         open.extend(page.children(node).into_iter().map(|child| (child, depth + 1)));
     }

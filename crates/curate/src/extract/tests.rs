@@ -156,6 +156,7 @@ fn pages_without_text_and_pages_too_deep_give_nothing() {
         (&"<div>".repeat(100_000), "page_too_deep"),
         (&"<div>".repeat(600), "page_too_deep"),
         (&"<p>x".repeat(200_000), "page_too_large"),
+        (&format!("<p><b title=\"{}\">{}", "x".repeat(900_000), "<p>a".repeat(20_000)), "page_too_large"),
         (&format!("<p{attributes}>x"), "page_too_many_attributes"),
     ] {
         let found = article.extract(html, None).map_err(|dropped| dropped.reason);

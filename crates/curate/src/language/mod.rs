@@ -92,7 +92,8 @@ pub struct LanguageConfig {
     /// what suits the scores of the identifier: [`Identifier::min_score`].
     #[serde(deserialize_with = "limit", serialize_with = "said", skip_serializing_if = "Option::is_none")]
     pub min_score: Option<Option<f64>>,
-    /// A line of another language, of at least so many characters and as sure as `min_score`, is taken out.
+    /// A line of another language, of at least so many characters and as sure as `min_score`, or 0.65 when that is absent, is taken
+    /// out.
     #[serde(with = "crate::filter::off")]
     pub drop_lines_from: Option<usize>,
 }
@@ -145,7 +146,10 @@ impl Language {
 
     /// The text without lines that are surely of another language.
     fn without_foreign_lines(&self, text: &str, language: &str, least: usize) -> String {
-        let sure = self.min_score.unwrap_or(0.0);
+        let sure = match self.config.min_score {
+            Some(limit) => limit.unwrap_or(0.0),
+            None => SURE_LINE,
+        };
         let is_other = |guess: &Guess| guess.language != language && guess.score >= sure;
         let is_foreign = |line: &str| {
             line.chars().count() >= least && self.identifier.identify(line, 1).first().is_some_and(is_other)
@@ -153,6 +157,9 @@ impl Language {
         text.split_inclusive('\n').filter(|line| !is_foreign(line.trim_end())).collect()
     }
 }
+
+/// How sure the language of a line must be, where the recipe does not say: of a line less can be told than of a text.
+const SURE_LINE: f64 = 0.65;
 
 /// What is said of a language that the identifier does not know.
 fn unknown(keep: &str, identifier: &Identifier, mut known: Vec<&str>) -> CurateError {

@@ -3,7 +3,7 @@
 //! A file is written beside its name and renamed when it is whole, so a file that is there is finished.
 //!
 //! ```text
-//! file   = block* footer footer_length:u32 footer_check:u64 "llmrpar2"
+//! file   = block* footer footer_length:u32 footer_check:u64 "llmrpar3"
 //! block  = raw_length:u32 packed_length:u32 check:u64 packed
 //! packed = zstd of (key_length:u32 value_length:u32 key value)*
 //! ```
@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
 use crate::CurateError;
+use crate::plan::BrokenPart;
 
 /// Bytes of records in a block; a larger record has a block of its own.
 pub(crate) const BLOCK: usize = 64 << 10;
-const MAGIC: &[u8; 8] = b"llmrpar2";
+const MAGIC: &[u8; 8] = b"llmrpar3";
 const TAIL: usize = 4 + 8 + MAGIC.len();
 const HEAD: usize = 16;
 /// Speed matters more than size here.
@@ -31,8 +32,8 @@ const LEVEL: i32 = 1;
 pub(crate) struct Footer {
     pub(crate) segments: Vec<Segment>,
     pub(crate) totals: Totals,
-    /// Inputs that were broken, in words.
-    pub(crate) broken: Vec<String>,
+    /// What of inputs was broken.
+    pub(crate) broken: Vec<BrokenPart>,
 }
 
 /// A run of blocks.
@@ -125,7 +126,7 @@ impl Writer {
         Ok(())
     }
 
-    pub(crate) fn broken(&mut self, what: String) {
+    pub(crate) fn broken(&mut self, what: BrokenPart) {
         self.footer.broken.push(what);
     }
 

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::error::told;
-use crate::plan::{Plan, Registry, Repeat, Source, Stage, Task};
+use crate::plan::{BrokenPart, Plan, Registry, Repeat, Source, Stage, Task};
 use crate::{CurateError, Progress};
 use file::Totals;
 use sort::Merge;
@@ -213,8 +213,8 @@ pub struct StageReport {
     pub records: u64,
     /// Bytes of keys and values.
     pub bytes: u64,
-    /// Inputs that were broken, in words.
-    pub broken: Vec<String>,
+    /// What of inputs was broken.
+    pub broken: Vec<BrokenPart>,
 }
 
 /// A plan that has run.

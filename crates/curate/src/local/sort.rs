@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::file::{Reader, Segment, Writer};
 use crate::CurateError;
-use crate::plan::{Emit, Reduce, Values};
+use crate::plan::{BrokenPart, Emit, Reduce, Values};
 
 /// Collects records of all partitions and writes them as sorted runs: for each run one segment a partition, in order.
 pub(crate) struct Sorter {
@@ -82,7 +82,7 @@ impl Sorter {
         Ok(())
     }
 
-    pub(crate) fn broken(&mut self, what: String) {
+    pub(crate) fn broken(&mut self, what: BrokenPart) {
         self.writer.broken(what);
     }
 

@@ -12,7 +12,7 @@ use super::file::{self, Footer, Reader, Segment, Writer};
 use super::sort::{Merge, Sorter, reduce_all};
 use super::work::write_whole;
 use super::{Local, Stages, Totals};
-use crate::plan::{Emit, Input, Map, Record, Registry, Source, Stage, Step};
+use crate::plan::{BrokenPart, BrokenParts, Emit, Input, Map, Record, Registry, Source, Stage, Step};
 use crate::{CurateError, Progress};
 
 /// What a finished stage is known by.
@@ -32,7 +32,7 @@ pub(crate) struct Finished {
     pub(crate) files: Vec<PathBuf>,
     pub(crate) partitions: usize,
     pub(crate) totals: Totals,
-    pub(crate) broken: Vec<String>,
+    pub(crate) broken: Vec<BrokenPart>,
 }
 
 impl Finished {
@@ -56,15 +56,13 @@ impl Finished {
     /// Sums up the files of a stage, and what was broken `before` in those that they were made from.
     pub(crate) fn gather(files: Vec<PathBuf>, before: &[Footer]) -> Result<Finished, CurateError> {
         let mut totals = Totals::default();
-        let mut broken: Vec<String> = before.iter().flat_map(|footer| footer.broken.clone()).collect();
+        let mut broken: Vec<BrokenPart> = before.iter().flat_map(|footer| footer.broken.clone()).collect();
         for path in &files {
             let footer = file::read_footer(path)?;
             totals.add(&footer.totals);
             broken.extend(footer.broken);
         }
         broken.sort();
-        // A file that cannot be read at all says so in each of its pieces.
-        broken.dedup();
         Ok(Finished { partitions: files.len(), files, totals, broken })
     }
 }
@@ -202,7 +200,7 @@ impl Runner<'_> {
         sorter.finish()
     }
 
-    fn feed(&self, task: &MapTask, emit: &mut Emit) -> Result<Vec<String>, CurateError> {
+    fn feed(&self, task: &MapTask, emit: &mut Emit) -> Result<Vec<BrokenPart>, CurateError> {
         feed(&task.split, task.maps, self.local.stop_at_broken, self.progress, emit)
     }
 
@@ -301,15 +299,15 @@ pub(crate) fn feed(
     stop_at_broken: bool,
     progress: &dyn Progress,
     emit: &mut Emit,
-) -> Result<Vec<String>, CurateError> {
-    let mut found = Vec::new();
+) -> Result<Vec<BrokenPart>, CurateError> {
+    let mut found = BrokenParts::default();
     match split {
         Split::Source(source, at) => {
-            let mut broken = |error: CurateError| {
+            let mut broken = |part: BrokenPart| {
                 if stop_at_broken {
-                    return Err(error);
+                    return Err(CurateError::BrokenInput(part));
                 }
-                found.push(error.to_string());
+                found.add(part);
                 Ok(())
             };
             let tick = |bytes| progress.advance(bytes);
@@ -331,7 +329,7 @@ pub(crate) fn feed(
             progress.advance(split.bytes().saturating_sub(told));
         }
     }
-    Ok(found)
+    Ok(found.into_inner())
 }
 
 /// Sends a record through maps, one after another.

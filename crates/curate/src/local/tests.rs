@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::file::{Reader, Writer, read_footer};
 use super::sort::{Sorter, fan_in};
 use super::*;
-use crate::plan::{Broken, Emit, Input, Map, Reduce, Repeat, Stage, Step, Values};
+use crate::plan::{Broken, BrokenPart, Emit, Input, Map, Reduce, Repeat, Stage, Step, Values};
 
 /// Lines of text in splits; a line `?` is broken.
 struct Lines(Vec<Vec<String>>);
@@ -37,8 +37,7 @@ impl Source for Lines {
     ) -> Result<(), CurateError> {
         for (at, line) in self.0[split].iter().enumerate() {
             if line == "?" {
-                let (input, problem) = (format!("split {split}, line {at}"), "a question mark".to_owned());
-                broken(CurateError::BrokenInput { input, problem })?;
+                broken(BrokenPart::new(&format!("split {split}, line {at}"), None, "a question mark"))?;
             } else {
                 emit(&[], line.as_bytes())?;
             }
@@ -358,7 +357,7 @@ fn broken_inputs_are_counted_unless_they_must_stop_the_run() {
         let (done, records) = run(&local, &plan, &functions(), &lines).unwrap();
         assert_eq!(records.len(), 2);
         assert_eq!(
-            done.stages["made"].broken,
+            done.stages["made"].broken.iter().map(BrokenPart::to_string).collect::<Vec<_>>(),
             ["`split 0, line 1` is broken: a question mark", "`split 1, line 0` is broken: a question mark"]
         );
     }

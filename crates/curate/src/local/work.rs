@@ -73,8 +73,9 @@ impl WorkFolder {
                     return Err(refused(&path, problem, "take it out, or give another folder"));
                 }
                 if !same {
-                    clear(&path).map_err(failed)?;
+                    // In this order: what is left where this is cut short is of nobody, and goes with the next.
                     write_owner(&owner, &fingerprint, plan)?;
+                    clear(&path).map_err(failed)?;
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -159,10 +160,13 @@ pub(crate) const RESULT: &str = "result";
 /// How the name of the folder of a run begins.
 const RUN: &str = "run-";
 
+/// Digits of the fingerprint in it.
+const DIGITS: usize = 16;
+
 /// The folder of a run in a work folder. Tasks of another run, which processes of a cluster may still be busy with, have no way
 /// into it.
 pub(crate) fn run_folder(work: &Path, fingerprint: &str) -> PathBuf {
-    work.join(format!("{RUN}{}", &fingerprint[..fingerprint.len().min(16)]))
+    work.join(format!("{RUN}{}", &fingerprint[..fingerprint.len().min(DIGITS)]))
 }
 
 /// The entries of a folder but for those with these names.
@@ -172,7 +176,8 @@ fn others(path: &Path, names: &[&str]) -> std::io::Result<Vec<String>> {
 }
 
 fn is_ours(name: &str) -> bool {
-    name == RESULT || name.starts_with(RUN)
+    let digits = name.strip_prefix(RUN).unwrap_or_default().as_bytes();
+    name == RESULT || digits.len() == DIGITS && digits.iter().all(u8::is_ascii_hexdigit)
 }
 
 /// The first entry that curation did not put there.

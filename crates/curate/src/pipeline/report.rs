@@ -9,8 +9,8 @@ use super::clusters::Duplicates;
 use super::origins::Origins;
 use crate::CurateError;
 use crate::contamination::EvalSetTally;
-use crate::error::is_lost;
 use crate::item::Item;
+use crate::plan::BrokenPart;
 
 /// Number and size of some documents.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,16 +144,21 @@ const OTHERS: &str = "others";
 const UNKNOWN: &str = "unknown";
 
 impl CurateReport {
-    pub(crate) fn new(inventory: &crate::Inventory, steps: Vec<String>, broken: &[String]) -> CurateReport {
+    pub(crate) fn new(
+        inventory: &crate::Inventory,
+        steps: Vec<String>,
+        broken: &[BrokenPart],
+    ) -> CurateReport {
         let steps = steps.into_iter().map(|step| Passage { step, ..Passage::default() }).collect();
-        let lost = broken.iter().filter(|part| is_lost(part)).count() as u64;
-        let examples = broken.iter().take(MAX_BROKEN).cloned().collect();
+        let count = broken.iter().map(|part| part.parts).sum();
+        let lost = broken.iter().filter(|part| part.lost).count() as u64;
+        let examples = broken.iter().take(MAX_BROKEN).map(BrokenPart::to_string).collect();
         CurateReport {
             inventory: inventory.id.clone(),
             bytes_in: inventory.bytes,
             steps,
             passed: inventory.passed.clone(),
-            broken: BrokenParts { count: broken.len() as u64, lost, examples },
+            broken: BrokenParts { count, lost, examples },
             ..CurateReport::default()
         }
     }

@@ -7,12 +7,13 @@ use super::clusters::Collecting;
 use super::origins::Counting;
 use super::report::{CurateReport, Tally};
 use crate::contamination::EvalSetTally;
-use crate::error::{is_lost, told};
+use crate::error::told;
 use crate::inputs::OWN_ID;
 use crate::item::{Item, Value};
 use crate::local::Done;
 use crate::mix::{Counts, Ledger, SHARD_BYTES};
 use crate::output::{DocumentWriter, LineWriter, write_json};
+use crate::plan::BrokenPart;
 use crate::{
     BROKEN_FILE, CurateConfig, CurateError, DOCUMENTS_FILE, DROPPED_FILE, Document, DroppedRecord, Inventory,
     MIX_FILE, Progress, REPORT_FILE,
@@ -36,10 +37,7 @@ pub(super) fn write(
     }
     std::fs::create_dir_all(&stage).map_err(|error| CurateError::write(&stage, error))?;
     progress.phase("write", done.last_bytes());
-    let broken = done.stages.values().flat_map(|stage| &stage.broken);
-    // Each has a line of its own, whatever a file is called.
-    let mut broken: Vec<String> = broken.map(|part| part.replace(['\n', '\r'], " ")).collect();
-    broken.sort_by_cached_key(|part| (!is_lost(part), part.clone()));
+    let broken = broken(done, (config, inventory));
     let mut report = CurateReport::new(inventory, steps, &broken);
     report.evaluation_sets = evaluation_sets;
     let mut dropped = LineWriter::create(stage.join(DROPPED_FILE))?;
@@ -104,9 +102,9 @@ pub(super) fn write(
         files.push(MIX_FILE.to_owned());
     }
     if !broken.is_empty() {
-        let text = broken.join("\n") + "\n";
-        let path = stage.join(BROKEN_FILE);
-        std::fs::write(&path, text).map_err(|error| CurateError::write(&path, error))?;
+        let mut lines = LineWriter::create(stage.join(BROKEN_FILE))?;
+        broken.iter().try_for_each(|part| lines.write(part))?;
+        lines.finish()?;
         files.push(BROKEN_FILE.to_owned());
     }
     for name in files {
@@ -115,8 +113,33 @@ pub(super) fn write(
     Ok(report)
 }
 
+/// What of the inputs was broken, sorted; first what all of an input was lost by.
+fn broken(done: &Done, (config, inventory): (&CurateConfig, &Inventory)) -> Vec<BrokenPart> {
+    let mut broken: Vec<BrokenPart> =
+        done.stages.values().flat_map(|stage| stage.broken.iter().cloned()).collect();
+    broken.sort();
+    let mut ranges: BTreeMap<String, usize> = BTreeMap::new();
+    for part in broken.iter().filter(|part| part.lost) {
+        *ranges.entry(part.input.clone()).or_default() += 1;
+    }
+    if let Some(read) = &config.read {
+        // A large input is lost if all of its ranges are.
+        for listed in &inventory.inputs {
+            if ranges.get(&listed.name).is_some_and(|&lost| lost < listed.ranges(read).len()) {
+                ranges.remove(&listed.name);
+            }
+        }
+    }
+    for part in broken.iter_mut().filter(|part| part.lost) {
+        part.lost = ranges.remove(&part.input).is_some();
+    }
+    // Stable.
+    broken.sort_by_key(|part| !part.lost);
+    broken
+}
+
 /// Why there is no corpus.
-fn nothing(report: &CurateReport, config: &CurateConfig, broken: &[String]) -> CurateError {
+fn nothing(report: &CurateReport, config: &CurateConfig, broken: &[BrokenPart]) -> CurateError {
     if report.documents_in > 0 {
         let what = if config.read.is_some() { "documents" } else { "files" };
         return CurateError::NothingKept { count: report.documents_in, what, reasons: report.reasons() };

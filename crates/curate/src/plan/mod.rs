@@ -15,5 +15,6 @@ mod stage;
 
 pub use function::{Emit, Map, Record, Reduce, Values, collect};
 pub use registry::{Registry, parameters};
-pub use source::{Broken, Source};
+pub(crate) use source::BrokenParts;
+pub use source::{Broken, BrokenPart, Source};
 pub use stage::{Input, Plan, Repeat, Stage, Step, Task};

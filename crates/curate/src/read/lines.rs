@@ -105,12 +105,13 @@ impl Lines {
         let mut seen = 0;
         loop {
             let window = self.stream.window();
-            if let Some(end) = window[seen..].iter().position(|&byte| byte == b'\n') {
-                return Ok(Some(seen + end + 1));
-            }
-            seen = window.len();
+            let end = window[seen..].iter().position(|&byte| byte == b'\n').map(|end| seen + end + 1);
+            seen = end.unwrap_or(window.len());
             if seen as u64 > self.limit {
                 return Err(self.too_long());
+            }
+            if end.is_some() {
+                return Ok(end);
             }
             match self.stream.more() {
                 Ok(true) => {}

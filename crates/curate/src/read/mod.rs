@@ -43,7 +43,7 @@ use serde_json::Value;
 
 pub use http::Response;
 pub use store::{Input, Listed, find};
-pub(crate) use store::{WHOLE, find_all};
+pub(crate) use store::find_all;
 pub use warc::{Headers, WarcRecord};
 
 use crate::{CurateError, Document};

@@ -182,8 +182,7 @@ impl Rows {
     /// Gives up what is left of a row group; the next ones can be read.
     fn broken(&mut self, error: &dyn std::fmt::Display) -> Flaw {
         let place = Place { offset: 0, position: self.position, length: 0 };
-        // No two rows have one position, whatever the file says of their number.
-        let (first, end) = (self.position, self.groups.position.max(self.position));
+        let (first, end) = (self.position, self.groups.position);
         (self.batches, self.batch, self.position) = (None, None, end);
         Flaw { place, reason: format!("rows {first} to {} cannot be read: {error}", end.saturating_sub(1)) }
     }
@@ -195,6 +194,14 @@ impl Iterator for Rows {
     fn next(&mut self) -> Option<Self::Item> {
         let batch = loop {
             if let Some(batch) = self.batch.take().filter(|batch| self.row < batch.num_rows()) {
+                // The next group has the positions behind it, and may be read elsewhere.
+                if self.position >= self.groups.position {
+                    let place = Place { offset: 0, position: self.position, length: 0 };
+                    self.batches = None;
+                    let reason =
+                        format!("a row group has more rows than it says, from row {} on", self.position);
+                    return Some(Err(Flaw { place, reason }));
+                }
                 break batch;
             }
             match self.batches.as_mut().and_then(Iterator::next) {
@@ -202,7 +209,7 @@ impl Iterator for Rows {
                 Some(Err(error)) => return Some(Err(self.broken(&error))),
                 None => {
                     let opened = self.groups.open()?;
-                    self.position = self.position.max(self.groups.first);
+                    self.position = self.groups.first;
                     match opened {
                         Ok(batches) => self.batches = Some(batches),
                         Err(error) => return Some(Err(self.broken(&error))),

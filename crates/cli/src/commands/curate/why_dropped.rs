@@ -71,7 +71,7 @@ fn show(found: &Found) -> Result<()> {
         print(format!("{}: {} broken parts", line(&found.wanted), found.broken.len()))?;
     }
     for part in found.broken.iter().take(BROKEN) {
-        print(format!("  {}", line(part)))?;
+        print(format!("  {}", line(&part.to_string())))?;
     }
     if found.broken.len() > BROKEN {
         print(format!("  and {} more, in {BROKEN_FILE}", found.broken.len() - BROKEN))?;
