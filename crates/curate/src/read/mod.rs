@@ -29,6 +29,8 @@ mod pieces_tests;
 #[cfg(any(feature = "cloud", test))]
 mod remote;
 mod rows;
+#[cfg(test)]
+mod rows_tests;
 mod store;
 mod stream;
 #[cfg(test)]
@@ -42,8 +44,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use http::Response;
-pub use store::{Input, Listed, find};
 pub(crate) use store::find_all;
+pub use store::{Input, Listed, find};
 pub use warc::{Headers, WarcRecord};
 
 use crate::{CurateError, Document};

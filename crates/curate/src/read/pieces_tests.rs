@@ -5,8 +5,8 @@ use std::ops::Range;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::rows_tests::parquet_of;
 use super::store::PIECE_BYTES;
-use super::tests::parquet_of;
 use super::{Broken, Format, Input, ReadConfig, Record};
 
 fn read(input: &Input, range: Range<u64>, config: &ReadConfig) -> Vec<Result<Record, Broken>> {
