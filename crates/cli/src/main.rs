@@ -65,7 +65,7 @@ enum Command {
     Score(commands::score::ScoreArgs),
     /// Sizes, tensors, metadata and memory of a model or preset.
     Inspect(commands::inspect::InspectArgs),
-    /// Single steps of curation, on files given by hand.
+    /// Make a corpus of crawls and files, look back at it, or try single steps of that.
     #[command(subcommand)]
     Curate(commands::curate::CurateCommand),
     /// Train a tokenizer, or encode and decode with one.

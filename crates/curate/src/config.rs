@@ -339,7 +339,7 @@ impl CurateConfig {
             files.extend(numbered("dirty_words.lists", dirty.lists.iter_mut()));
         }
         for (at, quality) in self.quality.iter_mut().enumerate() {
-            files.push((format!("quality.model[{at}]"), &mut quality.model));
+            files.push((format!("quality[{at}].model"), &mut quality.model));
             files.extend(quality.encoder.as_mut().map(|encoder| (format!("{ENCODER}[{at}]"), encoder)));
         }
         if let Some(semantic) = &mut self.semantic {

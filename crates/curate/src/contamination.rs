@@ -258,7 +258,7 @@ fn check_ngram(ngram: usize) -> Result<(), CurateError> {
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct EvalSetConfig {
-    /// Its name in reports; the one in the file where it is given as hashes.
+    /// Its name in reports; that in the file when absent, where it is given as hashes.
     #[serde(default)]
     pub name: String,
     /// A file with its examples, as [`EvalSet::read_text`] reads them.
@@ -344,11 +344,12 @@ impl Contamination {
             };
             let read = match (&set.text, &set.hashes) {
                 (Some(path), None) => EvalSet::read_text(&set.name, config.ngram, path, &fields)?,
-                (None, Some(path)) => EvalSet::load(path)?,
+                (None, Some(path)) if set.name.is_empty() => EvalSet::load(path)?,
+                (None, Some(path)) => EvalSet { name: set.name.clone(), ..EvalSet::load(path)? },
                 _ => {
                     return bad(
-                        format!("set `{}` with texts and hashes, or neither", set.name),
-                        "`text` or `hashes`",
+                        format!("a set, {}, with both `text` and `hashes`, or with neither", set.name),
+                        "sets that each have one of them",
                     );
                 }
             };

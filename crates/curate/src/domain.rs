@@ -78,8 +78,23 @@ fn kind(url: &str, text: &str) -> &'static str {
     let extension = name.rsplit_once('.').map(|(_, extension)| extension.to_ascii_lowercase());
     match extension {
         Some(extension) if !PAGES.contains(&extension.as_str()) => rules::domain(name, text),
+        // Marked up as it may be, an article is none.
+        _ if is_latex(text) => PROSE,
         _ => rules::domain_of_text(text),
     }
+}
+
+/// A text with a command of LaTeX for so many bytes, on average, is one in LaTeX.
+const LATEX_BYTES: usize = 500;
+
+/// Whether a text is LaTeX: `\\section{`, `\\cite{` and the like, which no programming language has many of.
+fn is_latex(text: &str) -> bool {
+    let is_command = |rest: &str| {
+        let name = rest.bytes().take_while(u8::is_ascii_lowercase).count();
+        name >= 3 && rest[name..].starts_with('{')
+    };
+    let commands = text.split('\\').skip(1).filter(|rest| is_command(rest)).count();
+    commands >= 3 && commands * LATEX_BYTES >= text.len()
 }
 
 /// Sets what can only be told when language and tags are known.
@@ -163,6 +178,15 @@ mod tests {
         ] {
             assert_eq!(kind(url, text), expected, "{url}");
         }
+    }
+
+    #[test]
+    fn latex_is_no_code() {
+        let article = "\\begin{abstract} We show $x^2$ in \\cite{a,b}. \\end{abstract}\n\\section{Introduction} Let $\\{x_i\\}$ be.";
+        assert_eq!(rules::domain_of_text(article), CODE);
+        assert_eq!(kind("", article), PROSE);
+        let rust = r#"fn main() { println!("\\n\\u{1f600} {} \\d{3}", a[i] += &b); } // \\p{L} x = {};"#;
+        assert_eq!(kind("", &rust.repeat(9)), CODE);
     }
 
     #[test]

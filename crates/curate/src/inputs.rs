@@ -9,7 +9,7 @@ use crate::dedup::VERSION;
 use crate::files::splits;
 use crate::item::{Item, Value};
 use crate::plan::{Broken, BrokenPart, Emit, Source};
-use crate::read::{Listed, OnError, ReadConfig, Record, id_at, id_of};
+use crate::read::{Listed, OnError, ReadConfig, Record, WHOLE, id_at, id_of};
 use crate::{CurateError, Document, date};
 
 /// The key of [`Document::meta`](crate::Document::meta) for the id that a document came with.
@@ -115,6 +115,11 @@ impl ReadSource {
             let bytes = document.text.len() as u64;
             let item = Item::new(document, bytes).with_excerpt(self.inputs.excerpt_bytes);
             emit(id.as_bytes(), &Value::Item(Box::new(item)).encode()?)?;
+        }
+        if first.is_none() && documents == 0 && records.passed().is_empty() && split.range == WHOLE {
+            let part =
+                BrokenPart::new(&listed.name, None, &format!("no record is in its {} bytes", listed.bytes));
+            broken(BrokenPart { lost: true, ..part })?;
         }
         if let Some(first) = first {
             let lost = documents == 0 && records.passed().is_empty();

@@ -1,11 +1,11 @@
 //! The examples of an evaluation set, from its file.
 
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::CurateError;
+use crate::read::unpacked;
 
 /// How a file holds examples.
 #[derive(Clone, Copy, PartialEq)]
@@ -66,19 +66,6 @@ fn format(path: &Path) -> Result<Format, String> {
         )),
         _ => Ok(Format::Text),
     }
-}
-
-/// Without compression, which the first bytes tell.
-fn unpacked(bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
-    let mut out = Vec::new();
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut out)?;
-    } else if bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        zstd::Decoder::new(&bytes[..])?.read_to_end(&mut out)?;
-    } else {
-        return Ok(bytes);
-    }
-    Ok(out)
 }
 
 /// Parts between blank lines, whatever ends the lines.

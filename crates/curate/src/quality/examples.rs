@@ -1,22 +1,22 @@
 //! Training examples in files.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::CurateError;
 use crate::fasttext::Example;
+use crate::read::unpacked;
 
-/// Reads the lines `{"text": …, "label": …}` of a file; a label may be a word, a whole number or a truth value. Other keys do not count.
+/// Reads the lines `{"text": …, "label": …}` of a file, which may be compressed by gzip or zstd; a label may be a word, a whole number or a truth value. Other keys do not count.
 ///
 /// # Errors
 /// [`CurateError::Read`] with the line that is not such an object.
 pub fn read_examples(path: &Path) -> Result<Vec<Example>, CurateError> {
-    let file = File::open(path).map_err(|error| CurateError::read(path, error))?;
+    let bytes = std::fs::read(path).and_then(unpacked).map_err(|error| CurateError::read(path, error))?;
     let mut examples = Vec::new();
-    for (number, line) in BufReader::new(file).lines().enumerate() {
+    for (number, line) in bytes.lines().enumerate() {
         let bad = |what: String| CurateError::read(path, format!("line {}: {what}", number + 1));
         let line = line.map_err(|error| bad(error.to_string()))?;
         if line.trim().is_empty() {

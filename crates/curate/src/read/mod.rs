@@ -38,14 +38,15 @@ mod tests;
 mod warc;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use http::Response;
-pub(crate) use store::find_all;
 pub use store::{Input, Listed, find};
+pub(crate) use store::{WHOLE, find_all};
 pub use warc::{Headers, WarcRecord};
 
 use crate::{CurateError, Document};
@@ -456,6 +457,22 @@ fn reader(input: &Input, range: Range<u64>, config: &ReadConfig) -> Result<(Read
         Format::Parquet => return rows(),
     };
     Ok((reader, format))
+}
+
+/// Bytes without their compression by gzip or zstd, which the first of them tell.
+///
+/// # Errors
+/// Compressed bytes that are damaged.
+pub(crate) fn unpacked(bytes: Vec<u8>) -> std::io::Result<Vec<u8>> {
+    let mut out = Vec::new();
+    if bytes.starts_with(&[0x1f, 0x8b]) {
+        flate2::read::MultiGzDecoder::new(&bytes[..]).read_to_end(&mut out)?;
+    } else if bytes.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        zstd::Decoder::new(&bytes[..])?.read_to_end(&mut out)?;
+    } else {
+        return Ok(bytes);
+    }
+    Ok(out)
 }
 
 /// The id of a part of a file that brings none.

@@ -403,7 +403,7 @@ fn what_cannot_work_is_said_before_anything_is_read() {
         let error = files(&config, 1, 1).unwrap_err().to_string();
         parts.iter().for_each(|part| assert!(error.contains(part), "`{part}` is not in: {error}"));
     };
-    fails(&|config| config.quality[0].model = "nowhere.bin".into(), &["nowhere.bin", "quality.model[0]"]);
+    fails(&|config| config.quality[0].model = "nowhere.bin".into(), &["nowhere.bin", "quality[0].model"]);
     fails(&|config| config.quality[0].label = "goud".into(), &["goud", "good"]);
     fails(&|config| config.kl_outliers.as_mut().unwrap().max_nats = -1.0, &["max_nats", "-1"]);
     fails(&|config| config.semantic = Some(Default::default()), &["embed"]);
@@ -496,17 +496,18 @@ fn a_file_that_is_lost_is_named() {
     let line = |key: &str| format!("{{\"{key}\": \"{prose}\"}}\n").repeat(100);
     write("large.jsonl", line("content"));
     write("half.jsonl", line("text") + &line("content"));
+    write("empty.jsonl", String::new());
     let mut large = config.clone();
-    large
-        .sources
-        .extend(["large.jsonl", "half.jsonl"].map(|name| root.path().join(name).display().to_string()));
+    large.sources.extend(
+        ["large.jsonl", "half.jsonl", "empty.jsonl"].map(|name| root.path().join(name).display().to_string()),
+    );
     let report = files(&large, 1, 2).unwrap().0;
     let named = |name: &str| {
         report.broken.examples.iter().filter(|part| part.starts_with(&format!("`{name}` gave no"))).count()
     };
     assert_eq!(
         (report.broken.lost, named("large.jsonl"), named("half.jsonl")),
-        (4, 1, 0),
+        (5, 1, 0),
         "{:?}",
         report.broken
     );

@@ -66,6 +66,9 @@ pub(crate) struct ClassifierArgs {
     pub(super) json: bool,
 }
 
+/// A classifier has learnt something if its loss is below this share of that of guessing.
+const LEARNT: f64 = 0.95;
+
 pub(crate) fn train_classifier(args: &ClassifierArgs) -> Result<()> {
     let config = TrainConfig {
         dim: args.dim,
@@ -85,9 +88,24 @@ pub(crate) fn train_classifier(args: &ClassifierArgs) -> Result<()> {
     if let Some(model) = &args.head.model {
         return super::head::train(args, model, &examples, tests);
     }
-    let model = train(&examples, &config, |epoch, loss| say!("epoch {epoch}: {loss:.4} nats"))?;
+    let mut last = 0.0;
+    let model = train(&examples, &config, |epoch, loss| {
+        say!("epoch {epoch}: {loss:.4} nats");
+        last = loss;
+    })?;
     model.save(&args.out)?;
     let labels: Vec<&str> = model.labels().collect();
+    let guessing = (labels.len() as f64).ln();
+    if last > LEARNT * guessing {
+        say!(
+            "warning: that is hardly less than guessing has, {guessing:.4}: all probabilities will be about {:.2}\n\
+             hint: for {} examples give more `--epochs` (now {}) or a higher `--learning-rate` (now {})",
+            1.0 / labels.len() as f64,
+            examples.len(),
+            args.epochs,
+            args.learning_rate
+        );
+    }
     let mut result = serde_json::json!({ "examples": examples.len(), "labels": labels });
     if let Some(positive) = &args.positive {
         known(positive, &labels)?;

@@ -99,7 +99,7 @@ fn print_mix(curated: &Curated) -> Result<()> {
             ))?;
         }
         for words in mix.short {
-            print(format!("{name} falls short: {words}"))?;
+            print(format!("{name} is not as wanted: {words}"))?;
         }
     }
     Ok(())
@@ -153,7 +153,7 @@ fn print_summary(curated: &Curated) -> Result<()> {
         ))?;
     }
     for (kind, count) in &report.passed {
-        print(format!("{} {kind} are no documents", grouped(*count)))?;
+        print(format!("counted beside documents: {} {kind}", grouped(*count)))?;
     }
     let memory =
         curated.peak_memory_bytes.map(|peak| format!(", peak memory {}", bytes(peak))).unwrap_or_default();
