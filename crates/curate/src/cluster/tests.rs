@@ -2,6 +2,7 @@ use super::address::Address;
 use super::said::{say, words};
 use super::shuffle::{Arrivals, Batches, slots};
 use crate::CurateError;
+use crate::plan::BrokenPart;
 
 fn broken(problem: &str) -> CurateError {
     CurateError::Record { what: "a", problem: problem.to_owned() }
