@@ -116,7 +116,9 @@ impl ReadSource {
             let item = Item::new(document, bytes).with_excerpt(self.inputs.excerpt_bytes);
             emit(id.as_bytes(), &Value::Item(Box::new(item)).encode()?)?;
         }
-        if first.is_none() && documents == 0 && records.passed().is_empty() && split.range == WHOLE {
+        let is_empty = first.is_none() && documents == 0 && records.passed().is_empty();
+        // That a file is empty is worth a word, but it is no reason to stop.
+        if is_empty && split.range == WHOLE && self.inputs.read.on_error == OnError::Skip {
             let part =
                 BrokenPart::new(&listed.name, None, &format!("no record is in its {} bytes", listed.bytes));
             broken(BrokenPart { lost: true, ..part })?;

@@ -80,12 +80,12 @@ impl Groups {
             if self.range.contains(&start_of(group)) {
                 break group;
             }
-            self.position += rows_of(group);
+            self.position = self.position.saturating_add(rows_of(group));
             self.next += 1;
         };
         let batch = batch_size(group, &self.mask);
         self.first = self.position;
-        self.position += rows_of(group);
+        self.position = self.position.saturating_add(rows_of(group));
         let builder =
             ParquetRecordBatchReaderBuilder::new_with_metadata(self.chunks.clone(), self.metadata.clone())
                 .with_projection(self.mask.clone())
